@@ -1,0 +1,96 @@
+/* The seam between llama.cpp and pipeshard: one versioned table of C callbacks.
+ *
+ * ggml's scheduler and a few places in llama.cpp ask the questions below; libpipeshard.so answers them. The provider is
+ * process-wide, so that every scheduler is covered. Without a provider each call site is one test of a null pointer
+ * and everything runs as in stock llama.cpp.
+ *
+ * Rules of the contract:
+ *  - Callbacks are called on the thread that drives the scheduler. They may use ggml's public functions on the
+ *    scheduler that they are given, but never split, reserve, allocate or compute a graph with it.
+ *  - Nothing unwinds out of a callback.
+ *  - Callbacks that return nothing cannot fail. Where one returns false or a status other than GGML_STATUS_SUCCESS, the
+ *    caller fails the operation that it is in the middle of, cleanly.
+ *  - The table and the strings in it stay valid for the life of the process.
+ */
+#pragma once
+
+#include "ggml.h"
+#include "ggml-backend.h"
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GGML_SCHED_HOOK_ABI 1
+
+/* Why the thread that drives the scheduler is about to block until the device has caught up. */
+enum ggml_sched_host_wait {
+    GGML_SCHED_WAIT_USER_INPUT = 0, /* an input that the user wrote is copied to the device */
+    GGML_SCHED_WAIT_HAND_OVER  = 1, /* a result goes from one backend to another */
+};
+
+struct ggml_sched_hook {
+    /* handshake: checked by ggml_sched_hook_set before anything else is used */
+    uint32_t     abi;         /* GGML_SCHED_HOOK_ABI */
+    uint32_t     table_size;  /* sizeof(struct ggml_sched_hook) */
+    uint32_t     tensor_size; /* sizeof(struct ggml_tensor) */
+    const char * build_id;    /* GGML_PIPESHARD_BUILD_ID that the provider was built with */
+
+    void * user; /* first argument of every callback */
+
+    /* --- scheduler ------------------------------------------------------------------------------------------------ */
+
+    void (*sched_made) (void * user, ggml_backend_sched_t sched);
+    void (*sched_freed)(void * user, ggml_backend_sched_t sched);
+
+    /* A graph is about to be divided into splits. The callback may replace nodes' sources by device tensors, pin nodes
+     * to a backend (ggml_backend_sched_set_tensor_backend) and rewrite nodes. measuring: the graph will never run. */
+    bool (*graph_begin)(void * user, ggml_backend_sched_t sched, struct ggml_cgraph * graph, bool measuring);
+
+    /* Must a new split start at this node? Asked in order of execution, once per node that computes. */
+    bool (*cut)(void * user, ggml_backend_sched_t sched, const struct ggml_tensor * node);
+
+    /* Split number `split` of the graph runs these nodes on this backend. Called for every split, in order. */
+    void (*split_made)(void * user, ggml_backend_sched_t sched, int split, ggml_backend_t backend, struct ggml_cgraph * nodes);
+
+    /* The compute buffers of this scheduler on this backend are about to become `size` bytes (in all). */
+    bool (*scratch_wanted)(void * user, ggml_backend_sched_t sched, ggml_backend_t backend, size_t size, bool measuring);
+
+    enum ggml_status (*pass_begin)  (void * user, ggml_backend_sched_t sched);
+    enum ggml_status (*split_before)(void * user, ggml_backend_sched_t sched, int split, ggml_backend_t backend);
+    enum ggml_status (*split_after) (void * user, ggml_backend_sched_t sched, int split, ggml_backend_t backend);
+    void             (*pass_end)    (void * user, ggml_backend_sched_t sched, enum ggml_status status);
+
+    void (*host_wait)(void * user, ggml_backend_sched_t sched, enum ggml_sched_host_wait why);
+
+    /* Grows whenever graphs that were split before must not be reused. */
+    uint64_t (*epoch)(void * user);
+
+    /* --- llama ---------------------------------------------------------------------------------------------------- */
+
+    /* The device that computes; NULL (after logging why) refuses to load the model. */
+    ggml_backend_dev_t (*device)(void * user);
+
+    /* A model's weights are loaded, in host memory; `tensors` is only valid during the call. false refuses the model. */
+    bool (*weights_ready)(void * user, const void * model, struct ggml_tensor * const * tensors, size_t n_tensors);
+    void (*weights_gone) (void * user, const void * model);
+
+    /* Should the KV cells (or the recurrent state) of this layer, so many bytes, be kept in host memory? */
+    bool (*kv_on_host)(void * user, const void * owner, int layer, size_t size);
+    void (*kv_gone)   (void * user, const void * owner);
+    /* Did kv_on_host answer true for any KV of this layer? */
+    bool (*layer_on_host)(void * user, const void * model, int layer);
+
+    /* Making a context failed. true: try again, the answers will differ. */
+    bool (*context_failed)(void * user, const void * model);
+};
+
+/* Attaches the provider; NULL detaches. Refuses (and logs) a table of another ABI, layout or build. */
+GGML_API bool                           ggml_sched_hook_set(const struct ggml_sched_hook * hook);
+GGML_API const struct ggml_sched_hook * ggml_sched_hook_get(void);
+
+#ifdef __cplusplus
+}
+#endif
