@@ -1,0 +1,45 @@
+//! The planner: what lives where under a budget of device memory.
+//!
+//! A pure function from [`PlanInput`] to [`Plan`]: no I/O, no device, no clock. The same input
+//! always gives the same plan, and the plan is a value that can be printed ([`Plan::explain`]),
+//! saved as JSON, compared and tested.
+//!
+//! How the budget is spent, in this order:
+//!
+//! 1. what must be on the device: compute buffers (*scratch*), the backend's own *reserve*, and
+//!    every small tensor, which would otherwise pull its operation to the CPU;
+//! 2. the smallest ring of slots that lets a copy overlap the computation before it;
+//! 3. the KV cache, layer by layer; layers that do not fit keep theirs in host memory;
+//! 4. *residents*: a prefix of one fixed priority list (attention, feed-forward, experts, output
+//!    head), in which the layers of a class follow a low-discrepancy sequence, so that residents
+//!    are spread over the depth of the model and the copy engine has work while they compute;
+//! 5. a larger ring, for more lookahead.
+//!
+//! Because the list is fixed, the residents of a larger budget contain those of a smaller one, and
+//! because chunk boundaries depend on the list alone, both plans share their leading chunks: a
+//! change of budget moves only what differs.
+//!
+//! What is neither resident nor small depends on the tier, which is a range of rows that an
+//! operation sees: long batches stream it through the ring, short ones compute it on the CPU.
+
+mod chunks;
+mod error;
+mod estimate;
+mod explain;
+mod order;
+mod ring;
+mod solve;
+mod types;
+mod units;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Contribution, Contributor, PlanError};
+pub use estimate::estimate_scratch;
+pub use solve::{place_kv, plan};
+pub use types::{
+    Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,
+    Tier, Unit, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
+};
+pub use units::{default_small_threshold, units_from_inventory};

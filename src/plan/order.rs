@@ -1,0 +1,109 @@
+//! The fixed order in which units are given room on the device.
+
+use super::types::{Unit, UnitClass};
+
+/// `0..count` in van der Corput order: every prefix is spread evenly over the range.
+fn spread(count: usize) -> Vec<usize> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let bits = count.next_power_of_two().trailing_zeros();
+    let mut taken = vec![false; count];
+    let mut order = Vec::with_capacity(count);
+    // 2^bits >= count points, a distance of 2^-bits apart, hit each of `count` equal bins.
+    for k in 0..1usize << bits {
+        let reversed = k
+            .reverse_bits()
+            .checked_shr(usize::BITS - bits)
+            .unwrap_or(0);
+        let index = ((reversed as u128 * count as u128) >> bits) as usize;
+        if !std::mem::replace(&mut taken[index], true) {
+            order.push(index);
+        }
+    }
+    order
+}
+
+/// Indices of the large units that may be resident, first choice first: by class, within a class
+/// by layer in van der Corput order, within a layer in order of use.
+pub(super) fn priority(units: &[Unit]) -> Vec<usize> {
+    let classes = [
+        UnitClass::Attention,
+        UnitClass::FeedForward,
+        UnitClass::Experts,
+        UnitClass::Output,
+    ];
+    let mut order = Vec::new();
+    for class in classes {
+        let members = |layer| {
+            let of_layer =
+                move |(_, unit): &(usize, &Unit)| unit.class == class && unit.layer == layer;
+            units.iter().enumerate().filter(of_layer).map(|(i, _)| i)
+        };
+        let mut layers: Vec<Option<u32>> = units
+            .iter()
+            .filter(|unit| unit.class == class)
+            .map(|unit| unit.layer)
+            .collect();
+        layers.sort_unstable();
+        layers.dedup();
+        for index in spread(layers.len()) {
+            order.extend(members(layers[index]));
+        }
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spreads_over_the_range() {
+        assert_eq!(spread(0), [] as [usize; 0]);
+        assert_eq!(spread(1), [0]);
+        assert_eq!(spread(8), [0, 4, 2, 6, 1, 5, 3, 7]);
+        assert_eq!(spread(5), [0, 2, 1, 3, 4]);
+    }
+
+    #[test]
+    fn every_prefix_of_any_range_is_even() {
+        for count in 1..200usize {
+            let order = spread(count);
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert!(sorted.iter().copied().eq(0..count), "not a permutation");
+            for taken in 1..=count {
+                let mut prefix = order[..taken].to_vec();
+                prefix.sort_unstable();
+                prefix.push(count);
+                let gap = prefix.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+                // At worst one bisection behind.
+                assert!(
+                    gap <= 2 * count.div_ceil(taken) + 1,
+                    "{count} {taken} {gap}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn attention_of_all_layers_comes_before_any_ffn() {
+        let unit = |layer, class| Unit {
+            name: String::new(),
+            layer,
+            class,
+            bytes: 1,
+            device_bytes: 1,
+            expert_count: 0,
+        };
+        let mut units = vec![unit(None, UnitClass::HostOnly)];
+        for layer in 0..4 {
+            units.push(unit(Some(layer), UnitClass::Small));
+            units.push(unit(Some(layer), UnitClass::Attention));
+            units.push(unit(Some(layer), UnitClass::FeedForward));
+        }
+        units.push(unit(None, UnitClass::Output));
+        assert_eq!(priority(&units), [2, 8, 5, 11, 3, 9, 6, 12, 13]);
+    }
+}

@@ -1,0 +1,396 @@
+//! Dividing the budget.
+
+use super::chunks::{round_up, Packer};
+use super::error::{Contribution, Contributor, PlanError};
+use super::types::{
+    KvPlacement, Ledger, Placement, Plan, PlanInput, Ring, StreamGroup, Tier, UnitClass, UnitId,
+    PLAN_SCHEMA_VERSION,
+};
+use super::{order, ring};
+
+/// The derived ring takes this share of the room for weights, within the limits below.
+const RING_SHARE: u64 = 16;
+/// The derived ring holds this many of the largest group, if it can.
+const RING_GROUPS: u64 = 3;
+/// The derived ring is no larger than this, unless [`RING_GROUPS`] need it.
+const RING_MAX: u64 = 512 << 20;
+
+/// Plans what lives where.
+///
+/// # Errors
+///
+/// [`PlanError::BudgetTooSmall`] names the smallest budget for which the same input succeeds;
+/// [`PlanError::InvalidInput`] and [`PlanError::Overflow`] name settings or sizes that make no
+/// sense.
+pub fn plan(input: &PlanInput) -> Result<Plan, PlanError> {
+    let problem = Problem::new(input)?;
+    let (kv, room) = problem.place_kv()?;
+    // While part of the KV cache is still on the host, more budget goes to it first: residents
+    // wait, or they would have to make way again for the next layer of KV.
+    let waits = input.kv_fixed.is_none() && kv.iter().any(|layer| !layer.device);
+    let count = if waits {
+        problem.anchor
+    } else {
+        problem.choose(room)
+    };
+    Ok(problem.build(kv, room, count))
+}
+
+/// Places the KV cache: in layer order on the device for as long as what must be there fits
+/// beside it, the rest on the host. This is the placement that [`plan`] makes.
+///
+/// # Errors
+///
+/// As [`plan`].
+pub fn place_kv(input: &PlanInput) -> Result<Vec<KvPlacement>, PlanError> {
+    Ok(Problem::new(input)?.place_kv()?.0)
+}
+
+/// What follows if the first so many units of the priority list are resident.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    /// Bytes of their chunks.
+    chunks: u64,
+    /// The smallest ring for the rest, a multiple of the granularity.
+    ring_min: u64,
+    /// The largest group of the rest.
+    largest: u64,
+    /// All groups of the rest.
+    streamed: u64,
+}
+
+/// An input with everything about it that does not depend on the budget.
+struct Problem<'a> {
+    input: &'a PlanInput,
+    /// Aligned device sizes per unit.
+    sizes: Vec<u64>,
+    small: Vec<UnitId>,
+    /// Bytes of the chunk of small units.
+    small_bytes: u64,
+    /// Indices of units, first choice first.
+    priority: Vec<usize>,
+    groups: Vec<Vec<usize>>,
+    /// Per length of the prefix of `priority`, from 0 to all.
+    steps: Vec<Step>,
+    /// The length of the prefix that needs the least room, the longest of these.
+    anchor: usize,
+}
+
+impl<'a> Problem<'a> {
+    fn new(input: &'a PlanInput) -> Result<Self, PlanError> {
+        check(input)?;
+        let sizes: Vec<u64> = input
+            .units
+            .iter()
+            .map(|unit| round_up(unit.device_bytes.max(1), input.alignment))
+            .collect();
+        let small: Vec<UnitId> = ids(input, |class| class == UnitClass::Small);
+        let small_sum: u64 = small.iter().map(|id| sizes[id.index()]).sum();
+        let priority = order::priority(&input.units);
+        let output = input.output_streams;
+        let groups = ring::group(&input.units, &sizes, input.group_target, output);
+        let mut problem = Self {
+            input,
+            sizes,
+            small,
+            small_bytes: round_up(small_sum, input.granularity),
+            priority,
+            groups,
+            steps: Vec::new(),
+            anchor: 0,
+        };
+        problem.steps = problem.walk();
+        let needs = problem.steps.iter().map(|step| step.chunks + step.ring_min);
+        let least = needs
+            .enumerate()
+            .min_by_key(|&(at, need)| (need, usize::MAX - at));
+        problem.anchor = least.map_or(0, |(at, _)| at);
+        Ok(problem)
+    }
+
+    /// Every prefix of the priority list in turn.
+    fn walk(&self) -> Vec<Step> {
+        let granularity = self.input.granularity;
+        let mut group_of = vec![None; self.sizes.len()];
+        let mut left: Vec<u64> = vec![0; self.groups.len()];
+        for (group, units) in self.groups.iter().enumerate() {
+            for &unit in units {
+                group_of[unit] = Some(group);
+                left[group] += self.sizes[unit];
+            }
+        }
+        let step = |left: &[u64], chunks| {
+            let rest: Vec<u64> = left.iter().copied().filter(|&bytes| bytes > 0).collect();
+            Step {
+                chunks,
+                ring_min: round_up(ring::minimum(&rest), granularity),
+                largest: rest.iter().copied().max().unwrap_or(0),
+                streamed: rest.iter().sum(),
+            }
+        };
+        let mut packer = Packer::new(self.input.chunk_target, granularity);
+        let mut steps = vec![step(&left, 0)];
+        for &unit in &self.priority {
+            packer.push(UnitId(unit as u32), self.sizes[unit]);
+            if let Some(group) = group_of[unit] {
+                left[group] -= self.sizes[unit];
+            }
+            steps.push(step(&left, packer.bytes()));
+        }
+        steps
+    }
+
+    /// The least that large weights need: the anchor's residents and its smallest ring.
+    fn weights_min(&self) -> u64 {
+        let step = self.steps[self.anchor];
+        step.chunks + step.ring_min
+    }
+
+    /// What is needed whatever the plan, large weights and KV aside.
+    fn fixed(&self) -> u64 {
+        self.input.scratch + self.input.reserve + self.small_bytes
+    }
+
+    fn kv_bytes<'k>(&self, sizes: impl Iterator<Item = &'k u64>) -> u64 {
+        let sum = sizes
+            .map(|&bytes| round_up(bytes, self.input.alignment))
+            .sum();
+        round_up(sum, self.input.granularity)
+    }
+
+    /// Bytes of KV that are on the device whatever the plan.
+    fn kv_fixed(&self) -> u64 {
+        let fixed = self.input.kv_fixed.iter().flatten();
+        let device: Vec<u64> = fixed.filter(|kv| kv.device).map(|kv| kv.bytes).collect();
+        self.kv_bytes(device.iter())
+    }
+
+    fn minimum(&self) -> u64 {
+        self.fixed() + self.kv_fixed() + self.weights_min()
+    }
+
+    /// Where the KV cache goes, and the room that is left for large weights.
+    fn place_kv(&self) -> Result<(Vec<KvPlacement>, u64), PlanError> {
+        let budget = self.input.budget;
+        let spare = budget
+            .checked_sub(self.minimum())
+            .ok_or_else(|| self.too_small())?;
+        if let Some(fixed) = &self.input.kv_fixed {
+            return Ok((fixed.clone(), spare + self.weights_min()));
+        }
+        let layers: Vec<u64> = self.input.kv.iter().map(|layer| layer.bytes).collect();
+        let taken = (0..=layers.len())
+            .rev()
+            .find(|&count| self.kv_bytes(layers[..count].iter()) <= spare)
+            .unwrap_or(0);
+        let place = |(index, layer): (usize, &super::KvLayer)| KvPlacement {
+            layer: layer.layer,
+            device: index < taken,
+            bytes: layer.bytes,
+        };
+        let placed = self.input.kv.iter().enumerate().map(place).collect();
+        let used = self.kv_bytes(layers[..taken].iter());
+        Ok((placed, spare - used + self.weights_min()))
+    }
+
+    /// The ring that is wanted beside so many residents in so much room; at least the smallest.
+    /// Grows by no more than the room does, so that more room never makes a prefix too long.
+    fn ring_wanted(&self, step: Step, room: u64) -> u64 {
+        let wanted = match self.input.ring_target {
+            Some(target) => target,
+            None => {
+                let depth = step.largest * RING_GROUPS;
+                (room / RING_SHARE).clamp(depth, depth.max(RING_MAX))
+            }
+        };
+        wanted.min(step.streamed).max(step.ring_min)
+    }
+
+    /// The most that the ring may take of what residents leave.
+    fn ring_max(&self, step: Step) -> u64 {
+        let most = match self.input.ring_target {
+            Some(target) => target,
+            None => RING_MAX.max(step.largest * RING_GROUPS),
+        };
+        let most = most.min(step.streamed).max(step.ring_min);
+        round_up(most, self.input.granularity)
+    }
+
+    /// The longest prefix that fits beside its ring, never shorter than the anchor.
+    fn choose(&self, room: u64) -> usize {
+        let fits = |&count: &usize| {
+            let step = self.steps[count];
+            step.chunks + self.ring_wanted(step, room) <= room
+        };
+        let longer = self.anchor..self.steps.len();
+        longer.rev().find(fits).unwrap_or(self.anchor)
+    }
+
+    fn too_small(&self) -> PlanError {
+        let anchor = self.steps[self.anchor];
+        let mut contributors: Vec<Contributor> = [
+            (Contribution::Resident, self.small_bytes + anchor.chunks),
+            (Contribution::Slots, anchor.ring_min),
+            (Contribution::Kv, self.kv_fixed()),
+            (Contribution::Scratch, self.input.scratch),
+            (Contribution::Reserve, self.input.reserve),
+        ]
+        .into_iter()
+        .filter(|&(_, bytes)| bytes > 0)
+        .map(|(what, bytes)| Contributor { what, bytes })
+        .collect();
+        contributors.sort_by_key(|share| std::cmp::Reverse(share.bytes));
+        PlanError::BudgetTooSmall {
+            budget: self.input.budget,
+            minimum: self.minimum(),
+            contributors,
+        }
+    }
+
+    fn build(&self, kv: Vec<KvPlacement>, room: u64, count: usize) -> Plan {
+        let input = self.input;
+        let step = self.steps[count];
+        let large = self.priority[..count]
+            .iter()
+            .map(|&unit| UnitId(unit as u32));
+        let mut chunks = Vec::new();
+        let mut packer = Packer::new(u64::MAX, input.granularity);
+        for &id in &self.small {
+            packer.push(id, self.sizes[id.index()]);
+        }
+        chunks.extend(packer.into_chunks());
+        let mut packer = Packer::new(input.chunk_target, input.granularity);
+        for id in large.clone() {
+            packer.push(id, self.sizes[id.index()]);
+        }
+        chunks.extend(packer.into_chunks());
+        let left = room - step.chunks;
+        let capacity = (left - left % input.granularity).min(self.ring_max(step));
+        let ring = self.ring(count, capacity);
+
+        let on_device = kv.iter().filter(|layer| layer.device);
+        let kv_device: Vec<u64> = on_device.map(|layer| layer.bytes).collect();
+        let kv_all: Vec<u64> = match &input.kv_fixed {
+            Some(_) => kv_device.clone(),
+            None => input.kv.iter().map(|layer| layer.bytes).collect(),
+        };
+        let ledger = Ledger {
+            resident: chunks.iter().map(|chunk| chunk.bytes).sum(),
+            slots: ring.bytes,
+            kv: self.kv_bytes(kv_device.iter()),
+            scratch: input.scratch,
+            reserve: input.reserve,
+        };
+        let residents: Vec<UnitId> = self.small.iter().copied().chain(large).collect();
+        let all = self.steps[self.steps.len() - 1];
+        Plan {
+            schema_version: PLAN_SCHEMA_VERSION,
+            budget: input.budget,
+            minimum_budget: self.minimum(),
+            full_budget: self.fixed() + self.kv_bytes(kv_all.iter()) + all.chunks,
+            scratch_estimated: input.scratch_estimated,
+            units: input.units.clone(),
+            tiers: tiers(input, &residents, &ring),
+            residents,
+            chunks,
+            ring,
+            kv,
+            ledger,
+        }
+    }
+
+    fn ring(&self, residents: usize, capacity: u64) -> Ring {
+        let mut resident = vec![false; self.sizes.len()];
+        for &unit in &self.priority[..residents] {
+            resident[unit] = true;
+        }
+        let rest = self.groups.iter().map(|units| {
+            let streamed = units.iter().copied().filter(|&unit| !resident[unit]);
+            streamed.collect::<Vec<usize>>()
+        });
+        let rest: Vec<Vec<usize>> = rest.filter(|units| !units.is_empty()).collect();
+        let bytes = |units: &Vec<usize>| units.iter().map(|&unit| self.sizes[unit]).sum();
+        let sizes: Vec<u64> = rest.iter().map(bytes).collect();
+        let (offsets, used) = ring::layout(&sizes, capacity);
+        let groups = rest.iter().zip(offsets.iter().zip(&sizes));
+        let groups = groups.map(|(units, (&offset, &bytes))| {
+            let mut next = offset;
+            let place = |&unit: &usize| {
+                let at = next;
+                next += self.sizes[unit];
+                (UnitId(unit as u32), at)
+            };
+            StreamGroup {
+                offset,
+                bytes,
+                units: units.iter().map(place).collect(),
+            }
+        });
+        Ring {
+            bytes: round_up(used, self.input.granularity),
+            groups: groups.collect(),
+        }
+    }
+}
+
+fn ids(input: &PlanInput, wanted: impl Fn(UnitClass) -> bool) -> Vec<UnitId> {
+    let units = input.units.iter().enumerate();
+    let found = units.filter(|(_, unit)| wanted(unit.class));
+    found.map(|(index, _)| UnitId(index as u32)).collect()
+}
+
+fn tiers(input: &PlanInput, residents: &[UnitId], ring: &Ring) -> Vec<Tier> {
+    let mut decode = vec![Placement::Host; input.units.len()];
+    for id in residents {
+        decode[id.index()] = Placement::Resident;
+    }
+    let mut prompt = decode.clone();
+    for (id, _) in ring.groups.iter().flat_map(|group| &group.units) {
+        prompt[id.index()] = Placement::Streamed;
+    }
+    let first = input.stream_min_rows.max(1);
+    let mut tiers = Vec::new();
+    if first > 1 {
+        tiers.push(Tier {
+            name: "decode".to_owned(),
+            min_rows: 1,
+            max_rows: Some(first - 1),
+            placements: decode,
+        });
+    }
+    tiers.push(Tier {
+        name: "prompt".to_owned(),
+        min_rows: first,
+        max_rows: None,
+        placements: prompt,
+    });
+    tiers
+}
+
+/// Refuses settings that make no sense, and sizes whose sums might not fit 64 bits: no sum that
+/// the planner forms exceeds four times the one that is tried here.
+fn check(input: &PlanInput) -> Result<(), PlanError> {
+    let invalid = |what: String| Err(PlanError::InvalidInput(what));
+    if !input.alignment.is_power_of_two() {
+        return invalid(format!(
+            "the alignment of {} bytes is no power of two",
+            input.alignment
+        ));
+    }
+    if input.granularity == 0 {
+        return invalid("the allocation granularity is zero".to_owned());
+    }
+    if u32::try_from(input.units.len()).is_err() {
+        return invalid(format!("{} tensors are too many", input.units.len()));
+    }
+    let units = input.units.iter().map(|unit| unit.device_bytes);
+    let kv = input.kv.iter().map(|layer| layer.bytes);
+    let fixed = input.kv_fixed.iter().flatten().map(|layer| layer.bytes);
+    let padding = input.alignment.checked_add(input.granularity);
+    let mut sum = input.scratch.checked_add(input.reserve);
+    for bytes in units.chain(kv).chain(fixed) {
+        sum = sum.and_then(|sum| sum.checked_add(bytes)?.checked_add(padding?));
+    }
+    let sum = sum.and_then(|sum| sum.checked_add(padding?)?.checked_mul(8));
+    sum.map(|_| ()).ok_or(PlanError::Overflow)
+}
