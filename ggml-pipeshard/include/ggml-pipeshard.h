@@ -78,7 +78,7 @@ struct ggml_sched_hook {
     void (*weights_gone) (void * user, const void * model);
 
     /* Should the KV cells (or the recurrent state) of this layer, so many bytes, be kept in host memory? */
-    bool (*kv_on_host)(void * user, const void * owner, int layer, size_t size);
+    bool (*kv_on_host)(void * user, const void * model, const void * owner, int layer, size_t size);
     void (*kv_gone)   (void * user, const void * owner);
     /* Did kv_on_host answer true for any KV of this layer? */
     bool (*layer_on_host)(void * user, const void * model, int layer);
