@@ -1,0 +1,14 @@
+//! What happened in a run: whether pipeshard was engaged, what it held and what it moved.
+//!
+//! The figures are counted where things happen; nothing in here is derived from a plan. A report
+//! is written as JSON for programs ([`Report::write_json`]) and as a short table for people
+//! ([`Report::render_table`]).
+
+mod table;
+mod types;
+mod write;
+
+pub use types::{
+    HostWaits, Passes, Peak, PlacementCounts, Report, UnitPlacements, REPORT_SCHEMA_VERSION,
+};
+pub use write::ReportError;

@@ -1,0 +1,178 @@
+//! The fields of a report.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the JSON form of [`Report`]; raised whenever a reader of the old form would be
+/// misled. New fields do not raise it.
+pub const REPORT_SCHEMA_VERSION: u32 = 1;
+
+/// What happened in a run. Sizes are in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// [`REPORT_SCHEMA_VERSION`] of the build that made it.
+    pub schema_version: u32,
+    /// At least one pass ran under a plan.
+    pub engaged: bool,
+    /// Why not, if not.
+    pub reason: Option<String>,
+    /// The llama.cpp build that it ran in.
+    pub build: String,
+    /// The device, empty if none was used.
+    pub device: String,
+    /// The most device memory that might be held.
+    pub budget: u64,
+    /// The smallest budget that would have worked; 0 if nothing was planned.
+    pub minimum_budget: u64,
+    /// The most that was held, per class.
+    pub peak: Peak,
+    /// What a process holds that only opens the device; not part of the budget.
+    pub context_bytes: u64,
+    /// Passes per tier.
+    pub passes: Passes,
+    /// Passes that reused the graph of the one before.
+    pub graph_reuses: u64,
+    /// Weights copied into slots.
+    pub bytes_streamed: u64,
+    /// Weights copied into residents, those that came back after a change of budget included.
+    pub bytes_uploaded: u64,
+    /// Copies of streamed groups.
+    pub copies: u64,
+    /// Times that a split was to be submitted and the copy of its group had not been issued yet.
+    pub stalls: u64,
+    /// Times that the host waited for the device.
+    pub host_waits: HostWaits,
+    /// Units that graphs used, per placement and tier.
+    pub units: UnitPlacements,
+    /// Host memory that was page-locked.
+    pub page_locked_bytes: u64,
+    /// Why weights could not be page-locked, if they could not.
+    pub page_lock_refused: Option<String>,
+    /// Changes of the budget while running.
+    pub budget_changes: u64,
+    /// Compute buffers that grew after they had been reserved; 0 in a healthy run.
+    pub reallocations_after_reserve: u64,
+    /// Plans made after the first.
+    pub replans: u64,
+    /// What went wrong, in the order in which it did.
+    pub errors: Vec<String>,
+    /// Contexts that were opened.
+    pub contexts: u64,
+    /// Models that were loaded.
+    pub models: u64,
+    /// What the simulated device counted on its own side.
+    pub simulated_device: Option<serde_json::Value>,
+}
+
+/// The most device memory that was held, in bytes. Classes peak at different times, so the total
+/// may be less than their sum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Peak {
+    /// Resident weights.
+    pub resident: u64,
+    /// KV cache.
+    pub kv: u64,
+    /// Slots.
+    pub slots: u64,
+    /// Compute buffers.
+    pub scratch: u64,
+    /// All else, the backend's pools for example.
+    pub other: u64,
+    /// Everything at once.
+    pub total: u64,
+}
+
+/// Passes per tier.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Passes {
+    /// Too few rows to stream for.
+    pub decode: u64,
+    /// Enough rows to stream for.
+    pub prompt: u64,
+}
+
+/// Times that the host waited for the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostWaits {
+    /// Activations passed between the device and the CPU.
+    pub hand_overs: u64,
+    /// Inputs of the user: tokens, positions, masks.
+    pub user_inputs: u64,
+    /// Anything else.
+    pub other: u64,
+}
+
+/// Units per placement, for each tier; zero for a tier that never ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnitPlacements {
+    /// In the latest graph of few rows.
+    pub decode: PlacementCounts,
+    /// In the latest graph of many rows.
+    pub prompt: PlacementCounts,
+}
+
+/// Units per placement.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PlacementCounts {
+    /// Kept in device memory.
+    pub resident: u64,
+    /// Copied into a slot for the pass.
+    pub streamed: u64,
+    /// Computed by the CPU.
+    pub host: u64,
+}
+
+impl PlacementCounts {
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            schema_version: REPORT_SCHEMA_VERSION,
+            engaged: false,
+            reason: None,
+            build: String::new(),
+            device: String::new(),
+            budget: 0,
+            minimum_budget: 0,
+            peak: Peak::default(),
+            context_bytes: 0,
+            passes: Passes::default(),
+            graph_reuses: 0,
+            bytes_streamed: 0,
+            bytes_uploaded: 0,
+            copies: 0,
+            stalls: 0,
+            host_waits: HostWaits::default(),
+            units: UnitPlacements::default(),
+            page_locked_bytes: 0,
+            page_lock_refused: None,
+            budget_changes: 0,
+            reallocations_after_reserve: 0,
+            replans: 0,
+            errors: Vec::new(),
+            contexts: 0,
+            models: 0,
+            simulated_device: None,
+        }
+    }
+}
+
+impl Report {
+    /// A report that says why pipeshard was not engaged.
+    pub fn off(reason: impl Into<String>) -> Self {
+        Self {
+            reason: Some(reason.into()),
+            ..Self::default()
+        }
+    }
+}
