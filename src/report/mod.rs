@@ -9,6 +9,6 @@ mod types;
 mod write;
 
 pub use types::{
-    HostWaits, Passes, Peak, PlacementCounts, Report, UnitPlacements, REPORT_SCHEMA_VERSION,
+    HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements, REPORT_SCHEMA_VERSION,
 };
 pub use write::ReportError;

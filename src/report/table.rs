@@ -2,7 +2,7 @@
 
 use crate::size::ByteSize;
 
-use super::types::{PlacementCounts, Report};
+use super::types::{Report, UnitCounts};
 
 const WIDTH: usize = 80;
 const INDENT: usize = 18;
@@ -123,7 +123,7 @@ fn named(name: &str, bytes: u64) -> String {
     format!("{name}{NO_BREAK}{}", size(bytes))
 }
 
-fn placements(units: &PlacementCounts) -> String {
+fn placements(units: &UnitCounts) -> String {
     format!(
         "{} resident, {} streamed, {} on the host",
         units.resident, units.streamed, units.host
@@ -188,7 +188,7 @@ mod tests {
             build: "b1234".to_owned(),
             device: "SIM0".to_owned(),
             budget: 40 << 20,
-            peak: Peak {
+            peak: MemoryPeak {
                 resident: 12 << 20,
                 kv: 8 << 20,
                 slots: 6 << 20,
@@ -197,7 +197,7 @@ mod tests {
                 total: 35 << 20,
             },
             context_bytes: 300 << 20,
-            passes: Passes {
+            passes: PassCounts {
                 decode: 31,
                 prompt: 1,
             },
@@ -212,12 +212,12 @@ mod tests {
                 other: 0,
             },
             units: UnitPlacements {
-                decode: PlacementCounts {
+                decode: UnitCounts {
                     resident: 100,
                     streamed: 0,
                     host: 120,
                 },
-                prompt: PlacementCounts {
+                prompt: UnitCounts {
                     resident: 100,
                     streamed: 119,
                     host: 1,
@@ -281,7 +281,7 @@ mod tests {
                 reason,
                 errors,
                 budget,
-                peak: Peak { total, resident: budget, kv: total, ..Peak::default() },
+                peak: MemoryPeak { total, resident: budget, kv: total, ..MemoryPeak::default() },
                 context_bytes: context,
                 bytes_streamed: streamed,
                 copies,

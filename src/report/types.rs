@@ -25,11 +25,11 @@ pub struct Report {
     /// The smallest budget that would have worked; 0 if nothing was planned.
     pub minimum_budget: u64,
     /// The most that was held, per class.
-    pub peak: Peak,
+    pub peak: MemoryPeak,
     /// What a process holds that only opens the device; not part of the budget.
     pub context_bytes: u64,
     /// Passes per tier.
-    pub passes: Passes,
+    pub passes: PassCounts,
     /// Passes that reused the graph of the one before.
     pub graph_reuses: u64,
     /// Weights copied into slots.
@@ -68,7 +68,7 @@ pub struct Report {
 /// may be less than their sum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Peak {
+pub struct MemoryPeak {
     /// Resident weights.
     pub resident: u64,
     /// KV cache.
@@ -86,7 +86,7 @@ pub struct Peak {
 /// Passes per tier.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Passes {
+pub struct PassCounts {
     /// Too few rows to stream for.
     pub decode: u64,
     /// Enough rows to stream for.
@@ -110,15 +110,15 @@ pub struct HostWaits {
 #[serde(default)]
 pub struct UnitPlacements {
     /// In the latest graph of few rows.
-    pub decode: PlacementCounts,
+    pub decode: UnitCounts,
     /// In the latest graph of many rows.
-    pub prompt: PlacementCounts,
+    pub prompt: UnitCounts,
 }
 
 /// Units per placement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct PlacementCounts {
+pub struct UnitCounts {
     /// Kept in device memory.
     pub resident: u64,
     /// Copied into a slot for the pass.
@@ -127,7 +127,7 @@ pub struct PlacementCounts {
     pub host: u64,
 }
 
-impl PlacementCounts {
+impl UnitCounts {
     /// Whether nothing was counted.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -144,9 +144,9 @@ impl Default for Report {
             device: String::new(),
             budget: 0,
             minimum_budget: 0,
-            peak: Peak::default(),
+            peak: MemoryPeak::default(),
             context_bytes: 0,
-            passes: Passes::default(),
+            passes: PassCounts::default(),
             graph_reuses: 0,
             bytes_streamed: 0,
             bytes_uploaded: 0,
