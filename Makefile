@@ -1,0 +1,43 @@
+# The project's commands. `make` alone lists them.
+
+SHELL := /bin/bash
+CARGO := scripts/cargo.sh
+PROFILE_DIR := $(or $(CARGO_TARGET_DIR),target)/release
+# Cargo features, for instance: make build FEATURES=avx512
+FEATURES ?=
+FEATURE_ARGS := $(if $(FEATURES),--features "$(FEATURES)")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test check fmt precommit patch-lines clean-native
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+
+setup: ## install what is missing; fetch and check llama.cpp and the demo model
+	@scripts/bootstrap.sh
+	@python3 scripts/fetch.py llama.cpp >/dev/null
+	@python3 scripts/fetch.py demo-model >/dev/null
+
+build: setup ## build everything, optimised; the tools are left in target/release
+	@$(CARGO) build --release $(FEATURE_ARGS)
+
+demo: build ## a real model answers under a VRAM budget that it does not fit in
+	@scripts/demo.sh
+
+test: build ## all tests, against stock llama.cpp
+	@$(CARGO) test --release $(FEATURE_ARGS)
+
+check: setup patch-lines ## formatting, lints, and the size of the patches
+	@cargo fmt --all --check
+	@$(CARGO) clippy --release --all-targets $(FEATURE_ARGS) -- -D warnings
+
+fmt: ## format the Rust code
+	@cargo fmt --all
+
+patch-lines: ## count the lines that patches/ add to llama.cpp
+	@scripts/count-patch-lines.sh
+
+precommit: check test ## what has to pass before a commit
+
+clean-native: ## forget the build of llama.cpp (the fetched archive stays)
+	@rm -rf $(dir $(PROFILE_DIR))native

@@ -1,0 +1,140 @@
+//! llama.cpp's own build: CMake and ninja, into `<target>/native/build-<features>`.
+//!
+//! The `cmake` crate prints to standard output, which cargo keeps to itself until the end. So the build script starts
+//! itself once more with its output going to a log that can be watched, and repeats the end of it when something fails.
+
+use std::env;
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+use crate::context::{find_program, Context};
+use crate::source::Source;
+use crate::Result;
+
+/// Set for the second start of this program; its value is llama.cpp's commit.
+const STEP: &str = "PIPESHARD_NATIVE_STEP";
+
+/// How many lines of the log an error repeats.
+const LOG_TAIL: usize = 40;
+
+/// The executables that are built and left in `<target>/<profile>`.
+pub const TOOLS: [&str; 8] = [
+    "llama-cli",
+    "llama-completion",
+    "llama-server",
+    "llama-bench",
+    "llama-batched-bench",
+    "llama-perplexity",
+    "llama-quantize",
+    "llama-mtmd-cli",
+];
+
+/// Whether this is the second start.
+pub fn is_build_step() -> bool {
+    env::var_os(STEP).is_some()
+}
+
+/// Configures and builds in a process of its own.
+pub fn build(context: &Context, source: &Source) -> Result<()> {
+    if find_program("cmake").is_none() && env::var_os("CMAKE").is_none() {
+        return Err(
+            "cmake is not on the PATH. `make setup` installs what the build needs.".to_owned(),
+        );
+    }
+    let path = context.log_file();
+    let failed = |e: std::io::Error| format!("cannot write {}: {e}", path.display());
+    let log = File::create(&path).map_err(failed)?;
+    let program = env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+    let status = Command::new(program)
+        .env(STEP, &source.commit)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(failed)?)
+        .stderr(log)
+        .status()
+        .map_err(|e| format!("cannot start the native build: {e}"))?;
+    if status.success() {
+        return Ok(());
+    }
+    let text = fs::read(&path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n");
+    Err(format!(
+        "llama.cpp did not build. The end of {}:\n{tail}",
+        path.display()
+    ))
+}
+
+/// The second start: runs CMake. It panics on failure, which the log then shows.
+pub fn build_step(context: &Context) {
+    let commit = env::var(STEP).unwrap_or_default();
+    let on_off = |on: bool| if on { "ON" } else { "OFF" };
+    let mut config = cmake::Config::new(context.source_dir());
+    config
+        .out_dir(context.build_dir())
+        .profile("Release")
+        // The flags of a plain CMake build: our tools are to be as fast as stock ones.
+        .define("CMAKE_C_FLAGS", env::var_os("CFLAGS").unwrap_or_default())
+        .define("CMAKE_CXX_FLAGS", env::var_os("CXXFLAGS").unwrap_or_default())
+        .define("CMAKE_ASM_FLAGS", "")
+        .define("BUILD_SHARED_LIBS", "ON")
+        .define("CMAKE_BUILD_RPATH_USE_ORIGIN", "ON")
+        .define("GGML_BACKEND_DL", "ON")
+        .define("GGML_NATIVE", "OFF")
+        .define("GGML_CUDA", on_off(context.cuda))
+        .define("GGML_VULKAN", on_off(context.vulkan))
+        .define("LLAMA_BUILD_COMMIT", commit)
+        .define("LLAMA_BUILD_NUMBER", "0")
+        // llama.cpp would ask git for its version, and be told this repository's.
+        .define("GIT_EXE", "OFF");
+    for off in [
+        "LLAMA_BUILD_APP",
+        "LLAMA_BUILD_EXAMPLES",
+        "LLAMA_BUILD_TESTS",
+        "LLAMA_BUILD_UI",
+        "LLAMA_OPENSSL",
+        "LLAMA_USE_PREBUILT_UI",
+    ] {
+        config.define(off, "OFF");
+    }
+    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        cpu_variant(&mut config, context.avx512);
+    }
+    if find_program("ninja").is_some() {
+        config.generator("Ninja");
+    }
+    if let Some(ccache) = find_program("ccache") {
+        config.define("CMAKE_C_COMPILER_LAUNCHER", &ccache);
+        config.define("CMAKE_CXX_COMPILER_LAUNCHER", &ccache);
+        if context.cuda {
+            config.define("CMAKE_CUDA_COMPILER_LAUNCHER", &ccache);
+        }
+        // Another clone of the repository finds in the cache what this one compiled.
+        if env::var_os("CCACHE_BASEDIR").is_none() {
+            config.env("CCACHE_BASEDIR", &context.native);
+            config.env("CCACHE_NOHASHDIR", "1");
+        }
+    }
+    for argument in &context.cmake_args {
+        config.configure_arg(argument);
+    }
+    config.build_target(TOOLS[0]);
+    for tool in &TOOLS[1..] {
+        config.build_arg(tool);
+    }
+    config.build();
+}
+
+/// One CPU variant. AMX is never on: many virtual machines advertise it and then fault.
+fn cpu_variant(config: &mut cmake::Config, avx512: bool) {
+    for feature in ["SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2"] {
+        config.define(format!("GGML_{feature}"), "ON");
+    }
+    for feature in ["AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16"] {
+        config.define(format!("GGML_{feature}"), if avx512 { "ON" } else { "OFF" });
+    }
+    for feature in ["AMX_TILE", "AMX_INT8", "AMX_BF16"] {
+        config.define(format!("GGML_{feature}"), "OFF");
+    }
+}

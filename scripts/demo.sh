@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# A real model answers under a VRAM budget that it does not fit in. Run by `make demo`, after the build.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bin=${CARGO_TARGET_DIR:-target}/release
+budget=${PIPESHARD_DEMO_VRAM:-40M}
+prompt=${PIPESHARD_DEMO_PROMPT:-"The capital of France is"}
+report=$bin/demo-report.json
+model=$(python3 scripts/fetch.py demo-model)
+
+# Nested quotation would be fragile: arguments are kept in an array.
+flags=(--pipeshard --pipeshard-vram "$budget" --pipeshard-report "$report")
+if gpu=$(nvidia-smi -L 2>/dev/null) && [ -n "$gpu" ] && [ -e "$bin/libggml-cuda.so" ]; then
+    echo "Device: ${gpu%%$'\n'*}"
+else
+    echo "Device: simulated GPU. No GPU is used: either this machine has none, or this build has no libggml-cuda.so."
+    flags+=(--pipeshard-sim vram=1G)
+fi
+size=$(stat -L -c %s "$model")
+echo "Model:  $(basename "$model"), $((size / 1048576)) MiB"
+echo "Budget: $budget of VRAM"
+
+echo
+echo "The plan (pipeshard plan):"
+"$bin/pipeshard" plan "$model" --vram "$budget"
+
+echo
+echo "The answer (llama-completion ${flags[*]}):"
+rm -f "$report"
+"$bin/llama-completion" -m "$model" "${flags[@]}" -p "$prompt" -n 48 --temp 0 -no-cnv </dev/null
+
+echo
+if [ ! -s "$report" ]; then
+    echo "demo: the run left no report in $report" >&2
+    exit 1
+fi
+echo "The report ($report):"
+cat "$report"
+echo
