@@ -33,7 +33,7 @@ mod types;
 mod units;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;

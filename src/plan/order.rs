@@ -25,8 +25,8 @@ fn spread(count: usize) -> Vec<usize> {
 }
 
 /// Indices of the large units that may be resident, first choice first: by class, within a class
-/// by layer in van der Corput order, within a layer in order of use.
-pub(super) fn priority(units: &[Unit]) -> Vec<usize> {
+/// by layer in van der Corput order, within a layer in order of use. `output`: so may the head.
+pub(super) fn priority(units: &[Unit], output: bool) -> Vec<usize> {
     let classes = [
         UnitClass::Attention,
         UnitClass::FeedForward,
@@ -35,6 +35,9 @@ pub(super) fn priority(units: &[Unit]) -> Vec<usize> {
     ];
     let mut order = Vec::new();
     for class in classes {
+        if class == UnitClass::Output && !output {
+            continue;
+        }
         let members = |layer| {
             let of_layer =
                 move |(_, unit): &(usize, &Unit)| unit.class == class && unit.layer == layer;
@@ -104,6 +107,7 @@ mod tests {
             units.push(unit(Some(layer), UnitClass::FeedForward));
         }
         units.push(unit(None, UnitClass::Output));
-        assert_eq!(priority(&units), [2, 8, 5, 11, 3, 9, 6, 12, 13]);
+        assert_eq!(priority(&units, true), [2, 8, 5, 11, 3, 9, 6, 12, 13]);
+        assert_eq!(priority(&units, false), [2, 8, 5, 11, 3, 9, 6, 12]);
     }
 }

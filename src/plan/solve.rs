@@ -86,8 +86,8 @@ impl<'a> Problem<'a> {
             .collect();
         let small: Vec<UnitId> = ids(input, |class| class == UnitClass::Small);
         let small_sum: u64 = small.iter().map(|id| sizes[id.index()]).sum();
-        let priority = order::priority(&input.units);
-        let output = input.output_streams;
+        let priority = order::priority(&input.units, !input.output_on_host);
+        let output = input.output_streams && !input.output_on_host;
         let groups = ring::group(&input.units, &sizes, input.group_target, output);
         let mut problem = Self {
             input,

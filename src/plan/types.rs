@@ -120,6 +120,9 @@ pub struct PlanInput {
     pub granularity: u64,
     /// Where the KV cache already lives, if it has been allocated; takes the place of `kv`.
     pub kv_fixed: Option<Vec<KvPlacement>>,
+    /// Compute the output head on the CPU whatever the budget: its logits then need no room among
+    /// the compute buffers.
+    pub output_on_host: bool,
     /// Stream the output head for long batches. Off, it is computed on the CPU unless resident: a
     /// prompt usually needs one row of it.
     pub output_streams: bool,
@@ -146,6 +149,7 @@ impl PlanInput {
             alignment: 256,
             granularity: 2 * MIB,
             kv_fixed: None,
+            output_on_host: false,
             output_streams: false,
             group_target: 32 * MIB,
             ring_target: None,

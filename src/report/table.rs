@@ -63,7 +63,7 @@ impl Report {
         }
         let mut locked = size(self.page_locked_bytes);
         if let Some(why) = &self.page_lock_refused {
-            locked += &format!("; the rest goes through a staging buffer, because {why}");
+            locked += &format!("; refused beyond that, because {why}");
         }
         field(text, "page-locked", &locked);
     }
@@ -74,12 +74,15 @@ impl Report {
             self.passes.prompt, self.passes.decode, self.graph_reuses
         );
         field(text, "passes", &passes);
-        let streamed = format!(
+        let mut streamed = format!(
             "{} in {}, {}",
             size(self.bytes_streamed),
             count(self.copies, "copy", "copies"),
             count(self.stalls, "stall", "stalls"),
         );
+        if self.staged_bytes > 0 {
+            streamed += &format!("; {} through staging", size(self.staged_bytes));
+        }
         field(text, "streamed", &streamed);
         let uploaded = format!("{} into residents", size(self.bytes_uploaded));
         field(text, "uploaded", &uploaded);
@@ -237,6 +240,7 @@ mod tests {
     fn trouble_shows() {
         let report = Report {
             page_locked_bytes: 0,
+            staged_bytes: 82 << 20,
             page_lock_refused: Some("the system allows 64 KiB of locked memory".to_owned()),
             budget_changes: 1,
             replans: 2,

@@ -60,6 +60,16 @@ pub struct Report {
     pub contexts: u64,
     /// Models that were loaded.
     pub models: u64,
+    /// Bytes that went through the staging ring because their source was not page-locked.
+    pub staged_bytes: u64,
+    /// Times the arena took another shape while it was in use.
+    pub recarvings: u64,
+    /// Nodes that graph rewrites put into graphs.
+    pub rewritten_nodes: u64,
+    /// Nodes with weights that were left to the scheduler.
+    pub declined_nodes: u64,
+    /// Names of the weights that are not resident.
+    pub not_resident: Vec<String>,
     /// What the simulated device counted on its own side.
     pub simulated_device: Option<serde_json::Value>,
 }
@@ -162,6 +172,11 @@ impl Default for Report {
             errors: Vec::new(),
             contexts: 0,
             models: 0,
+            staged_bytes: 0,
+            recarvings: 0,
+            rewritten_nodes: 0,
+            declined_nodes: 0,
+            not_resident: Vec::new(),
             simulated_device: None,
         }
     }

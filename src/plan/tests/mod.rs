@@ -1,6 +1,6 @@
 //! What every plan must satisfy, over random models and budgets.
 
 mod explain;
-pub(in crate::plan) mod models;
+pub(crate) mod models;
 mod properties;
 mod scenarios;

@@ -70,7 +70,7 @@ fn attention(tensors: &mut Vec<TensorInfo>, layer: u32) {
 }
 
 /// A dense model of 8 layers with a tied output head: 44 MiB.
-pub(in crate::plan) fn dense() -> Inventory {
+pub(crate) fn dense() -> Inventory {
     let embedding = [512, 8192, 1];
     let mut tensors = vec![tensor(
         "token_embd.weight".to_owned(),
@@ -96,7 +96,7 @@ pub(in crate::plan) fn dense() -> Inventory {
 }
 
 /// A mixture of 16 experts in 4 layers, the output head on its own.
-pub(in crate::plan) fn moe() -> Inventory {
+pub(crate) fn moe() -> Inventory {
     let vocabulary = [512, 8192, 1];
     let embedding = "token_embd.weight".to_owned();
     let mut tensors = vec![tensor(embedding, None, Role::TokenEmbedding, vocabulary)];

@@ -66,11 +66,11 @@ fn inputs() -> impl Strategy<Value = PlanInput> {
         1u64..10_000,
         prop::option::of(0u64..20_000),
         0u32..40,
-        prop::bool::ANY,
+        (prop::bool::ANY, prop::bool::weighted(0.2)),
     );
     (units(), kv(), sizes, targets).prop_map(|(units, kv, sizes, targets)| {
         let (scratch, reserve, alignment, granularity) = sizes;
-        let (group_target, chunk_target, ring_target, stream_min_rows, output_streams) = targets;
+        let (group_target, chunk_target, ring_target, stream_min_rows, output) = targets;
         PlanInput {
             scratch,
             reserve,
@@ -80,7 +80,8 @@ fn inputs() -> impl Strategy<Value = PlanInput> {
             chunk_target,
             ring_target,
             stream_min_rows,
-            output_streams,
+            output_streams: output.0,
+            output_on_host: output.1,
             ..PlanInput::new(units, kv, 0)
         }
     })
@@ -211,6 +212,7 @@ proptest! {
             match unit.class {
                 UnitClass::Small => prop_assert_eq!(place, Placement::Resident),
                 UnitClass::HostOnly => prop_assert_eq!(place, Placement::Host),
+                UnitClass::Output if input.output_on_host => prop_assert_eq!(place, Placement::Host),
                 UnitClass::Output if input.output_streams => prop_assert!(place != Placement::Host),
                 UnitClass::Output => prop_assert!(place != Placement::Streamed),
                 _ => prop_assert!(place != Placement::Host),
@@ -262,7 +264,11 @@ proptest! {
         let made = plan(&with_budget(&input, full + more)).unwrap();
         prop_assert_eq!(made.full_budget, full);
         prop_assert!(made.ring.groups.is_empty());
-        let may = input.units.iter().filter(|unit| unit.class != UnitClass::HostOnly);
+        let may = input.units.iter().filter(|unit| match unit.class {
+            UnitClass::HostOnly => false,
+            UnitClass::Output => !input.output_on_host,
+            _ => true,
+        });
         prop_assert_eq!(made.residents.len(), may.count());
         prop_assert!(made.kv.iter().all(|layer| layer.device));
         if full > made.minimum_budget {
