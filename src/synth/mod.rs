@@ -1,0 +1,21 @@
+//! Models of random weights: small ones for tests, and the shapes of real ones for measurements, as fast as the disk
+//! takes them. They load in any llama.cpp tool, tokenize text and generate varied tokens; what they say means nothing.
+
+mod blocks;
+mod container;
+mod error;
+mod half;
+mod layout;
+mod metadata;
+mod shapes;
+mod spec;
+mod write;
+
+pub use blocks::WRITABLE;
+pub use error::SynthError;
+pub use shapes::{shape, Shape, SHAPES};
+pub use spec::{Architecture, SynthSpec, TypeMix, Window};
+pub use write::{write, Layout, Summary, WriteOptions};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! Whole files: what is written is what ggml's reader finds.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::inventory::{canonical_order, Inventory, InventoryError};
+
+/// A model of a few hundred KiB.
+fn small(name: &str) -> SynthSpec {
+    let mut spec = shape(name).unwrap();
+    spec.layers = 4;
+    spec.vocabulary = 512;
+    spec.embedding = 96;
+    spec.feed_forward = 160;
+    spec
+}
+
+fn quiet(_: u64) {}
+
+fn write_to(spec: &SynthSpec, path: &Path) -> Summary {
+    write(spec, path, WriteOptions::default(), &quiet).unwrap()
+}
+
+fn files_in(folder: &Path) -> usize {
+    fs::read_dir(folder).unwrap().count()
+}
+
+#[test]
+fn what_is_written_is_what_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tiny-llama", "tiny-qwen3moe", "tiny-gemma3"] {
+        let spec = small(name);
+        let path = folder.path().join(name);
+        let summary = write_to(&spec, &path);
+        let inventory = Inventory::from_gguf(&path).unwrap();
+        assert_eq!(inventory.architecture, spec.architecture.name());
+        assert_eq!(inventory.name.as_deref(), Some(name));
+        assert_eq!(inventory.layer_count, 4);
+        assert_eq!(inventory.vocabulary_size, 512);
+        assert_eq!(inventory.embedding_length, 96);
+        assert_eq!(inventory.context_length, spec.context);
+        assert_eq!(inventory.expert_count, spec.experts);
+        assert_eq!(inventory.expert_used_count, spec.experts_used);
+        assert_eq!(inventory.tied_output, spec.tied);
+        assert_eq!(inventory.tensors.len(), summary.tensors);
+        assert_eq!(inventory.file_bytes, summary.bytes);
+        assert_eq!(fs::metadata(&path).unwrap().len(), summary.bytes);
+        let elements: u64 = inventory
+            .tensors
+            .iter()
+            .map(|t| t.shape.iter().product::<u64>())
+            .sum();
+        assert_eq!(elements, summary.parameters);
+        let kv_elements = spec.kv_heads * spec.head_dim;
+        for (layer, kv) in (0..).zip(&inventory.kv.layers) {
+            let full = spec
+                .window
+                .is_none_or(|window| (layer + 1) % window.period == 0);
+            assert_eq!(kv.layer, layer);
+            assert_eq!((kv.k_elements, kv.v_elements), (kv_elements, kv_elements));
+            assert_eq!(kv.window.is_none(), full);
+        }
+        assert_eq!(inventory.kv.layers.len(), 4);
+    }
+}
+
+#[test]
+fn tensors_are_written_in_order_of_use() {
+    for shape in SHAPES {
+        let plans = layout::tensors(&shape.spec()).unwrap();
+        let infos: Vec<_> = plans
+            .iter()
+            .map(|plan| crate::inventory::TensorInfo {
+                layer: crate::inventory::layer_of(&plan.name),
+                role: crate::inventory::role_of(&plan.name),
+                name: plan.name.clone(),
+                type_name: plan.dtype.name.to_owned(),
+                ggml_type: plan.dtype.id,
+                shape: [1; 4],
+                bytes: plan.bytes,
+                device_bytes: plan.bytes,
+            })
+            .collect();
+        assert!(
+            infos.is_sorted_by(|a, b| canonical_order(a, b).is_lt()),
+            "{}",
+            shape.name
+        );
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_with_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spec = small("tiny-llama");
+    // several chunks in one tensor
+    spec.vocabulary = 40_000;
+    let bytes = |threads, seed, name: &str| {
+        let path = folder.path().join(name);
+        let options = WriteOptions {
+            threads: Some(threads),
+            ..WriteOptions::default()
+        };
+        write(
+            &SynthSpec {
+                seed,
+                ..spec.clone()
+            },
+            &path,
+            options,
+            &quiet,
+        )
+        .unwrap();
+        fs::read(&path).unwrap()
+    };
+    let one = bytes(1, 7, "one");
+    assert!(one.len() > 12 << 20);
+    assert!(one == bytes(5, 7, "five"));
+    assert!(one != bytes(1, 8, "other"));
+}
+
+#[test]
+fn layers_and_rows_differ() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model");
+    let mut spec = small("tiny-llama");
+    spec.types = TypeMix::uniform(crate::inventory::DType::from_name("f16").unwrap());
+    write_to(&spec, &path);
+    let data = fs::read(&path).unwrap();
+    let row = 96 * 2;
+    let embedding = &data[data.len() - 512 * row..];
+    let mut rows: Vec<_> = embedding.chunks_exact(row).collect();
+    rows.sort_unstable();
+    rows.dedup();
+    assert_eq!(rows.len(), 512);
+}
+
+#[test]
+fn progress_ends_at_the_size_of_the_file_or_just_below() {
+    let folder = tempfile::tempdir().unwrap();
+    let seen = AtomicU64::new(0);
+    let progress = |bytes: u64| {
+        seen.fetch_max(bytes, Ordering::Relaxed);
+    };
+    let path = folder.path().join("model");
+    let summary = write(
+        &small("tiny-llama"),
+        &path,
+        WriteOptions::default(),
+        &progress,
+    )
+    .unwrap();
+    let seen = seen.load(Ordering::Relaxed);
+    // alignment gaps are not counted
+    assert!(seen <= summary.bytes && seen + 32 * summary.tensors as u64 >= summary.bytes);
+}
+
+#[test]
+fn an_existing_file_is_kept_unless_it_may_be_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model");
+    fs::write(&path, "precious").unwrap();
+    let spec = small("tiny-llama");
+    let error = write(&spec, &path, WriteOptions::default(), &quiet).unwrap_err();
+    assert!(matches!(error, SynthError::Exists { .. }), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+    let options = WriteOptions {
+        replace: true,
+        ..WriteOptions::default()
+    };
+    write(&spec, &path, options, &quiet).unwrap();
+    assert!(Inventory::from_gguf(&path).is_ok());
+    assert_eq!(files_in(folder.path()), 1);
+}
+
+#[test]
+fn failures_leave_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = small("tiny-llama");
+    let missing = folder.path().join("no/such/folder/model");
+    let error = write(&spec, &missing, WriteOptions::default(), &quiet).unwrap_err();
+    assert!(matches!(error, SynthError::Io { .. }), "{error}");
+
+    let mut huge = shape("llama3-8b").unwrap();
+    huge.layers = 512;
+    huge.feed_forward = 1 << 22;
+    let error = write(
+        &huge,
+        &folder.path().join("huge"),
+        WriteOptions::default(),
+        &quiet,
+    )
+    .unwrap_err();
+    assert!(matches!(error, SynthError::NoSpace { .. }), "{error}");
+    assert!(error.to_string().contains("TiB"), "{error}");
+    assert_eq!(files_in(folder.path()), 0);
+
+    // a folder in the way is noticed at the very end
+    let taken = folder.path().join("taken");
+    fs::create_dir(&taken).unwrap();
+    fs::write(taken.join("file"), "").unwrap();
+    let options = WriteOptions {
+        replace: true,
+        ..WriteOptions::default()
+    };
+    let error = write(&spec, &taken, options, &quiet).unwrap_err();
+    assert!(matches!(error, SynthError::Io { .. }), "{error}");
+    assert_eq!(files_in(folder.path()), 1);
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model");
+    write_to(&small("tiny-qwen3moe"), &path);
+    let whole = fs::read(&path).unwrap();
+    let cut = folder.path().join("cut");
+    for length in [
+        1,
+        3,
+        4,
+        7,
+        8,
+        23,
+        24,
+        100,
+        1000,
+        5000,
+        whole.len() / 2,
+        whole.len() - 64,
+    ] {
+        fs::write(&cut, &whole[..length]).unwrap();
+        let error = Inventory::from_gguf(&cut).unwrap_err();
+        assert!(
+            matches!(error, InventoryError::Truncated { .. }),
+            "{length}: {error}"
+        );
+    }
+    fs::write(&cut, "").unwrap();
+    assert!(matches!(
+        Inventory::from_gguf(&cut),
+        Err(InventoryError::Empty { .. })
+    ));
+}
