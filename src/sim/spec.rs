@@ -1,0 +1,495 @@
+//! What a simulated GPU is like: `vram=8G,pcie=25G,…`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::size::{ByteSize, ParseSizeError};
+
+/// The most memory a simulated GPU may have: its address space is reserved several times over.
+const MAX_VRAM: u64 = 4 << 40;
+
+/// Pageable memory moves no faster than the processor copies it into the driver's staging buffers, bytes per second.
+const PAGEABLE_RATE: u64 = 8_000_000_000;
+
+/// Whether, and how much, host memory may be page-locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PinPolicy {
+    /// As much as is asked for.
+    Unlimited,
+    /// Up to this many bytes at a time; what goes beyond is refused.
+    Limited(u64),
+    /// Always refused.
+    Refused,
+}
+
+/// The properties of a simulated GPU. Sizes are bytes, rates are per second, times are as their names say.
+///
+/// The defaults are those of a mid-range desktop card: a 25 GB/s link, 40 TFLOP/s, 450 GB/s of memory bandwidth.
+///
+/// ```
+/// # use pipeshard::sim::SimSpec;
+/// let spec: SimSpec = "vram=8G,pcie=12.5G,launch=3us".parse().unwrap();
+/// assert_eq!((spec.vram, spec.pcie, spec.launch_ns), (8 << 30, 12_500_000_000, 3_000));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SimSpec {
+    /// Capacity in bytes.
+    pub vram: u64,
+    /// Link bandwidth in bytes per second, in each direction, to and from page-locked memory.
+    pub pcie: u64,
+    /// Link bandwidth in bytes per second to and from memory that is not page-locked.
+    pub pageable: u64,
+    /// Arithmetic rate in floating-point operations per second.
+    pub flops: u64,
+    /// Bandwidth of the device's own memory in bytes per second.
+    pub membw: u64,
+    /// What each kernel costs besides its work, in nanoseconds.
+    pub launch_ns: u64,
+    /// The rate at which the host computes, in bytes of weights per second; nobody's claim when absent.
+    pub cpu: Option<u64>,
+    /// What each allocation is rounded up to, in bytes.
+    pub granularity: u64,
+    /// Seed of the random delays.
+    pub seed: u64,
+    /// The longest random delay before a copy or a kernel, in microseconds of real time; 0 for none.
+    pub delay_us: u64,
+    /// Whether host memory may be page-locked.
+    pub pin: PinPolicy,
+    /// Bytes that are in use from the start, as by a driver's context.
+    pub context: u64,
+    /// This allocation of device memory fails, counted from 1.
+    pub fail_alloc: Option<u64>,
+    /// This asynchronous copy fails, counted from 1, and takes the device down with it.
+    pub fail_copy: Option<u64>,
+    /// Whether memory that is not yet filled, or not any more, reads as NaN.
+    pub poison: bool,
+}
+
+/// Why a text is no specification of a simulated GPU.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// No capacity.
+    #[error("the simulated GPU needs to know its memory: write for example vram=8G,pcie=25G")]
+    NoVram,
+    /// Not `key=value`.
+    #[error(
+        "'{0}' in the simulated GPU's specification is not of the form key=value, such as vram=8G"
+    )]
+    NoValue(String),
+    /// A key that does not exist.
+    #[error("'{0}' is no property of a simulated GPU; there are: {KEYS}")]
+    UnknownKey(String),
+    /// A key that was given before.
+    #[error("'{0}' is given twice in the simulated GPU's specification; leave one out")]
+    Twice(String),
+    /// Not a size.
+    #[error("{key} of the simulated GPU: {source}")]
+    Size {
+        /// The property.
+        key: String,
+        /// What is wrong with it.
+        source: ParseSizeError,
+    },
+    /// Not a rate.
+    #[error("{key} of the simulated GPU: '{value}' is no rate; write a number above 0 per second with K, M, G or T (powers of 1000), such as 25G")]
+    Rate {
+        /// The property.
+        key: String,
+        /// What was typed.
+        value: String,
+    },
+    /// Not a duration.
+    #[error("{key} of the simulated GPU: '{value}' is no duration; write a number with ns, us, ms or s, such as 200us")]
+    Duration {
+        /// The property.
+        key: String,
+        /// What was typed.
+        value: String,
+    },
+    /// Not a whole number.
+    #[error("{key} of the simulated GPU: '{value}' is no whole number{}", if *.least > 0 { " above 0" } else { "" })]
+    Number {
+        /// The property.
+        key: String,
+        /// What was typed.
+        value: String,
+        /// The least that is allowed.
+        least: u64,
+    },
+    /// Neither on nor off.
+    #[error("{key} of the simulated GPU: '{value}' is neither on nor off{}", if .key == "pin" { ", nor a size such as 1G" } else { "" })]
+    Switch {
+        /// The property.
+        key: String,
+        /// What was typed.
+        value: String,
+    },
+    /// More or less than can be simulated.
+    #[error("{key}={value} of the simulated GPU is out of range: it must be {allowed}")]
+    Range {
+        /// The property.
+        key: String,
+        /// What was typed, as understood.
+        value: ByteSize,
+        /// What is possible.
+        allowed: String,
+    },
+}
+
+const KEYS: &str = "vram, pcie, pageable, flops, membw, launch, cpu, granularity, seed, delay, pin, context, failalloc, failcopy, poison";
+
+impl SimSpec {
+    /// A card with this many bytes of memory and defaults for the rest.
+    pub fn with_vram(vram: u64) -> Self {
+        Self {
+            vram,
+            pcie: 25_000_000_000,
+            pageable: PAGEABLE_RATE,
+            flops: 40_000_000_000_000,
+            membw: 450_000_000_000,
+            launch_ns: 2_000,
+            cpu: None,
+            granularity: 256,
+            seed: 1,
+            delay_us: 0,
+            pin: PinPolicy::Unlimited,
+            context: 0,
+            fail_alloc: None,
+            fail_copy: None,
+            poison: true,
+        }
+    }
+
+    /// Reads `key=value,key=value,…`; only `vram` must be there.
+    ///
+    /// Sizes are binary (`8G` is 8 GiB), rates decimal (`25G` is 25·10⁹ per second), `launch` without a unit is
+    /// nanoseconds and `delay` without a unit microseconds.
+    ///
+    /// # Errors
+    /// Says which property is wrong, and what one looks like that is not.
+    pub fn parse(text: &str) -> Result<Self, SpecError> {
+        let mut spec = Self::with_vram(0);
+        let mut seen: Vec<String> = Vec::new();
+        for item in text.split(',').map(str::trim).filter(|i| !i.is_empty()) {
+            let (key, value) = item
+                .split_once('=')
+                .ok_or_else(|| SpecError::NoValue(item.to_owned()))?;
+            let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
+            spec.set(&key, value)?;
+            if seen.contains(&key) {
+                return Err(SpecError::Twice(key));
+            }
+            seen.push(key);
+        }
+        let given = |key: &str| seen.iter().any(|k| k == key);
+        if !given("vram") {
+            return Err(SpecError::NoVram);
+        }
+        if !given("pageable") {
+            spec.pageable = spec.pageable.min(spec.pcie);
+        }
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// How long the host computes with this many bytes of weights, in nanoseconds; nothing if its rate was not given.
+    pub fn host_ns(&self, bytes: u64) -> Option<u64> {
+        self.cpu.map(|rate| super::clock::transfer_ns(bytes, rate))
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
+        match key {
+            "vram" => self.vram = size(key, value)?,
+            "pcie" => self.pcie = rate(key, value)?,
+            "pageable" => self.pageable = rate(key, value)?,
+            "flops" => self.flops = rate(key, value)?,
+            "membw" => self.membw = rate(key, value)?,
+            "launch" => self.launch_ns = duration_ns(key, value, 1)?,
+            "cpu" => self.cpu = Some(rate(key, value)?),
+            "granularity" => self.granularity = size(key, value)?,
+            "seed" => self.seed = number(key, value, 0)?,
+            "delay" => self.delay_us = duration_ns(key, value, 1_000)?.div_ceil(1_000),
+            "pin" => self.pin = pin_policy(key, value)?,
+            "context" => self.context = size(key, value)?,
+            "failalloc" => self.fail_alloc = Some(number(key, value, 1)?),
+            "failcopy" => self.fail_copy = Some(number(key, value, 1)?),
+            "poison" => self.poison = switch(key, value)?,
+            _ => return Err(SpecError::UnknownKey(key.to_owned())),
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), SpecError> {
+        let range = |key: &str, value: u64, ok: bool, allowed: String| {
+            ok.then_some(()).ok_or_else(|| SpecError::Range {
+                key: key.to_owned(),
+                value: ByteSize(value),
+                allowed,
+            })
+        };
+        let vram_ok = (1..=MAX_VRAM).contains(&self.vram);
+        let most = format!("more than 0 and at most {}", ByteSize(MAX_VRAM));
+        range("vram", self.vram, vram_ok, most)?;
+        let context_ok = self.context < self.vram;
+        let below = format!("below vram, {}", ByteSize(self.vram));
+        range("context", self.context, context_ok, below)?;
+        let granularity_ok = (1..=self.vram).contains(&self.granularity);
+        let at_most = format!("at least 1 byte and at most vram, {}", ByteSize(self.vram));
+        range("granularity", self.granularity, granularity_ok, at_most)
+    }
+}
+
+impl FromStr for SimSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for SimSpec {
+    /// One line for people: what the device calls itself.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "simulated GPU ({}, link {} GB/s, {} TFLOP/s, memory {} GB/s)",
+            ByteSize(self.vram),
+            self.pcie as f64 / 1e9,
+            self.flops as f64 / 1e12,
+            self.membw as f64 / 1e9
+        )
+    }
+}
+
+fn size(key: &str, value: &str) -> Result<u64, SpecError> {
+    value
+        .parse::<ByteSize>()
+        .map(u64::from)
+        .map_err(|source| SpecError::Size {
+            key: key.to_owned(),
+            source,
+        })
+}
+
+fn number(key: &str, value: &str, least: u64) -> Result<u64, SpecError> {
+    value
+        .parse::<u64>()
+        .ok()
+        .filter(|n| *n >= least)
+        .ok_or_else(|| SpecError::Number {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            least,
+        })
+}
+
+fn switch(key: &str, value: &str) -> Result<bool, SpecError> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(SpecError::Switch {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        }),
+    }
+}
+
+fn pin_policy(key: &str, value: &str) -> Result<PinPolicy, SpecError> {
+    match switch(key, value) {
+        Ok(true) => Ok(PinPolicy::Unlimited),
+        Ok(false) => Ok(PinPolicy::Refused),
+        Err(neither) => match value.parse::<ByteSize>() {
+            Ok(size) => Ok(PinPolicy::Limited(size.0)),
+            Err(_) => Err(neither),
+        },
+    }
+}
+
+/// Splits `12.5us` into the number and `us`. The number is plain decimal, so it is finite and not negative.
+fn decimal(text: &str) -> Option<(f64, &str)> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    Some((digits.parse().ok()?, unit.trim_start()))
+}
+
+/// A product as a whole number, if one can hold it.
+fn whole(number: f64, factor: f64) -> Option<u64> {
+    let product = (number * factor).round();
+    (product < 1e18).then_some(product as u64)
+}
+
+fn rate(key: &str, value: &str) -> Result<u64, SpecError> {
+    let parse = || {
+        let (number, unit) = decimal(value)?;
+        let factor = match unit.to_ascii_uppercase().as_str() {
+            "" => 1.0,
+            "K" => 1e3,
+            "M" => 1e6,
+            "G" => 1e9,
+            "T" => 1e12,
+            "P" => 1e15,
+            _ => return None,
+        };
+        whole(number, factor).filter(|n| *n > 0)
+    };
+    parse().ok_or_else(|| SpecError::Rate {
+        key: key.to_owned(),
+        value: value.to_owned(),
+    })
+}
+
+/// Nanoseconds; `plain` is what a number without a unit counts in.
+fn duration_ns(key: &str, value: &str, plain: u64) -> Result<u64, SpecError> {
+    let parse = || {
+        let (number, unit) = decimal(value)?;
+        let factor = match unit.to_ascii_lowercase().as_str() {
+            "" => plain as f64,
+            "ns" => 1.0,
+            "us" | "µs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            _ => return None,
+        };
+        whole(number, factor)
+    };
+    parse().ok_or_else(|| SpecError::Duration {
+        key: key.to_owned(),
+        value: value.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn error(text: &str) -> String {
+        SimSpec::parse(text)
+            .expect_err("a wrong specification was accepted")
+            .to_string()
+    }
+
+    #[test]
+    fn only_the_capacity_is_required() {
+        let spec = SimSpec::parse("vram=1G").expect("a capacity is enough");
+        assert_eq!(spec, SimSpec::with_vram(1 << 30));
+        assert_eq!(
+            (spec.pcie, spec.flops, spec.membw),
+            (25_000_000_000, 40_000_000_000_000, 450_000_000_000)
+        );
+        assert!(spec.poison);
+    }
+
+    #[test]
+    fn every_property_is_read() {
+        let text = "vram=8G, pcie=12.5G,pageable=3G,flops=80T,membw=1.2T,launch=5us,cpu=40G,granularity=2M,\
+                    seed=7,delay=500,pin=1G,context=300M,failalloc=3,failcopy=4,poison=off";
+        let spec = SimSpec::parse(text).expect("all properties at once");
+        let expected = SimSpec {
+            vram: 8 << 30,
+            pcie: 12_500_000_000,
+            pageable: 3_000_000_000,
+            flops: 80_000_000_000_000,
+            membw: 1_200_000_000_000,
+            launch_ns: 5_000,
+            cpu: Some(40_000_000_000),
+            granularity: 2 << 20,
+            seed: 7,
+            delay_us: 500,
+            pin: PinPolicy::Limited(1 << 30),
+            context: 300 << 20,
+            fail_alloc: Some(3),
+            fail_copy: Some(4),
+            poison: false,
+        };
+        assert_eq!(spec, expected);
+        assert_eq!(spec.host_ns(40), Some(1));
+    }
+
+    #[test]
+    fn units_of_time_and_of_memory() {
+        let launch =
+            |value: &str| SimSpec::parse(&format!("vram=1M,launch={value}")).map(|s| s.launch_ns);
+        assert_eq!(launch("250"), Ok(250));
+        assert_eq!(launch("1.5us"), Ok(1_500));
+        assert_eq!(launch("2ms"), Ok(2_000_000));
+        let delay =
+            |value: &str| SimSpec::parse(&format!("vram=1M,delay={value}")).map(|s| s.delay_us);
+        assert_eq!(delay("200us"), Ok(200));
+        assert_eq!(delay("2ms"), Ok(2_000));
+        assert_eq!(delay("1ns"), Ok(1));
+        let pin = |value: &str| SimSpec::parse(&format!("vram=1M,pin={value}")).map(|s| s.pin);
+        assert_eq!(pin("on"), Ok(PinPolicy::Unlimited));
+        assert_eq!(pin("off"), Ok(PinPolicy::Refused));
+        assert_eq!(pin("64K"), Ok(PinPolicy::Limited(64 << 10)));
+    }
+
+    #[test]
+    fn a_slow_link_is_no_faster_from_pageable_memory() {
+        let rate = |text: &str| SimSpec::parse(text).map(|s| s.pageable);
+        assert_eq!(rate("vram=1G,pcie=3G"), Ok(3_000_000_000));
+        assert_eq!(rate("vram=1G,pcie=50G"), Ok(PAGEABLE_RATE));
+        assert_eq!(rate("vram=1G,pcie=3G,pageable=5G"), Ok(5_000_000_000));
+    }
+
+    #[test]
+    fn wrong_specifications_say_what_is_wrong() {
+        for (text, part) in [
+            ("", "needs to know its memory"),
+            ("pcie=25G", "needs to know its memory"),
+            ("vram", "'vram' in the simulated"),
+            (
+                "vram=1G,vran=2",
+                "'vran' is no property of a simulated GPU; there are: vram, pcie",
+            ),
+            ("vram=1G,vram=2G", "'vram' is given twice"),
+            ("vram=lots", "vram of the simulated GPU: 'lots' is no size"),
+            ("vram=0", "vram=0 B of the simulated GPU is out of range"),
+            ("vram=100T", "at most 4 TiB"),
+            (
+                "vram=1G,context=1G",
+                "context=1 GiB of the simulated GPU is out of range: it must be below vram",
+            ),
+            ("vram=1G,granularity=0", "granularity=0 B"),
+            (
+                "vram=1G,pcie=0",
+                "pcie of the simulated GPU: '0' is no rate",
+            ),
+            ("vram=1G,pcie=-3G", "'-3G' is no rate"),
+            ("vram=1G,pcie=1e9", "'1e9' is no rate"),
+            ("vram=1G,pcie=..G", "'..G' is no rate"),
+            ("vram=1G,flops=9999999999999T", "no rate"),
+            ("vram=1G,launch=fast", "'fast' is no duration"),
+            ("vram=1G,delay=5min", "'5min' is no duration"),
+            ("vram=1G,seed=x", "'x' is no whole number"),
+            ("vram=1G,failcopy=0", "'0' is no whole number above 0"),
+            ("vram=1G,poison=yes", "'yes' is neither on nor off"),
+            (
+                "vram=1G,pin=some",
+                "'some' is neither on nor off, nor a size",
+            ),
+        ] {
+            let message = error(text);
+            assert!(message.contains(part), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn says_what_it_is() {
+        let text = SimSpec::with_vram(8 << 30).to_string();
+        assert_eq!(
+            text,
+            "simulated GPU (8 GiB, link 25 GB/s, 40 TFLOP/s, memory 450 GB/s)"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "[a-z0-9=,.GMKTµ -]{0,40}") {
+            let _ = SimSpec::parse(&text);
+            let _ = SimSpec::parse(&format!("vram=1G,{text}"));
+        }
+    }
+}
