@@ -83,14 +83,15 @@ pub(super) fn layout(sizes: &[u64], capacity: u64) -> (Vec<u64>, u64) {
     let laps = total.div_ceil(capacity.max(1));
     let equal_laps = (laps..laps + 4).map(|count| in_laps(sizes, total, count));
     let mut best = alternating(sizes);
-    let mut best_lookahead = lookahead(sizes, &best).unwrap_or(0);
+    let mut best_tightness = tightness(sizes, &best).unwrap_or(u128::MAX);
     for offsets in equal_laps.chain([wrapping(sizes, capacity)]) {
         if extent(sizes, &offsets) > capacity {
             continue;
         }
-        if let Some(found) = lookahead(sizes, &offsets).filter(|&found| found > best_lookahead) {
+        let found = tightness(sizes, &offsets);
+        if let Some(found) = found.filter(|&found| found < best_tightness) {
             best = offsets;
-            best_lookahead = found;
+            best_tightness = found;
         }
     }
     let used = extent(sizes, &best);
@@ -165,26 +166,28 @@ fn alternating(sizes: &[u64]) -> Vec<u64> {
     offsets
 }
 
-/// The fewest bytes that lie between any group and the last one before it, on the cycle, that
-/// overlaps it: how far copies can run ahead. None if neighbours overlap.
-fn lookahead(sizes: &[u64], offsets: &[u64]) -> Option<u64> {
+/// For each group the bytes that lie between it and the last one before it, on the cycle, that
+/// overlaps it: how far copies can run ahead of it. None if neighbours overlap.
+fn lookaheads(sizes: &[u64], offsets: &[u64]) -> Option<Vec<u64>> {
     let n = sizes.len();
     let overlaps = |a: usize, b: usize| {
         offsets[a] < offsets[b] + sizes[b] && offsets[b] < offsets[a] + sizes[a]
     };
-    let mut least = u64::MAX;
-    for index in 0..n {
+    let ahead = |index: usize| {
         let earlier = (1..n).map(|back| (index + n - back) % n);
-        let clear: u64 = earlier
-            .take_while(|&other| !overlaps(index, other))
-            .map(|other| sizes[other])
-            .sum();
-        if clear == 0 && n > 1 {
-            return None;
-        }
-        least = least.min(clear);
-    }
-    Some(least)
+        let clear = earlier.take_while(|&other| !overlaps(index, other));
+        let bytes: u64 = clear.map(|other| sizes[other]).sum();
+        (bytes > 0 || n == 1).then_some(bytes)
+    };
+    (0..n).map(ahead).collect()
+}
+
+/// How much a layout holds copies back: a short lookahead counts for more than a long one makes
+/// up for, and one tight place for less than many. None if neighbours overlap.
+fn tightness(sizes: &[u64], offsets: &[u64]) -> Option<u128> {
+    let lookaheads = lookaheads(sizes, offsets)?;
+    let inverse = |&bytes: &u64| (1u128 << 100) / u128::from(bytes.max(1));
+    Some(lookaheads.iter().map(inverse).sum())
 }
 
 #[cfg(test)]
@@ -196,7 +199,7 @@ mod tests {
         let (offsets, used) = layout(sizes, capacity);
         prop_assert!(used <= capacity);
         prop_assert_eq!(used, extent(sizes, &offsets));
-        prop_assert!(lookahead(sizes, &offsets).is_some(), "neighbours overlap");
+        prop_assert!(lookaheads(sizes, &offsets).is_some(), "neighbours overlap");
         Ok(())
     }
 
@@ -231,23 +234,35 @@ mod tests {
         assert_eq!(minimum(&[10, 1, 10, 1, 1]), 12);
     }
 
+    fn sorted_lookaheads(sizes: &[u64], capacity: u64) -> Vec<u64> {
+        let (offsets, _) = layout(sizes, capacity);
+        let mut found = lookaheads(sizes, &offsets).unwrap();
+        found.sort_unstable();
+        found
+    }
+
     #[test]
     fn equal_groups_look_ahead_by_a_whole_lap() {
         let sizes = [10u64; 40];
-        let (offsets, used) = layout(&sizes, 87);
         // Five laps of eight: each slot is free again after the seven groups in between.
-        assert_eq!(used, 80);
-        assert_eq!(lookahead(&sizes, &offsets), Some(70));
-        let (offsets, used) = layout(&sizes, 400);
-        assert_eq!((used, lookahead(&sizes, &offsets)), (400, Some(390)));
+        assert_eq!(layout(&sizes, 87).1, 80);
+        assert_eq!(sorted_lookaheads(&sizes, 87), [70; 40]);
+        assert_eq!(layout(&sizes, 400).1, 400);
+        assert_eq!(sorted_lookaheads(&sizes, 400), [390; 40]);
     }
 
     #[test]
     fn a_short_last_lap_is_evened_out() {
         // 41 groups in a ring of 8: five full laps and one group would leave the seam shut.
-        let sizes = [10u64; 41];
-        let (offsets, _) = layout(&sizes, 80);
-        assert!(lookahead(&sizes, &offsets).unwrap() >= 50);
+        let found = sorted_lookaheads(&[10; 41], 80);
+        assert!(found[0] >= 50, "{found:?}");
+    }
+
+    #[test]
+    fn one_tight_place_is_better_than_many() {
+        // 65 groups in a ring of 3: turns at two ends would do, but look ahead by one only.
+        let found = sorted_lookaheads(&[10; 65], 30);
+        assert!(found[3..].iter().all(|&bytes| bytes == 20), "{found:?}");
     }
 
     #[test]
