@@ -38,7 +38,7 @@ pub enum InventoryError {
     },
     /// The file ends too early.
     #[error(
-        "the model {} is cut short: {what} ends at byte {expected}, the file at byte {actual}. \
+        "the model {} is cut short: {what} needs a file of at least {expected} bytes, and it has {actual}. \
          A download or a copy did not finish. Fetch it again.",
         path.display()
     )]

@@ -69,7 +69,7 @@ pub(super) struct TensorPlan {
 /// What a type is replaced with where a row does not fill its blocks, as llama.cpp's quantiser does.
 fn fitting(dtype: &'static DType, row: u64) -> &'static DType {
     let named = |name| DType::from_name(name).unwrap_or(dtype);
-    let fits = |dtype: &DType| row % u64::from(dtype.block) == 0;
+    let fits = |dtype: &DType| row.is_multiple_of(u64::from(dtype.block));
     if fits(dtype) {
         return dtype;
     }

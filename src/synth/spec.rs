@@ -192,13 +192,13 @@ impl SynthSpec {
                 self.layers
             ));
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return fail(format!(
                 "{} heads cannot share {} key and value heads evenly",
                 self.heads, self.kv_heads
             ));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return fail(format!(
                 "a head of {} elements cannot be rotated in pairs",
                 self.head_dim

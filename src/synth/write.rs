@@ -20,7 +20,6 @@ use super::container::{header, Entry, ALIGNMENT};
 use super::layout::{tensors, Quiet, TensorPlan, Values};
 use super::metadata::metadata;
 use super::{SynthError, SynthSpec};
-use crate::inventory::DType;
 
 /// Bytes that one thread makes and writes at a time, about.
 const CHUNK: u64 = 4 << 20;
