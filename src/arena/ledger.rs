@@ -1,0 +1,219 @@
+//! Who holds how much device memory.
+//!
+//! The arena's own chunks are counted where they are allocated; the rest is announced by the hook: KV per owner and layer,
+//! compute buffers per scheduler.
+
+use crate::plan::KvPlacement;
+use std::collections::BTreeMap;
+
+/// Bytes of device memory per class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ByClass {
+    /// Residents' chunks.
+    pub resident: u64,
+    /// The ring of slots.
+    pub slots: u64,
+    /// KV cells and recurrent state.
+    pub kv: u64,
+    /// Compute buffers.
+    pub scratch: u64,
+    /// The backend's own memory: pools, work spaces.
+    pub other: u64,
+}
+
+impl ByClass {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.resident + self.slots + self.kv + self.scratch + self.other
+    }
+
+    fn max(self, o: ByClass) -> ByClass {
+        ByClass {
+            resident: self.resident.max(o.resident),
+            slots: self.slots.max(o.slots),
+            kv: self.kv.max(o.kv),
+            scratch: self.scratch.max(o.scratch),
+            other: self.other.max(o.other),
+        }
+    }
+}
+
+/// One owner's KV, layer by layer.
+#[derive(Debug, Clone)]
+struct KvOwner {
+    model: usize,
+    layers: Vec<KvPlacement>,
+}
+
+/// The books.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    kv: BTreeMap<usize, KvOwner>,
+    /// Owners in the order in which they appeared.
+    kv_order: Vec<usize>,
+    scratch: BTreeMap<usize, u64>,
+    arena: (u64, u64),
+    other: u64,
+    peak: ByClass,
+    peak_total: u64,
+}
+
+impl Ledger {
+    /// Books one layer's KV of `owner`.
+    pub fn add_kv(&mut self, owner: usize, model: usize, placement: KvPlacement) {
+        if !self.kv.contains_key(&owner) {
+            self.kv_order.push(owner);
+        }
+        let entry = self.kv.entry(owner).or_insert_with(|| KvOwner {
+            model,
+            layers: Vec::new(),
+        });
+        entry.layers.push(placement);
+        self.note();
+    }
+
+    /// Forgets the KV of `owner`.
+    pub fn remove_kv(&mut self, owner: usize) {
+        self.kv.remove(&owner);
+        self.kv_order.retain(|&o| o != owner);
+    }
+
+    /// Whether `owner` is known.
+    pub fn has_kv(&self, owner: usize) -> bool {
+        self.kv.contains_key(&owner)
+    }
+
+    /// Whether the KV of this layer that was made last is on the host.
+    pub fn layer_on_host(&self, model: usize, layer: u32) -> bool {
+        self.kv_order
+            .iter()
+            .rev()
+            .filter_map(|owner| self.kv.get(owner))
+            .filter(|kv| kv.model == model)
+            .flat_map(|kv| kv.layers.iter().rev())
+            .find(|placement| placement.layer == layer)
+            .is_some_and(|placement| !placement.device)
+    }
+
+    /// All KV, in the order in which it was made.
+    pub fn kv_placements(&self) -> Vec<KvPlacement> {
+        self.kv_order
+            .iter()
+            .filter_map(|o| self.kv.get(o))
+            .flat_map(|kv| kv.layers.iter().copied())
+            .collect()
+    }
+
+    /// Books the compute buffers of a scheduler: `bytes` in all. Buffers never shrink.
+    pub fn set_scratch(&mut self, sched: usize, bytes: u64) {
+        let entry = self.scratch.entry(sched).or_default();
+        *entry = (*entry).max(bytes);
+        self.note();
+    }
+
+    /// Bytes of compute buffers of one scheduler.
+    pub fn scratch_of(&self, sched: usize) -> u64 {
+        self.scratch.get(&sched).copied().unwrap_or(0)
+    }
+
+    /// Takes a booking of compute buffers back, to what it was.
+    pub fn restore_scratch(&mut self, sched: usize, bytes: u64) {
+        self.scratch.insert(sched, bytes);
+    }
+
+    /// Forgets a scheduler's compute buffers.
+    pub fn remove_scratch(&mut self, sched: usize) {
+        self.scratch.remove(&sched);
+    }
+
+    /// Bytes of all compute buffers.
+    pub fn scratch(&self) -> u64 {
+        self.scratch.values().sum()
+    }
+
+    /// Books the arena: bytes of residents and of the ring.
+    pub fn set_arena(&mut self, resident: u64, slots: u64) {
+        self.arena = (resident, slots);
+        self.note();
+    }
+
+    /// Books what the backend holds on its own account.
+    pub fn set_other(&mut self, bytes: u64) {
+        self.other = bytes;
+        self.note();
+    }
+
+    /// What is held now.
+    pub fn now(&self) -> ByClass {
+        ByClass {
+            resident: self.arena.0,
+            slots: self.arena.1,
+            kv: self
+                .kv
+                .values()
+                .flat_map(|kv| &kv.layers)
+                .filter(|p| p.device)
+                .map(|p| p.bytes)
+                .sum(),
+            scratch: self.scratch(),
+            other: self.other,
+        }
+    }
+
+    /// The most that each class ever held.
+    pub fn peak(&self) -> ByClass {
+        self.peak
+    }
+
+    /// The most that was ever held at once.
+    pub fn peak_total(&self) -> u64 {
+        self.peak_total
+    }
+
+    fn note(&mut self) {
+        let now = self.now();
+        self.peak = self.peak.max(now);
+        self.peak_total = self.peak_total.max(now.total());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kv(layer: u32, device: bool, bytes: u64) -> KvPlacement {
+        KvPlacement {
+            layer,
+            device,
+            bytes,
+        }
+    }
+
+    #[test]
+    fn counts_what_is_on_the_device_and_remembers_the_peak() {
+        let mut ledger = Ledger::default();
+        ledger.add_kv(1, 9, kv(0, true, 100));
+        ledger.add_kv(1, 9, kv(1, false, 100));
+        ledger.set_scratch(7, 50);
+        ledger.set_scratch(7, 20);
+        ledger.set_arena(300, 40);
+        assert_eq!(ledger.now().total(), 490);
+        ledger.remove_kv(1);
+        ledger.remove_scratch(7);
+        assert_eq!(ledger.now().total(), 340);
+        assert_eq!(ledger.peak_total(), 490);
+        assert_eq!(ledger.peak().kv, 100);
+    }
+
+    #[test]
+    fn the_latest_kv_of_a_layer_tells_where_its_attention_runs() {
+        let mut ledger = Ledger::default();
+        ledger.add_kv(1, 9, kv(0, true, 100));
+        assert!(!ledger.layer_on_host(9, 0));
+        ledger.add_kv(2, 9, kv(0, false, 100));
+        assert!(ledger.layer_on_host(9, 0));
+        assert!(!ledger.layer_on_host(8, 0));
+        ledger.remove_kv(2);
+        assert!(!ledger.layer_on_host(9, 0));
+    }
+}

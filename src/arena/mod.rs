@@ -1,0 +1,320 @@
+//! Device memory: what is resident, and the ring that streamed weights take turns in.
+//!
+//! All weights live in host memory; the arena holds copies. It is made of chunks, allocated in the order in which the plan
+//! ranks residents, so that giving memory back means freeing the last chunks and nothing else moves. The arena belongs to
+//! the process and the device: schedulers come and go.
+
+pub mod ledger;
+pub mod unit;
+
+use crate::lanes::copy::{Copier, CopyTask, DroppedWait};
+use crate::lanes::device::{Buffer, Device, Event};
+use crate::lanes::ring::{CopyLane, GroupId, Place, Ring};
+use crate::plan::{Chunk, Location, Plan};
+use unit::LoadedUnit;
+
+/// Why the arena could not take the plan's shape.
+#[derive(Debug, thiserror::Error)]
+pub enum ArenaError {
+    /// The device refused memory that the budget allows: another program holds it.
+    #[error("{device} refused {wanted} MiB although the budget allows them: another program holds the memory")]
+    Refused {
+        /// The device.
+        device: String,
+        /// Size of the refused allocation.
+        wanted: u64,
+    },
+    /// The device has no events left.
+    #[error("{device} refused an event; restart the program")]
+    NoEvents {
+        /// The device.
+        device: String,
+    },
+}
+
+struct ResidentChunk {
+    plan: Chunk,
+    buffer: Buffer,
+}
+
+/// A streamed group with the events of its place in the ring.
+struct Group {
+    /// Its tensors, as ready-made copy commands, in order of use.
+    tasks: Vec<CopyTask>,
+    filled: Event,
+    read: Event,
+    /// Bytes that a copy of the group moves.
+    bytes: u64,
+}
+
+/// The ring of slots: one allocation, the streamed groups with their places and events.
+struct RingMemory {
+    buffer: Buffer,
+    groups: Vec<Group>,
+    ring: Ring,
+}
+
+/// Device memory of one device, carved up as a plan says.
+pub struct Arena {
+    device: Device,
+    chunks: Vec<ResidentChunk>,
+    ring: Option<RingMemory>,
+    fill_on_carve: bool,
+    uploaded_bytes: u64,
+    streamed_bytes: u64,
+    group_copies: u64,
+    /// Stalls of rings that are gone.
+    past_stalls: u64,
+}
+
+// SAFETY: the pointers in the copy tasks are to host weights and to tensors owned by the runtime, which outlive the arena's
+// shape: `release` comes before either goes. Used under the runtime's lock.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// An empty arena. `fill_on_carve`: new device memory is filled with 0xFF first, which no token may depend on.
+    pub fn new(device: Device, fill_on_carve: bool) -> Self {
+        Arena {
+            device,
+            chunks: Vec::new(),
+            ring: None,
+            fill_on_carve,
+            uploaded_bytes: 0,
+            streamed_bytes: 0,
+            group_copies: 0,
+            past_stalls: 0,
+        }
+    }
+
+    /// Bytes uploaded to residents since the arena was made.
+    pub fn uploaded_bytes(&self) -> u64 {
+        self.uploaded_bytes
+    }
+
+    /// Bytes copied into the ring since the arena was made.
+    pub fn streamed_bytes(&self) -> u64 {
+        self.streamed_bytes
+    }
+
+    /// Copies of streamed groups since the arena was made.
+    pub fn group_copies(&self) -> u64 {
+        self.group_copies
+    }
+
+    /// Bytes of residents' chunks.
+    pub fn resident_bytes(&self) -> u64 {
+        self.chunks.iter().map(|c| c.buffer.size()).sum()
+    }
+
+    /// Bytes of the ring.
+    pub fn slot_bytes(&self) -> u64 {
+        self.ring.as_ref().map_or(0, |r| r.buffer.size())
+    }
+
+    /// Frees everything. The caller has drained the lanes.
+    pub fn release(&mut self) {
+        self.chunks.clear();
+        self.free_ring();
+    }
+
+    fn free_ring(&mut self) {
+        self.past_stalls = self.stalls();
+        self.ring = None;
+    }
+
+    /// Takes the shape of `plan`: frees what it has too much of, allocates what is missing, uploads new residents, and points
+    /// the units' device tensors to their places. Chunks that both shapes share stay where they are.
+    ///
+    /// The caller has drained the lanes. On error the arena is empty.
+    pub fn carve(
+        &mut self,
+        plan: &Plan,
+        units: &mut [LoadedUnit],
+        copier: &mut Copier,
+    ) -> Result<(), ArenaError> {
+        let shared = self
+            .chunks
+            .iter()
+            .zip(&plan.chunks)
+            .take_while(|(have, want)| have.plan == **want)
+            .count();
+        self.chunks.truncate(shared);
+        self.free_ring();
+        let result = self.allocate(plan, units, copier, shared);
+        if result.is_err() {
+            self.release();
+        }
+        result
+    }
+
+    fn allocate(
+        &mut self,
+        plan: &Plan,
+        units: &mut [LoadedUnit],
+        copier: &mut Copier,
+        shared: usize,
+    ) -> Result<(), ArenaError> {
+        for chunk in &plan.chunks[shared..] {
+            let buffer = self.buffer(chunk.bytes)?;
+            self.chunks.push(ResidentChunk {
+                plan: chunk.clone(),
+                buffer,
+            });
+        }
+        let ring_buffer = (plan.ring.bytes > 0)
+            .then(|| self.buffer(plan.ring.bytes))
+            .transpose()?;
+        let mut group_tasks = vec![Vec::new(); plan.ring.groups.len()];
+        for (index, location) in plan.locations().into_iter().enumerate() {
+            let unit = &mut units[index];
+            match location {
+                Location::Chunk { chunk, offset } => unit.place(&self.chunks[chunk].buffer, offset),
+                Location::Ring { group, offset } => {
+                    if let Some(buffer) = &ring_buffer {
+                        unit.place(buffer, offset);
+                        group_tasks[group].push(index);
+                    }
+                }
+                Location::Host => unit.unplace(),
+            }
+        }
+        for chunk in &self.chunks[shared..] {
+            for &(id, _) in &chunk.plan.units {
+                let task = units[id.index()].copy_task();
+                // SAFETY: the unit's weights are loaded and its device tensor lies in a chunk that lives until the lanes
+                // are drained.
+                unsafe { copier.submit(&task) };
+                self.uploaded_bytes += task.bytes as u64;
+            }
+        }
+        if copier.dropped != Some(DroppedWait::Upload) {
+            copier.stream().synchronize();
+        }
+        if let Some(buffer) = ring_buffer {
+            self.ring = Some(self.make_ring(plan, units, buffer, group_tasks)?);
+        }
+        Ok(())
+    }
+
+    fn make_ring(
+        &self,
+        plan: &Plan,
+        units: &mut [LoadedUnit],
+        buffer: Buffer,
+        members: Vec<Vec<usize>>,
+    ) -> Result<RingMemory, ArenaError> {
+        let event = || {
+            Event::new(self.device).ok_or_else(|| ArenaError::NoEvents {
+                device: self.device.name(),
+            })
+        };
+        let mut groups = Vec::with_capacity(members.len());
+        for members in members {
+            let tasks: Vec<CopyTask> = members.iter().map(|&i| units[i].copy_task()).collect();
+            let bytes = tasks.iter().map(|t| t.bytes as u64).sum();
+            groups.push(Group {
+                tasks,
+                filled: event()?,
+                read: event()?,
+                bytes,
+            });
+        }
+        let places: Vec<Place> = plan
+            .ring
+            .groups
+            .iter()
+            .map(|g| Place {
+                offset: g.offset,
+                bytes: g.bytes,
+            })
+            .collect();
+        Ok(RingMemory {
+            buffer,
+            groups,
+            ring: Ring::new(&places),
+        })
+    }
+
+    fn buffer(&self, bytes: u64) -> Result<Buffer, ArenaError> {
+        let buffer = Buffer::allocate(self.device.buffer_type(), bytes)
+            .ok_or_else(|| ArenaError::Refused {
+                device: self.device.name(),
+                wanted: bytes >> 20,
+            })?
+            .holds_weights();
+        if self.fill_on_carve {
+            buffer.clear(0xff);
+        }
+        Ok(buffer)
+    }
+
+    /// The ring and the lanes around it, for the splits that `compute` runs; `None` when nothing is streamed.
+    pub fn pipeline<'a>(
+        &'a mut self,
+        copier: &'a mut Copier,
+        compute: crate::ffi::ggml_backend_t,
+    ) -> Option<(&'a mut Ring, Lanes<'a>)> {
+        let memory = self.ring.as_mut()?;
+        let lanes = Lanes {
+            groups: &memory.groups,
+            copier,
+            compute,
+            streamed: &mut self.streamed_bytes,
+            copies: &mut self.group_copies,
+        };
+        Some((&mut memory.ring, lanes))
+    }
+
+    /// Copies that a split had to ask for because they had not been submitted ahead.
+    pub fn stalls(&self) -> u64 {
+        self.past_stalls + self.ring.as_ref().map_or(0, |r| r.ring.stalls())
+    }
+}
+
+/// The two lanes, for one call of the hook.
+pub struct Lanes<'a> {
+    groups: &'a [Group],
+    copier: &'a mut Copier,
+    compute: crate::ffi::ggml_backend_t,
+    streamed: &'a mut u64,
+    copies: &'a mut u64,
+}
+
+// SAFETY of the calls below: `compute` is the backend that the scheduler passed to the hook for the split being submitted,
+// alive during the call; the copy lane's stream and the events belong to the same device and to live values.
+impl CopyLane for Lanes<'_> {
+    fn wait_until_read(&mut self, group: GroupId) {
+        if self.copier.dropped != Some(DroppedWait::Read) {
+            // SAFETY: see above.
+            unsafe { self.groups[group].read.hold(self.copier.stream().raw()) }
+        }
+    }
+
+    fn copy(&mut self, group: GroupId) -> bool {
+        let group = &self.groups[group];
+        for task in &group.tasks {
+            // SAFETY: tasks point to loaded weights and to tensors in the ring, both alive while the arena has this shape.
+            unsafe { self.copier.submit(task) };
+        }
+        *self.streamed += group.bytes;
+        *self.copies += 1;
+        // SAFETY: see above.
+        unsafe { group.filled.record(self.copier.stream().raw()) };
+        true
+    }
+
+    fn compute_waits_until_filled(&mut self, group: GroupId) {
+        // SAFETY: see above.
+        unsafe {
+            self.copier.disturb(self.compute);
+            if self.copier.dropped != Some(DroppedWait::Filled) {
+                self.groups[group].filled.hold(self.compute);
+            }
+        }
+    }
+
+    fn record_read(&mut self, group: GroupId) {
+        // SAFETY: see above.
+        unsafe { self.groups[group].read.record(self.compute) }
+    }
+}

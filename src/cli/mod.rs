@@ -1,0 +1,50 @@
+//! The `pipeshard` tool.
+
+pub mod eval;
+pub mod plan;
+pub mod synth;
+pub mod verify;
+
+use clap::{Parser, Subcommand};
+
+/// What the tool was asked to do.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pipeshard",
+    version,
+    about = "Plans, makes and checks models for running inside a budget of VRAM",
+    long_about = "Plans, makes and checks models for running inside a budget of VRAM.\n\n\
+        The models themselves run in llama.cpp's own tools: llama-cli, llama-server and the others take --pipeshard.",
+    after_help = "Examples:\n  \
+        pipeshard plan model.gguf --vram 4G          what would live where\n  \
+        pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
+        pipeshard synth --shape tiny-llama tiny.gguf a small model of random weights"
+)]
+pub struct Cli {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The tool's commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what would live where under a budget
+    Plan(plan::PlanArgs),
+    /// Compare answers with those of stock llama.cpp, bit for bit
+    Verify(verify::VerifyArgs),
+    /// Evaluate prompts of given lengths and write logits and tokens
+    Eval(eval::EvalArgs),
+    /// Write a model of random weights
+    Synth(synth::SynthArgs),
+}
+
+/// Runs a command; the error is a text for the user.
+pub fn run(cli: Cli) -> Result<(), String> {
+    match cli.command {
+        Command::Plan(args) => plan::run(args).map_err(|e| e.to_string()),
+        Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),
+        Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
+        Command::Synth(args) => synth::run(&args).map_err(|e| e.to_string()),
+    }
+}

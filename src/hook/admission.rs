@@ -1,0 +1,130 @@
+//! Who may take how much device memory: KV, compute buffers, and what happens when it does not fit.
+
+use super::log;
+use super::runtime::Runtime;
+use crate::plan::{plan, KvPlacement};
+
+/// How a context that did not fit is tried again. Compute buffers are only known once a context has tried to reserve them;
+/// KV is placed before that. So a failed try teaches the next one.
+#[derive(Debug, Default, Clone)]
+pub struct Retry {
+    /// The output head stays on the host: its logits need no device memory then.
+    pub output_on_host: bool,
+    /// Compute buffers to expect, in bytes.
+    pub expected_scratch: u64,
+    tries: u32,
+    wanted_scratch: u64,
+    error: Option<String>,
+}
+
+/// The first try, the output head on the host, two with what they taught about compute buffers.
+const TRIES: u32 = 4;
+
+impl Retry {
+    /// Why the current try fails.
+    pub fn fail(&mut self, why: String) {
+        self.error = Some(why);
+    }
+
+    /// The context works: the next one starts afresh.
+    pub fn succeeded(&mut self) {
+        self.tries = 0;
+        self.expected_scratch = 0;
+        self.wanted_scratch = 0;
+        self.error = None;
+    }
+}
+
+impl Runtime {
+    /// Where this layer's KV goes: on the device as long as all that must be there fits beside it.
+    pub fn kv_on_host(&mut self, model: usize, owner: usize, layer: u32, bytes: u64) -> bool {
+        if !self.models.iter().any(|m| m.key == model) {
+            return false;
+        }
+        if !self.ledger.has_kv(owner) {
+            self.release_arena();
+            self.outcome.contexts += 1;
+        }
+        let mut input = self.plan_input(self.retry.expected_scratch);
+        let mut placement = KvPlacement {
+            layer,
+            device: true,
+            bytes,
+        };
+        if let Some(kv) = &mut input.kv_fixed {
+            kv.push(placement);
+        }
+        placement.device = plan(&input).is_ok();
+        self.ledger.add_kv(owner, model, placement);
+        self.replan();
+        !placement.device
+    }
+
+    /// The KV of `owner` was freed.
+    pub fn kv_gone(&mut self, owner: usize) {
+        if self.ledger.has_kv(owner) {
+            self.ledger.remove_kv(owner);
+            self.replan();
+        }
+    }
+
+    /// Compute buffers of a scheduler are about to become `bytes` on the device. Makes room, or says no.
+    pub fn scratch_wanted(&mut self, sched: usize, bytes: u64, measuring: bool) -> bool {
+        let bytes = bytes.next_multiple_of(self.granularity());
+        let before = self.ledger.scratch_of(sched);
+        if bytes <= before {
+            return true;
+        }
+        if !measuring {
+            self.outcome.reallocations += 1;
+        }
+        let input = self.plan_input(bytes - before);
+        let made = match plan(&input) {
+            Ok(made) => made,
+            Err(error) => {
+                self.retry.wanted_scratch = self.ledger.scratch() - before + bytes;
+                self.retry.fail(error.to_string());
+                return false;
+            }
+        };
+        let room = self.ledger.now().total() - before + bytes <= self.budget;
+        if !room && !measuring {
+            // The graph that wants them already refers to the arena. The next try is planned with the larger buffers.
+            log::error(
+                "compute buffers grew in mid-run; the arena makes room before the next batch",
+            );
+            self.ledger.set_scratch(sched, bytes);
+            self.replan();
+            self.epoch += 1;
+            return false;
+        }
+        if !room {
+            self.release_arena();
+        }
+        self.ledger.set_scratch(sched, bytes);
+        self.plan = Some(made);
+        true
+    }
+
+    /// A context could not be made. True: try again, the answers will differ.
+    pub fn context_failed(&mut self) -> bool {
+        let Some(error) = self.retry.error.take() else {
+            return false;
+        };
+        self.retry.tries += 1;
+        let may_learn = self.retry.tries < TRIES;
+        if may_learn && !self.retry.output_on_host {
+            self.retry.output_on_host = true;
+        } else if may_learn && self.retry.wanted_scratch > self.retry.expected_scratch {
+            self.retry.expected_scratch = self.retry.wanted_scratch;
+        } else {
+            self.retry = Retry::default();
+            log::error(&error);
+            self.outcome.off(&error);
+            return false;
+        }
+        log::info("the context did not fit as planned; planning it again with what is known now");
+        self.replan();
+        true
+    }
+}

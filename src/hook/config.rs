@@ -1,0 +1,161 @@
+//! What the environment asks for. Flags of the tools arrive here as well: they are turned into these variables before the
+//! library is loaded.
+
+use crate::lanes::copy::DroppedWait;
+use crate::sim::{SimSpec, SpecError};
+use crate::size::ByteSize;
+use std::path::PathBuf;
+
+/// Settings of one process.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Take over placement and copies (`LLAMA_ARG_PIPESHARD`).
+    pub attach: bool,
+    /// Budget in bytes (`LLAMA_ARG_PIPESHARD_VRAM`); `None`: what is free, less a margin.
+    pub budget: Option<u64>,
+    /// A simulated GPU in place of the real ones (`LLAMA_ARG_PIPESHARD_SIM`).
+    pub sim: Option<SimSpec>,
+    /// Where the report goes as JSON (`LLAMA_ARG_PIPESHARD_REPORT`).
+    pub report: Option<PathBuf>,
+    /// Bytes kept for the backend's own pools (`PIPESHARD_RESERVE`).
+    pub reserve: Option<u64>,
+    /// Never page-lock; copies go through the staging ring (`PIPESHARD_PAGE_LOCK=off`).
+    pub no_page_lock: bool,
+    /// Switches for tests.
+    pub debug: Debug,
+}
+
+/// Switches for tests, all off by default.
+#[derive(Debug, Clone, Default)]
+pub struct Debug {
+    /// An event wait to leave out (`PIPESHARD_DEBUG_DROP_WAIT`).
+    pub dropped_wait: Option<DroppedWait>,
+    /// Seed of dummy transfers that shift the lanes (`PIPESHARD_DEBUG_NOISE`).
+    pub noise: Option<u64>,
+    /// Fill new device memory with 0xFF (`PIPESHARD_DEBUG_FILL=1`).
+    pub fill: bool,
+    /// Rewrite each graph into an equivalent one (`PIPESHARD_DEBUG_REWRITE=1`).
+    pub rewrite: bool,
+}
+
+/// A setting that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The budget is no size.
+    #[error("--pipeshard-vram (LLAMA_ARG_PIPESHARD_VRAM): {0}")]
+    Budget(crate::size::ParseSizeError),
+    /// The specification of the simulated GPU.
+    #[error("--pipeshard-sim (LLAMA_ARG_PIPESHARD_SIM): {0}")]
+    Sim(SpecError),
+    /// Another variable.
+    #[error("{variable}: '{value}' is none of the values it takes ({expected})")]
+    Variable {
+        /// Its name.
+        variable: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it may hold.
+        expected: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads the process's environment.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_lookup(|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+    }
+
+    fn from_lookup(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let size = |text: String| {
+            text.parse::<ByteSize>()
+                .map(|s| s.0)
+                .map_err(ConfigError::Budget)
+        };
+        let on = |name: &str| {
+            get(name).is_some_and(|v| matches!(v.as_str(), "1" | "on" | "true" | "enabled"))
+        };
+        let bad = |variable, expected| {
+            move |value: String| ConfigError::Variable {
+                variable,
+                value,
+                expected,
+            }
+        };
+        Ok(Config {
+            attach: on("LLAMA_ARG_PIPESHARD"),
+            budget: get("LLAMA_ARG_PIPESHARD_VRAM").map(size).transpose()?,
+            sim: get("LLAMA_ARG_PIPESHARD_SIM")
+                .map(|text| SimSpec::parse(&text).map_err(ConfigError::Sim))
+                .transpose()?,
+            report: get("LLAMA_ARG_PIPESHARD_REPORT").map(PathBuf::from),
+            reserve: get("PIPESHARD_RESERVE").map(size).transpose()?,
+            no_page_lock: get("PIPESHARD_PAGE_LOCK")
+                .is_some_and(|v| matches!(v.as_str(), "0" | "off" | "false")),
+            debug: Debug {
+                dropped_wait: get("PIPESHARD_DEBUG_DROP_WAIT")
+                    .map(|v| {
+                        DroppedWait::parse(&v).ok_or_else(|| {
+                            bad(
+                                "PIPESHARD_DEBUG_DROP_WAIT",
+                                "filled, read, upload, other-pass, drain, staging",
+                            )(v)
+                        })
+                    })
+                    .transpose()?,
+                noise: get("PIPESHARD_DEBUG_NOISE")
+                    .map(|v| {
+                        v.parse()
+                            .map_err(|_| bad("PIPESHARD_DEBUG_NOISE", "a whole number")(v))
+                    })
+                    .transpose()?,
+                fill: on("PIPESHARD_DEBUG_FILL"),
+                rewrite: on("PIPESHARD_DEBUG_REWRITE"),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::from_lookup(|name| pairs.iter().find(|p| p.0 == name).map(|p| p.1.to_string()))
+    }
+
+    #[test]
+    fn nothing_set_means_off() {
+        let config = read(&[]).unwrap();
+        assert!(!config.attach && config.budget.is_none() && config.sim.is_none());
+    }
+
+    #[test]
+    fn reads_what_the_flags_set() {
+        let config = read(&[
+            ("LLAMA_ARG_PIPESHARD", "1"),
+            ("LLAMA_ARG_PIPESHARD_VRAM", "40M"),
+        ])
+        .unwrap();
+        assert!(config.attach);
+        assert_eq!(config.budget, Some(40 << 20));
+    }
+
+    #[test]
+    fn says_which_setting_is_wrong() {
+        let error = read(&[("LLAMA_ARG_PIPESHARD_VRAM", "lots")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("--pipeshard-vram") && error.contains("lots"),
+            "{error}"
+        );
+        let error = read(&[("LLAMA_ARG_PIPESHARD_SIM", "vram=")])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("--pipeshard-sim"), "{error}");
+        let error = read(&[("PIPESHARD_DEBUG_DROP_WAIT", "all")])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("'all'"), "{error}");
+    }
+}

@@ -1,0 +1,155 @@
+//! What ggml's loader finds in libpipeshard.so.
+//!
+//! To ggml the library is a backend named `pipeshard` without kernels. It brings a simulated GPU where one was asked for,
+//! attaches the scheduler hook where `--pipeshard` was given, and offers a few functions by name:
+//!
+//! | name | signature | |
+//! |---|---|---|
+//! | `pipeshard_set_budget` | `bool (uint64_t bytes)` | changes the budget before the next batch; false: it would be too small |
+//! | `pipeshard_report` | `char * (void)` | the report so far as JSON; free it with `pipeshard_free` |
+//! | `pipeshard_free` | `void (char *)` | |
+
+use super::config::Config;
+use super::{log, outcome, table};
+use crate::{ffi, sim};
+use std::ffi::{c_char, c_void, CStr, CString};
+use std::sync::OnceLock;
+
+/// What the headers of this build say that they belong to.
+pub const BUILD_ID: &str = env!("PIPESHARD_BUILD_ID");
+
+/// A value that C refers to for the life of the process.
+struct Forever<T>(T);
+
+// SAFETY: the values are written once, before C sees them, and only read afterwards.
+unsafe impl<T> Sync for Forever<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for Forever<T> {}
+
+static REGISTRY: OnceLock<Forever<ffi::ggml_backend_reg>> = OnceLock::new();
+static HOOK: OnceLock<Forever<(ffi::ggml_sched_hook, CString)>> = OnceLock::new();
+static SIMULATED: OnceLock<Forever<ffi::ggml_backend_reg_t>> = OnceLock::new();
+
+/// Called by ggml's loader. Null (after saying why on standard error) when the settings make no sense or the
+/// library and llama.cpp come from different builds.
+#[no_mangle]
+pub extern "C" fn ggml_backend_init() -> ffi::ggml_backend_reg_t {
+    match std::panic::catch_unwind(start) {
+        Ok(Ok(registry)) => registry,
+        Ok(Err(why)) => {
+            log::error(&why);
+            std::ptr::null_mut()
+        }
+        Err(_) => std::ptr::null_mut(),
+    }
+}
+
+fn start() -> Result<ffi::ggml_backend_reg_t, String> {
+    let config = Config::from_env().map_err(|e| e.to_string())?;
+    if let Some(spec) = &config.sim {
+        SIMULATED.get_or_init(|| Forever(sim::registry(spec.clone())));
+    }
+    if config.attach {
+        attach(config)?;
+    }
+    let registry = REGISTRY.get_or_init(|| {
+        Forever(ffi::ggml_backend_reg {
+            api_version: ffi::GGML_BACKEND_API_VERSION as i32,
+            iface: ffi::ggml_backend_reg_i {
+                get_name: Some(get_name),
+                get_device_count: Some(get_device_count),
+                get_device: Some(get_device),
+                get_proc_address: Some(get_proc_address),
+            },
+            context: std::ptr::null_mut(),
+        })
+    });
+    Ok(std::ptr::from_ref(&registry.0).cast_mut())
+}
+
+fn attach(config: Config) -> Result<(), String> {
+    // ggml-cuda page-locks in place only where this is set; nothing else reads it.
+    if !config.no_page_lock && std::env::var_os("GGML_CUDA_REGISTER_HOST").is_none() {
+        std::env::set_var("GGML_CUDA_REGISTER_HOST", "1");
+    }
+    let build_id = CString::new(BUILD_ID).map_err(|e| e.to_string())?;
+    let hook = HOOK.get_or_init(|| {
+        let shared = table::install(config);
+        // the table points to the text of the CString, which does not move when the value does
+        // SAFETY: the text lives as long as HOOK, which is never dropped.
+        let text: &'static CStr = unsafe { CStr::from_ptr(build_id.as_ptr()) };
+        Forever((table::table(shared, text), build_id))
+    });
+    // SAFETY: the table is static and laid out as the header says.
+    if !unsafe { ffi::ggml_sched_hook_set(&hook.0 .0) } {
+        return Err(format!(
+            "this library was built for llama.cpp {BUILD_ID}, which is not the build of the program that loads it; use the \
+             libpipeshard.so that came with the program"
+        ));
+    }
+    // SAFETY: the handler is a plain function.
+    unsafe { libc::atexit(at_exit) };
+    Ok(())
+}
+
+extern "C" fn at_exit() {
+    let _ = std::panic::catch_unwind(outcome::publish_at_exit);
+}
+
+unsafe extern "C" fn get_name(_: ffi::ggml_backend_reg_t) -> *const c_char {
+    c"pipeshard".as_ptr()
+}
+
+unsafe extern "C" fn get_device_count(_: ffi::ggml_backend_reg_t) -> usize {
+    SIMULATED
+        .get()
+        .map_or(0, |reg| unsafe { ffi::ggml_backend_reg_dev_count(reg.0) })
+}
+
+unsafe extern "C" fn get_device(
+    _: ffi::ggml_backend_reg_t,
+    index: usize,
+) -> ffi::ggml_backend_dev_t {
+    SIMULATED.get().map_or(std::ptr::null_mut(), |reg| unsafe {
+        ffi::ggml_backend_reg_dev_get(reg.0, index)
+    })
+}
+
+unsafe extern "C" fn get_proc_address(
+    _: ffi::ggml_backend_reg_t,
+    name: *const c_char,
+) -> *mut c_void {
+    match CStr::from_ptr(name).to_bytes() {
+        b"pipeshard_set_budget" => set_budget as *mut c_void,
+        b"pipeshard_report" => report as *mut c_void,
+        b"pipeshard_free" => free as *mut c_void,
+        _ => std::ptr::null_mut(),
+    }
+}
+
+unsafe extern "C" fn set_budget(bytes: u64) -> bool {
+    let work = || match table::shared().map(|s| s.lock_idle().set_budget(bytes)) {
+        Some(Ok(())) => true,
+        Some(Err(why)) => {
+            log::error(&why);
+            false
+        }
+        None => false,
+    };
+    std::panic::catch_unwind(work).unwrap_or(false)
+}
+
+unsafe extern "C" fn report() -> *mut c_char {
+    let work =
+        || table::shared().and_then(|s| CString::new(outcome::report(&s.lock()).to_json()).ok());
+    std::panic::catch_unwind(work)
+        .ok()
+        .flatten()
+        .map_or(std::ptr::null_mut(), CString::into_raw)
+}
+
+unsafe extern "C" fn free(text: *mut c_char) {
+    if !text.is_null() {
+        drop(CString::from_raw(text));
+    }
+}

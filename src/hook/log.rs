@@ -1,0 +1,32 @@
+//! Messages in the place where the tool's own messages go.
+
+use crate::ffi;
+use std::ffi::CString;
+
+extern "C" {
+    /// ggml's own logger (ggml-impl.h), which the tools redirect.
+    fn ggml_log_internal(level: ffi::ggml_log_level, format: *const std::ffi::c_char, ...);
+}
+
+fn send(level: ffi::ggml_log_level, message: &str) {
+    let text = message.replace('\0', " ");
+    if let Ok(text) = CString::new(format!("pipeshard: {text}\n")) {
+        // SAFETY: the format takes one NUL-terminated string, which lives during the call.
+        unsafe { ggml_log_internal(level, c"%s".as_ptr(), text.as_ptr()) }
+    }
+}
+
+/// Something worth knowing.
+pub fn info(message: &str) {
+    send(ffi::GGML_LOG_LEVEL_INFO, message);
+}
+
+/// Something that works, but not as well as it could.
+pub fn warn(message: &str) {
+    send(ffi::GGML_LOG_LEVEL_WARN, message);
+}
+
+/// Something that ends what the user wanted. Also on standard error where the tool silences its log.
+pub fn error(message: &str) {
+    eprintln!("pipeshard: {message}");
+}

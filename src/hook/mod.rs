@@ -1,0 +1,25 @@
+//! The answers to the scheduler's questions (`ggml-pipeshard/include/ggml-pipeshard.h`).
+//!
+//! | file | answers |
+//! |---|---|
+//! | [`library`] | what ggml's loader finds in libpipeshard.so, and the handshake |
+//! | [`table`] | the C callbacks: panic boundary, nothing else |
+//! | [`runtime`] | what is known: models, schedulers, plan, arena, and its upkeep |
+//! | [`models`] | weights that come and go |
+//! | [`admission`] | KV placement, compute buffers, the budget |
+//! | [`placement`] | a graph about to be split: who computes what, from which copy of the weights |
+//! | [`pass`] | a pass: copies ahead of their use, waits, counts |
+//! | [`outcome`] | the report |
+//! | [`rewrite`] | graph rewrites |
+
+pub mod admission;
+pub mod config;
+pub mod library;
+pub mod log;
+pub mod models;
+pub mod outcome;
+pub mod pass;
+pub mod placement;
+pub mod rewrite;
+pub mod runtime;
+pub mod table;

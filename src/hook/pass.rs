@@ -1,0 +1,172 @@
+//! A pass: the splits of one graph, submitted in order.
+//!
+//! What runs here runs for every split of every token. It allocates nothing and waits for nothing but another scheduler's
+//! pass being submitted on another thread.
+
+use super::runtime::Runtime;
+use crate::ffi;
+use crate::lanes::copy::DroppedWait;
+use crate::lanes::device::Event;
+use crate::lanes::ring::RingError;
+
+/// Why a pass cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// The graph refers to device memory that has moved.
+    #[error("the graph was split before the arena changed its shape; it has to be split again")]
+    Stale,
+    /// The ring cannot hold what a split needs.
+    #[error("the ring cannot serve a split: {0:?}")]
+    Ring(RingError),
+}
+
+impl Runtime {
+    /// The first split of `sched`'s graph is about to be submitted. No other pass is being submitted.
+    pub fn pass_begin(&mut self, sched: usize) -> Result<(), PassError> {
+        let Some(entry) = self.scheds.get_mut(&sched) else {
+            return Ok(());
+        };
+        if entry.graph.carving.is_some_and(|c| c != self.carving) {
+            return Err(PassError::Stale);
+        }
+        if !std::mem::replace(&mut entry.graph.fresh, false) {
+            self.outcome.graph_reuses += 1;
+        }
+        self.active_pass = Some(sched);
+        let same_as_before = self.last_pass == Some(sched);
+        if !same_as_before {
+            self.wait_for_other_pass();
+        }
+        self.last_pass = Some(sched);
+        let Some(entry) = self.scheds.get(&sched) else {
+            return Ok(());
+        };
+        if entry.graph.uses.is_empty() {
+            return Ok(());
+        }
+        let (Some(arena), Some(copier), Some(&compute)) = (
+            &mut self.arena,
+            &mut self.copier,
+            entry.device_backends.first(),
+        ) else {
+            return Ok(());
+        };
+        if let Some((ring, mut lanes)) = arena.pipeline(copier, compute) {
+            ring.begin_pass(&entry.graph.uses);
+            if let Err(error) = ring.fill_ahead(&mut lanes) {
+                self.active_pass = None;
+                return Err(PassError::Ring(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the copy lane overwrites next may still be read by the pass of another scheduler.
+    fn wait_for_other_pass(&mut self) {
+        let dropped = self.config.debug.dropped_wait == Some(DroppedWait::OtherPass);
+        let other = self
+            .last_pass
+            .and_then(|s| self.scheds.get(&s))
+            .and_then(|s| s.pass_done.as_ref());
+        if let (Some(done), Some(copier), false) = (other, &self.copier, dropped) {
+            // SAFETY: the event and the copy lane's stream belong to the same device and are alive.
+            unsafe { done.hold(copier.stream().raw()) }
+        }
+    }
+
+    /// A split is about to be submitted to `backend`.
+    pub fn split_before(
+        &mut self,
+        sched: usize,
+        split: usize,
+        backend: ffi::ggml_backend_t,
+    ) -> Result<(), PassError> {
+        let Some(entry) = self.scheds.get(&sched) else {
+            return Ok(());
+        };
+        let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
+            return Ok(());
+        };
+        let (Some(arena), Some(copier)) = (&mut self.arena, &mut self.copier) else {
+            return Ok(());
+        };
+        if let Some((ring, mut lanes)) = arena.pipeline(copier, backend) {
+            ring.before_split(groups, &mut lanes)
+                .map_err(PassError::Ring)?;
+        }
+        Ok(())
+    }
+
+    /// A split was submitted to `backend`.
+    pub fn split_after(
+        &mut self,
+        sched: usize,
+        split: usize,
+        backend: ffi::ggml_backend_t,
+    ) -> Result<(), PassError> {
+        let Some(entry) = self.scheds.get(&sched) else {
+            return Ok(());
+        };
+        let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
+            return Ok(());
+        };
+        let (Some(arena), Some(copier)) = (&mut self.arena, &mut self.copier) else {
+            return Ok(());
+        };
+        if let Some((ring, mut lanes)) = arena.pipeline(copier, backend) {
+            ring.after_split(groups, &mut lanes);
+            ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
+        }
+        Ok(())
+    }
+
+    /// The last split was submitted, or the pass failed.
+    pub fn pass_end(&mut self, sched: usize, ok: bool) {
+        self.active_pass = None;
+        let device = self.device;
+        let Some(entry) = self.scheds.get_mut(&sched) else {
+            return;
+        };
+        let Some(&compute) = entry.device_backends.first() else {
+            return;
+        };
+        if entry.pass_done.is_none() {
+            entry.pass_done = device.and_then(Event::new);
+        }
+        if let Some(done) = &entry.pass_done {
+            // SAFETY: the scheduler passed this backend of the event's device and is alive.
+            unsafe { done.record(compute) }
+        }
+        if !ok || entry.graph.carving.is_none() {
+            return;
+        }
+        self.outcome.count_pass(entry.graph.rows);
+        self.retry.succeeded();
+        // the next pass most likely streams the same groups: fetch what fits already
+        if !entry.graph.uses.is_empty() {
+            if let (Some(arena), Some(copier)) = (&mut self.arena, &mut self.copier) {
+                if let Some((ring, mut lanes)) = arena.pipeline(copier, compute) {
+                    ring.begin_pass(&entry.graph.uses);
+                    // a refused copy shows again, and fails the pass, when a split needs it
+                    let _ = ring.fill_ahead(&mut lanes);
+                }
+            }
+        }
+        self.measure_pools();
+    }
+
+    /// Notices what the backend of a real device took for its own pools: seldom, for it is a call to the driver.
+    fn measure_pools(&mut self) {
+        if self.config.sim.is_some() || !self.outcome.total_passes().is_power_of_two() {
+            return;
+        }
+        let Some(device) = self.device else { return };
+        let held = self.free_at_start.saturating_sub(device.memory().0);
+        let booked = self.ledger.now().total() - self.outcome.measured_pools;
+        let pools = held.saturating_sub(booked);
+        if pools > self.outcome.measured_pools {
+            self.outcome.measured_pools = pools;
+            self.note_arena();
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! A graph that is about to be split: which backend runs a node, and which copy of a weight it reads.
+//!
+//! Nodes whose weights are resident or streamed get the device's copy in place of the host's, which to the scheduler is a
+//! weight like any other that lies in device memory: it is no input of a split and cuts nothing. Only where a streamed
+//! group begins is a new split asked for, so that the wait for its copy stands in front of it.
+
+use super::runtime::Runtime;
+use crate::ffi;
+use crate::lanes::ring::GroupId;
+use crate::plan::{Location, Placement, Plan, UnitClass, UnitId};
+use std::collections::HashMap;
+
+/// What the hook knows of the graph that a scheduler split last.
+#[derive(Debug, Default)]
+pub struct SplitGraph {
+    /// Nodes that read a streamed group.
+    group_of: HashMap<usize, GroupId>,
+    /// The group that the latest node with one read, while splits are being cut.
+    open_group: Option<GroupId>,
+    /// Streamed groups that each split reads.
+    pub splits: Vec<Vec<GroupId>>,
+    /// Each streamed group in order of first use, with the number of splits that read it.
+    pub uses: Vec<(GroupId, u32)>,
+    /// The most rows that an operation with large weights sees, the output head aside.
+    pub rows: u32,
+    /// [`Runtime::carving`] that the device addresses are from; `None` when the graph has none.
+    pub carving: Option<u64>,
+    /// The graph has not run yet.
+    pub fresh: bool,
+    /// Units that the graph reads, with where they are read.
+    pub bound: Vec<(UnitId, Placement)>,
+    /// Nodes with weights that were left to the scheduler.
+    pub declined: u32,
+}
+
+impl SplitGraph {
+    fn clear(&mut self) {
+        self.group_of.clear();
+        self.open_group = None;
+        self.splits.clear();
+        self.uses.clear();
+        self.bound.clear();
+        self.rows = 0;
+        self.carving = None;
+        self.declined = 0;
+        self.fresh = true;
+    }
+
+    /// Must a new split start at this node?
+    pub fn cut(&mut self, node: usize) -> bool {
+        match self.group_of.get(&node) {
+            Some(&group) if self.open_group != Some(group) => {
+                self.open_group = Some(group);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The next split consists of these nodes.
+    pub fn add_split(&mut self, nodes: &[*mut ffi::ggml_tensor]) {
+        let mut groups: Vec<GroupId> = Vec::new();
+        for node in nodes {
+            if let Some(&group) = self.group_of.get(&(*node as usize)) {
+                if !groups.contains(&group) {
+                    groups.push(group);
+                }
+            }
+        }
+        for &group in &groups {
+            match self.uses.iter_mut().find(|u| u.0 == group) {
+                Some(entry) => entry.1 += 1,
+                None => self.uses.push((group, 1)),
+            }
+        }
+        self.splits.push(groups);
+    }
+}
+
+/// The backends that a scheduler offers us.
+#[derive(Clone, Copy)]
+struct Backends {
+    sched: ffi::ggml_backend_sched_t,
+    device: ffi::ggml_backend_t,
+    cpu: ffi::ggml_backend_t,
+}
+
+/// What the nodes of one graph are decided from.
+struct Decider<'a> {
+    plan: &'a Plan,
+    locations: Vec<Location>,
+    index: &'a HashMap<usize, UnitId>,
+    units: &'a mut [crate::arena::unit::LoadedUnit],
+    backends: Backends,
+    /// Nodes that were sent to the CPU.
+    on_cpu: HashMap<usize, ()>,
+    graph: &'a mut SplitGraph,
+}
+
+impl Runtime {
+    /// Decides every node of a graph that is about to be split. `measuring`: it will never run.
+    ///
+    /// # Safety
+    /// `sched` is a live, registered scheduler and `graph` a valid graph that it is about to split.
+    pub unsafe fn graph_begin(
+        &mut self,
+        sched: ffi::ggml_backend_sched_t,
+        graph: *mut ffi::ggml_cgraph,
+        measuring: bool,
+    ) -> Result<(), String> {
+        let Some(entry) = self.scheds.get(&(sched as usize)) else {
+            return Ok(());
+        };
+        let Some(&device) = entry.device_backends.first() else {
+            return Ok(());
+        };
+        let backends = Backends {
+            sched,
+            device,
+            cpu: entry.cpu_backend,
+        };
+        if self.config.debug.rewrite {
+            self.outcome.rewritten_nodes += super::rewrite::identity(graph);
+        }
+        let nodes = graph_nodes(graph);
+        if !nodes
+            .iter()
+            .any(|&n| sources(n).any(|s| self.index.contains_key(&(s as usize))))
+        {
+            if let Some(entry) = self.scheds.get_mut(&(sched as usize)) {
+                entry.graph.clear();
+            }
+            return Ok(());
+        }
+        if measuring {
+            self.current_plan().map_err(|e| e.to_string())?;
+            if let Some(placeholder) = &self.placeholder {
+                for unit in self.units.iter_mut() {
+                    if (*unit.device_tensor()).data.is_null() {
+                        unit.place_for_measuring(placeholder);
+                    }
+                }
+            }
+        } else {
+            if self.carved.is_none() {
+                self.units.iter_mut().for_each(|u| u.unplace());
+            }
+            self.carve()?;
+        }
+        let (Some(plan), Some(entry)) = (&self.plan, self.scheds.get_mut(&(sched as usize))) else {
+            return Err("no plan".to_string());
+        };
+        entry.graph.clear();
+        let mut decider = Decider {
+            plan,
+            locations: plan.locations(),
+            index: &self.index,
+            units: &mut self.units,
+            backends,
+            on_cpu: HashMap::new(),
+            graph: &mut entry.graph,
+        };
+        for &node in nodes {
+            decider.decide(node);
+        }
+        if !measuring {
+            entry.graph.carving = Some(self.carving);
+            self.outcome.note_graph(&entry.graph, &self.plan_units);
+        }
+        Ok(())
+    }
+}
+
+impl Decider<'_> {
+    unsafe fn decide(&mut self, node: *mut ffi::ggml_tensor) {
+        if is_view(node) || (*node).op == ffi::GGML_OP_GET_ROWS {
+            return;
+        }
+        if self.reads_host_kv(node) {
+            self.to_cpu(node);
+            return;
+        }
+        let mut large = None;
+        let mut small = false;
+        for source in sources(node) {
+            if let Some(&id) = self.index.get(&(source as usize)) {
+                match self.plan.units[id.index()].class {
+                    UnitClass::Small => small = true,
+                    _ => large = Some(id),
+                }
+            }
+        }
+        if large.is_none() && !small {
+            return;
+        }
+        if !ffi::ggml_backend_supports_op(self.backends.device, node) {
+            self.graph.declined += 1;
+            return;
+        }
+        let rows = rows(node);
+        let placement = match large {
+            Some(id) => {
+                if self.plan.units[id.index()].class != UnitClass::Output {
+                    self.graph.rows = self.graph.rows.max(rows);
+                }
+                let tier = self.plan.tier(rows.max(1));
+                tier.map_or(Placement::Host, |t| t.placements[id.index()])
+            }
+            // a bias stays with the product that it is added to
+            None if self.follows_cpu(node) => Placement::Host,
+            None => Placement::Resident,
+        };
+        match placement {
+            Placement::Host => self.to_cpu(node),
+            Placement::Resident | Placement::Streamed => self.to_device(node),
+        }
+    }
+
+    /// The node runs on the CPU and reads the weights where they lie.
+    unsafe fn to_cpu(&mut self, node: *mut ffi::ggml_tensor) {
+        ffi::ggml_backend_sched_set_tensor_backend(self.backends.sched, node, self.backends.cpu);
+        self.on_cpu.insert(node as usize, ());
+        for source in sources(node) {
+            if let Some(&id) = self.index.get(&(source as usize)) {
+                self.graph.bound.push((id, Placement::Host));
+            }
+        }
+    }
+
+    /// The node runs on the device and reads the device's copies.
+    unsafe fn to_device(&mut self, node: *mut ffi::ggml_tensor) {
+        ffi::ggml_backend_sched_set_tensor_backend(self.backends.sched, node, self.backends.device);
+        for slot in (*node).src.iter_mut().filter(|s| !s.is_null()) {
+            let Some(&id) = self.index.get(&(*slot as usize)) else {
+                continue;
+            };
+            match self.locations[id.index()] {
+                Location::Chunk { .. } => self.graph.bound.push((id, Placement::Resident)),
+                Location::Ring { group, .. } => {
+                    self.graph.group_of.insert(node as usize, group);
+                    self.graph.bound.push((id, Placement::Streamed));
+                }
+                Location::Host => continue,
+            }
+            *slot = self.units[id.index()].device_tensor();
+        }
+    }
+
+    /// Does the node add to or scale what the CPU computed?
+    unsafe fn follows_cpu(&self, node: *mut ffi::ggml_tensor) -> bool {
+        let mut producer = (*node).src[0];
+        while !producer.is_null() && is_view(producer) {
+            producer = match (*producer).view_src.is_null() {
+                true => (*producer).src[0],
+                false => (*producer).view_src,
+            };
+        }
+        self.on_cpu.contains_key(&(producer as usize))
+    }
+
+    /// Does the node compute on KV cells that live in host memory? On the device it would pull all of them over the link.
+    unsafe fn reads_host_kv(&self, node: *mut ffi::ggml_tensor) -> bool {
+        if !matches!(
+            (*node).op,
+            ffi::GGML_OP_FLASH_ATTN_EXT | ffi::GGML_OP_MUL_MAT
+        ) {
+            return false;
+        }
+        sources(node).any(|source| {
+            let root = match (*source).view_src.is_null() {
+                true => source,
+                false => (*source).view_src,
+            };
+            let buffer = (*root).buffer;
+            (*root).op == ffi::GGML_OP_NONE
+                && !buffer.is_null()
+                && ffi::ggml_backend_buffer_get_usage(buffer)
+                    != ffi::GGML_BACKEND_BUFFER_USAGE_WEIGHTS
+                && ffi::ggml_backend_buffer_is_host(buffer)
+        })
+    }
+}
+
+/// The nodes of a graph.
+///
+/// # Safety
+/// `graph` is a valid graph that outlives the slice and is not changed meanwhile.
+pub unsafe fn graph_nodes<'a>(graph: *mut ffi::ggml_cgraph) -> &'a [*mut ffi::ggml_tensor] {
+    let count = ffi::ggml_graph_n_nodes(graph).max(0) as usize;
+    let nodes = ffi::ggml_graph_nodes(graph);
+    match nodes.is_null() || count == 0 {
+        true => &[],
+        false => std::slice::from_raw_parts(nodes, count),
+    }
+}
+
+unsafe fn sources(node: *mut ffi::ggml_tensor) -> impl Iterator<Item = *mut ffi::ggml_tensor> {
+    (*node).src.into_iter().filter(|s| !s.is_null())
+}
+
+unsafe fn is_view(node: *const ffi::ggml_tensor) -> bool {
+    matches!(
+        (*node).op,
+        ffi::GGML_OP_VIEW | ffi::GGML_OP_RESHAPE | ffi::GGML_OP_PERMUTE | ffi::GGML_OP_TRANSPOSE
+    )
+}
+
+/// Rows of activations that an operation with weights sees; the count by which ggml's backends decide what to offload.
+unsafe fn rows(node: *const ffi::ggml_tensor) -> u32 {
+    let ne = (*node).ne;
+    let rows = match (*node).op {
+        ffi::GGML_OP_MUL_MAT => ne[1],
+        ffi::GGML_OP_MUL_MAT_ID | ffi::GGML_OP_ROPE => ne[2],
+        _ => ne[1].saturating_mul(ne[2]).saturating_mul(ne[3]),
+    };
+    rows.clamp(0, i64::from(u32::MAX)) as u32
+}

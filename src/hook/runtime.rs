@@ -1,0 +1,396 @@
+//! What the hook knows between calls.
+
+use super::config::Config;
+use super::log;
+use super::outcome::Outcome;
+use super::placement::SplitGraph;
+use crate::arena::ledger::Ledger;
+use crate::arena::unit::LoadedUnit;
+use crate::arena::Arena;
+use crate::ffi;
+use crate::lanes::copy::{Copier, DroppedWait};
+use crate::lanes::device::{Buffer, Device, Event};
+use crate::lanes::host_memory::LockedMemory;
+use crate::plan::{plan, Plan, PlanError, PlanInput, Unit, UnitClass, UnitId};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// The driver's allocation granularity on real devices (cudaMalloc hands out 2 MiB pages).
+const DRIVER_GRANULARITY: u64 = 2 << 20;
+/// What the backend of a real device takes for its own pools when nothing was measured yet.
+const DEFAULT_RESERVE: u64 = 96 << 20;
+/// Left free on a real device when no budget is given: a sixteenth of what is free, within these bounds.
+const MARGIN: Range<u64> = 256 << 20..1 << 30;
+
+/// A model whose weights are loaded.
+pub struct Model {
+    /// llama.cpp's address of it.
+    pub key: usize,
+    /// Its units, as a range of all units.
+    pub units: Range<usize>,
+    /// Its page-locked memory.
+    pub locked: LockedMemory,
+}
+
+/// A scheduler.
+pub struct Sched {
+    /// Its backends on our device.
+    pub device_backends: Vec<ffi::ggml_backend_t>,
+    /// Its CPU backend, the last in its list.
+    pub cpu_backend: ffi::ggml_backend_t,
+    /// The graph that was split last.
+    pub graph: SplitGraph,
+    /// Recorded on the device backend at the end of each pass.
+    pub pass_done: Option<Event>,
+}
+
+/// Everything, under one lock.
+pub struct Runtime {
+    /// What was asked for.
+    pub config: Config,
+    /// The device, once it was asked for.
+    pub device: Option<Device>,
+    /// The budget in bytes.
+    pub budget: u64,
+    /// Free device memory when the device was first asked for, in bytes.
+    pub free_at_start: u64,
+    /// Models with loaded weights.
+    pub models: Vec<Model>,
+    /// All units of all models, as the planner sees them.
+    pub plan_units: Vec<Unit>,
+    /// The same units, loaded.
+    pub units: Vec<LoadedUnit>,
+    /// Which unit a loaded tensor is.
+    pub index: HashMap<usize, UnitId>,
+    /// Schedulers by address.
+    pub scheds: HashMap<usize, Sched>,
+    /// The books.
+    pub ledger: Ledger,
+    /// Device memory.
+    pub arena: Option<Arena>,
+    /// The copy lane.
+    pub copier: Option<Copier>,
+    /// The plan for what the ledger says now; `None` when it has to be made again.
+    pub plan: Option<Plan>,
+    /// The plan that the arena has the shape of.
+    pub carved: Option<Plan>,
+    /// Where device tensors point while graphs are only measured.
+    pub placeholder: Option<Buffer>,
+    /// Grows when graphs that were split before must not be reused.
+    pub epoch: u64,
+    /// Grows when device addresses change.
+    pub carving: u64,
+    /// The scheduler whose pass is being submitted.
+    pub active_pass: Option<usize>,
+    /// The scheduler whose pass was submitted last.
+    pub last_pass: Option<usize>,
+    /// How contexts are retried.
+    pub retry: super::admission::Retry,
+    /// What happened.
+    pub outcome: Outcome,
+}
+
+// SAFETY: backend pointers in `scheds` are used under the lock, while their scheduler lives.
+unsafe impl Send for Runtime {}
+
+impl Runtime {
+    /// A runtime that has seen nothing yet.
+    pub fn new(config: Config) -> Self {
+        Runtime {
+            config,
+            device: None,
+            budget: 0,
+            free_at_start: 0,
+            models: Vec::new(),
+            plan_units: Vec::new(),
+            units: Vec::new(),
+            index: HashMap::new(),
+            scheds: HashMap::new(),
+            ledger: Ledger::default(),
+            arena: None,
+            copier: None,
+            plan: None,
+            carved: None,
+            placeholder: None,
+            epoch: 1,
+            carving: 0,
+            active_pass: None,
+            last_pass: None,
+            retry: Default::default(),
+            outcome: Outcome::default(),
+        }
+    }
+
+    /// The device that computes, found on the first call. Logs why there is none.
+    pub fn find_device(&mut self) -> Option<Device> {
+        if self.device.is_some() {
+            return self.device;
+        }
+        let found = match &self.config.sim {
+            Some(_) => Device::first_gpu(Some("SIM0")),
+            None => Device::first_gpu(None),
+        };
+        let Some(device) = found else {
+            return self.refuse(
+                "no GPU was found: install a driver and a ggml backend for it, simulate one with --pipeshard-sim vram=8G, \
+                 or leave out --pipeshard",
+            );
+        };
+        if !device.can_pipeline() {
+            return self.refuse(&format!(
+                "{} ({}) has no asynchronous copies or events, without which weights cannot be streamed; leave out --pipeshard",
+                device.name(),
+                device.description()
+            ));
+        }
+        let (free, total) = device.memory();
+        self.free_at_start = free;
+        let margin = match self.config.sim {
+            Some(_) => 0,
+            None => (free / 16).clamp(MARGIN.start, MARGIN.end),
+        };
+        self.budget = self
+            .config
+            .budget
+            .unwrap_or_else(|| free.saturating_sub(margin));
+        if self.budget > free {
+            log::warn(&format!(
+                "the budget of {} MiB is more than the {} MiB that {} has free; allocations may be refused",
+                self.budget >> 20,
+                free >> 20,
+                device.name()
+            ));
+        }
+        log::info(&format!(
+            "{} ({}): budget {} MiB of {} MiB, {} MiB free",
+            device.name(),
+            device.description(),
+            self.budget >> 20,
+            total >> 20,
+            free >> 20
+        ));
+        self.outcome.device = Some(format!("{} ({})", device.name(), device.description()));
+        self.device = Some(device);
+        self.device
+    }
+
+    fn refuse<T>(&mut self, why: &str) -> Option<T> {
+        log::error(why);
+        self.outcome.off(why);
+        None
+    }
+
+    /// Opens the copy lane and what goes with it, once.
+    pub fn open_lanes(&mut self) -> Result<(), String> {
+        let Some(device) = self.device else {
+            return Err("no device".to_string());
+        };
+        if self.copier.is_none() {
+            let debug = &self.config.debug;
+            self.copier = Some(Copier::open(device, debug.dropped_wait, debug.noise)?);
+        }
+        if self.placeholder.is_none() {
+            let refused = || format!("{} refused the smallest allocation", device.name());
+            let buffer =
+                Buffer::allocate(device.buffer_type(), device.alignment()).ok_or_else(refused)?;
+            self.placeholder = Some(buffer.holds_weights());
+        }
+        if self.arena.is_none() {
+            self.arena = Some(Arena::new(device, self.config.debug.fill));
+        }
+        self.note_arena();
+        Ok(())
+    }
+
+    /// Whether `backend` computes on our device.
+    pub fn on_device(&self, backend: ffi::ggml_backend_t) -> bool {
+        // SAFETY: the scheduler passes its own live backends.
+        self.device
+            .is_some_and(|d| unsafe { ffi::ggml_backend_get_device(backend) } == d.raw())
+    }
+
+    /// Bytes by which device allocations are rounded up.
+    pub fn granularity(&self) -> u64 {
+        self.config
+            .sim
+            .as_ref()
+            .map_or(DRIVER_GRANULARITY, |spec| spec.granularity.max(1))
+    }
+
+    /// Device memory that the runtime holds beside the arena.
+    fn own_bytes(&self) -> u64 {
+        let placeholder = self
+            .placeholder
+            .as_ref()
+            .map_or(0, |p| p.size().next_multiple_of(self.granularity()));
+        placeholder + self.copier.as_ref().map_or(0, |c| c.device_bytes())
+    }
+
+    /// What is kept for the backend's own memory.
+    pub fn reserve(&self) -> u64 {
+        let pools = self.config.reserve.unwrap_or(match self.config.sim {
+            Some(_) => 0,
+            None => DEFAULT_RESERVE,
+        });
+        self.own_bytes() + pools.max(self.outcome.measured_pools)
+    }
+
+    /// The planner's view of now, with `extra_scratch` bytes of compute buffers to come.
+    pub fn plan_input(&self, extra_scratch: u64) -> PlanInput {
+        let mut units = self.plan_units.clone();
+        if self.retry.output_on_host {
+            for unit in units.iter_mut().filter(|u| u.class == UnitClass::Output) {
+                unit.class = UnitClass::HostOnly;
+            }
+        }
+        let mut input = PlanInput::new(units, Vec::new(), self.budget);
+        input.kv_fixed = Some(self.ledger.kv_placements());
+        input.scratch = self.ledger.scratch() + extra_scratch;
+        input.reserve = self.reserve();
+        input.granularity = self.granularity();
+        input.alignment = self.device.map_or(256, |d| d.alignment());
+        input
+    }
+
+    /// The plan for now, made again if something changed.
+    pub fn current_plan(&mut self) -> Result<&Plan, PlanError> {
+        if self.plan.is_none() {
+            let made = plan(&self.plan_input(0))?;
+            self.outcome.plans += 1;
+            self.plan = Some(made);
+        }
+        match &self.plan {
+            Some(plan) => Ok(plan),
+            None => Err(PlanError::InvalidInput("no plan".to_string())),
+        }
+    }
+
+    /// Something that the plan depends on has changed.
+    pub fn replan(&mut self) {
+        self.plan = None;
+    }
+
+    /// Waits until nothing on the device uses the arena.
+    pub fn drain(&mut self) {
+        if self.config.debug.dropped_wait == Some(DroppedWait::Drain) {
+            return;
+        }
+        for sched in self.scheds.values() {
+            for &backend in &sched.device_backends {
+                // SAFETY: the backends of a scheduler live at least as long as it does.
+                unsafe { ffi::ggml_backend_synchronize(backend) }
+            }
+        }
+        if let Some(copier) = &self.copier {
+            copier.stream().synchronize();
+        }
+    }
+
+    /// Gives all of the arena's memory back. Graphs that were split before are void.
+    pub fn release_arena(&mut self) {
+        if self.carved.is_none() {
+            return;
+        }
+        self.drain();
+        if let Some(arena) = &mut self.arena {
+            arena.release();
+        }
+        self.units.iter_mut().for_each(LoadedUnit::unplace);
+        self.carved = None;
+        self.carving += 1;
+        self.epoch += 1;
+        self.note_arena();
+    }
+
+    /// Gives the arena the shape of the current plan, if it has another. Where the device refuses memory that the budget
+    /// allows (another program took it), plans again with what there is.
+    pub fn carve(&mut self) -> Result<(), String> {
+        loop {
+            let wanted = self.current_plan().map_err(|e| e.to_string())?.clone();
+            if self
+                .carved
+                .as_ref()
+                .is_some_and(|have| same_shape(have, &wanted))
+            {
+                return Ok(());
+            }
+            self.drain();
+            let again = self.carved.is_some();
+            self.carved = None;
+            self.carving += 1;
+            let (Some(arena), Some(copier)) = (&mut self.arena, &mut self.copier) else {
+                return Err("the copy lane is not open".to_string());
+            };
+            if self.units.iter().any(|u| !u.pinned()) {
+                copier.prepare_staging()?;
+            }
+            let result = arena.carve(&wanted, &mut self.units, copier);
+            self.note_arena();
+            match result {
+                Ok(()) => {
+                    if again {
+                        self.epoch += 1;
+                        self.outcome.recarvings += 1;
+                    }
+                    self.outcome.set_minimum(wanted.minimum_budget);
+                    self.carved = Some(wanted);
+                    return Ok(());
+                }
+                Err(error) => self.make_do(&wanted, &error.to_string())?,
+            }
+        }
+    }
+
+    /// After a refused allocation: lowers the budget to what the device still has, or gives up.
+    fn make_do(&mut self, wanted: &Plan, why: &str) -> Result<(), String> {
+        self.units.iter_mut().for_each(LoadedUnit::unplace);
+        let free = self.device.map_or(0, |d| d.memory().0);
+        let held = self.ledger.now().total() + self.reserve();
+        let lowered =
+            (held + free.saturating_sub(free / 32)).min(wanted.ledger.total().saturating_sub(1));
+        log::warn(&format!(
+            "{why}; going on with a budget of {} MiB",
+            lowered >> 20
+        ));
+        self.outcome.errors.push(why.to_string());
+        self.budget = lowered;
+        self.replan();
+        match self.current_plan() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("{why}, and {error}")),
+        }
+    }
+
+    /// Books what the arena holds.
+    pub fn note_arena(&mut self) {
+        if let Some(arena) = &self.arena {
+            self.ledger
+                .set_arena(arena.resident_bytes(), arena.slot_bytes());
+        }
+        self.ledger
+            .set_other(self.own_bytes() + self.outcome.measured_pools);
+    }
+
+    /// Changes the budget; residents move before the next pass.
+    pub fn set_budget(&mut self, bytes: u64) -> Result<(), String> {
+        let before = std::mem::replace(&mut self.budget, bytes);
+        let fits = plan(&self.plan_input(0));
+        match fits {
+            Ok(made) => {
+                self.plan = Some(made);
+                self.epoch += 1;
+                self.outcome.budget_changes += 1;
+                Ok(())
+            }
+            Err(error) => {
+                self.budget = before;
+                Err(error.to_string())
+            }
+        }
+    }
+}
+
+/// Whether two plans put the same things in the same places.
+fn same_shape(a: &Plan, b: &Plan) -> bool {
+    a.chunks == b.chunks && a.ring == b.ring && a.tiers == b.tiers
+}

@@ -1,0 +1,288 @@
+//! The copy lane: host to device copies of weights, in chunks, on a stream of their own.
+
+use super::device::{Buffer, Device, Event, Stream};
+use crate::ffi;
+use std::ffi::c_void;
+
+/// One copy command moves at most this many bytes, so that a small activation never queues behind a large weight.
+const CHUNK_BYTES: usize = 4 << 20;
+/// Size of a slot of the staging ring, for sources that are not page-locked.
+const STAGING_BYTES: usize = CHUNK_BYTES;
+/// Slots of the staging ring: one is filled by the host while the device reads others.
+const STAGING_SLOTS: usize = 4;
+/// The longest row padding of any type: 512 elements of 4 bytes, with room to spare.
+const ZEROS_BYTES: u64 = 16 << 10;
+
+/// An event wait that a mutation test leaves out, to show that the tests notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DroppedWait {
+    /// Compute does not wait until a group is filled.
+    Filled,
+    /// The copy lane does not wait until a group was read.
+    Read,
+    /// Residents are used before their upload is complete.
+    Upload,
+    /// The copy lane does not wait for the pass of another scheduler.
+    OtherPass,
+    /// Device memory is freed or moved while it may be in use.
+    Drain,
+    /// A staging slot is reused before its copy was made.
+    Staging,
+}
+
+impl DroppedWait {
+    /// Parses the value of the environment switch.
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "filled" => DroppedWait::Filled,
+            "read" => DroppedWait::Read,
+            "upload" => DroppedWait::Upload,
+            "other-pass" => DroppedWait::OtherPass,
+            "drain" => DroppedWait::Drain,
+            "staging" => DroppedWait::Staging,
+            _ => return None,
+        })
+    }
+}
+
+/// A weight in host memory and the device tensor that receives it.
+#[derive(Debug, Clone, Copy)]
+pub struct CopyTask {
+    /// First byte in host memory.
+    pub host: *const u8,
+    /// Length in bytes.
+    pub bytes: usize,
+    /// The source is page-locked.
+    pub pinned: bool,
+    /// The device tensor, with its buffer and address set.
+    pub device: *mut ffi::ggml_tensor,
+    /// The bytes behind the tensor that kernels read and must find zero, as a tensor of their own.
+    pub tail: Option<*mut ffi::ggml_tensor>,
+}
+
+struct StagingSlot {
+    memory: Buffer,
+    copied: Event,
+    in_use: bool,
+}
+
+/// Deterministic noise on the lanes: dummy transfers of random length that shift copies and kernels against each other.
+struct Noise {
+    state: u64,
+    source: Buffer,
+    target: Buffer,
+    tensor: Box<ffi::ggml_tensor>,
+}
+
+/// What the copy lane has moved.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CopyCounters {
+    /// Copy commands submitted.
+    pub copies: u64,
+    /// Bytes of weights copied.
+    pub bytes: u64,
+    /// Bytes that went through the staging ring.
+    pub staged_bytes: u64,
+    /// Times the host waited for a staging slot.
+    pub staging_waits: u64,
+}
+
+/// The copy lane of one device.
+pub struct Copier {
+    device: Device,
+    stream: Stream,
+    zeros: Buffer,
+    staging: Vec<StagingSlot>,
+    staging_next: usize,
+    noise: Option<Noise>,
+    /// Left out on purpose by a mutation test.
+    pub dropped: Option<DroppedWait>,
+    /// What was moved so far.
+    pub counters: CopyCounters,
+}
+
+// SAFETY: the raw pointers inside (noise tensor) point to memory owned by the same value.
+unsafe impl Send for Copier {}
+
+impl Copier {
+    /// Opens the lane: a stream on `device` and a page-locked block of zeros.
+    pub fn open(
+        device: Device,
+        dropped: Option<DroppedWait>,
+        noise_seed: Option<u64>,
+    ) -> Result<Self, String> {
+        let stream = Stream::open(device)
+            .ok_or_else(|| format!("{} refused a second stream", device.name()))?;
+        let zeros = host_buffer(device, ZEROS_BYTES)?;
+        zeros.clear(0);
+        let mut copier = Copier {
+            device,
+            stream,
+            zeros,
+            staging: Vec::new(),
+            staging_next: 0,
+            noise: None,
+            dropped,
+            counters: CopyCounters::default(),
+        };
+        if let Some(seed) = noise_seed {
+            copier.noise = Some(Noise::new(device, seed)?);
+        }
+        Ok(copier)
+    }
+
+    /// The lane's stream.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Makes the staging ring, before the first pass, when some source is not page-locked.
+    pub fn prepare_staging(&mut self) -> Result<(), String> {
+        while self.staging.len() < STAGING_SLOTS {
+            let memory = host_buffer(self.device, STAGING_BYTES as u64)?;
+            let copied = Event::new(self.device)
+                .ok_or_else(|| format!("{} refused an event", self.device.name()))?;
+            self.staging.push(StagingSlot {
+                memory,
+                copied,
+                in_use: false,
+            });
+        }
+        Ok(())
+    }
+
+    /// Submits the copy of a whole weight, its padding included. Returns before the copy is made.
+    ///
+    /// # Safety
+    /// The task's pointers are valid, and stay so until the copy is complete.
+    pub unsafe fn submit(&mut self, task: &CopyTask) {
+        self.disturb(self.stream.raw());
+        let mut offset = 0;
+        while offset < task.bytes {
+            let length = CHUNK_BYTES.min(task.bytes - offset);
+            let source = task.host.add(offset);
+            if task.pinned || self.staging.is_empty() {
+                self.set_async(task.device, source, offset, length);
+            } else {
+                self.submit_staged(task.device, source, offset, length);
+            }
+            offset += length;
+        }
+        if let Some(tail) = task.tail {
+            let length = ffi::ggml_nbytes(tail).min(ZEROS_BYTES as usize);
+            self.set_async(tail, self.zeros.base(), 0, length);
+        }
+        self.counters.bytes += task.bytes as u64;
+    }
+
+    unsafe fn set_async(
+        &mut self,
+        tensor: *mut ffi::ggml_tensor,
+        source: *const u8,
+        offset: usize,
+        bytes: usize,
+    ) {
+        self.counters.copies += 1;
+        ffi::ggml_backend_tensor_set_async(
+            self.stream.raw(),
+            tensor,
+            source.cast::<c_void>(),
+            offset,
+            bytes,
+        );
+    }
+
+    unsafe fn submit_staged(
+        &mut self,
+        tensor: *mut ffi::ggml_tensor,
+        source: *const u8,
+        offset: usize,
+        bytes: usize,
+    ) {
+        let index = self.staging_next;
+        self.staging_next = (index + 1) % self.staging.len();
+        if self.staging[index].in_use && self.dropped != Some(DroppedWait::Staging) {
+            self.counters.staging_waits += 1;
+            self.staging[index].copied.synchronize();
+        }
+        let memory = self.staging[index].memory.base();
+        std::ptr::copy_nonoverlapping(source, memory, bytes);
+        self.set_async(tensor, memory, offset, bytes);
+        self.staging[index].copied.record(self.stream.raw());
+        self.staging[index].in_use = true;
+        self.counters.staged_bytes += bytes as u64;
+    }
+
+    /// Puts a dummy transfer of random length on `backend`'s stream, when noise is on.
+    ///
+    /// # Safety
+    /// `backend` is a live backend of the lane's device.
+    pub unsafe fn disturb(&mut self, backend: ffi::ggml_backend_t) {
+        if let Some(noise) = &mut self.noise {
+            let bytes = noise.next_length();
+            ffi::ggml_backend_tensor_set_async(
+                backend,
+                &mut *noise.tensor,
+                noise.source.base().cast::<c_void>(),
+                0,
+                bytes,
+            );
+        }
+    }
+
+    /// Device memory that the lane itself holds, in bytes (debugging noise only).
+    pub fn device_bytes(&self) -> u64 {
+        self.noise.as_ref().map_or(0, |noise| noise.target.size())
+    }
+}
+
+fn host_buffer(device: Device, bytes: u64) -> Result<Buffer, String> {
+    let cpu = || {
+        // SAFETY: no preconditions; the CPU buffer type is static.
+        unsafe { ffi::ggml_backend_cpu_buffer_type() }
+    };
+    device
+        .pinned_buffer_type()
+        .and_then(|buft| Buffer::allocate(buft, bytes))
+        .or_else(|| Buffer::allocate(cpu(), bytes))
+        .ok_or_else(|| format!("no host memory for a staging buffer of {} KiB", bytes >> 10))
+}
+
+impl Noise {
+    const BYTES: u64 = 8 << 20;
+
+    fn new(device: Device, seed: u64) -> Result<Self, String> {
+        let refused = || format!("{} refused memory for debugging noise", device.name());
+        let source = host_buffer(device, Self::BYTES)?;
+        source.clear(0);
+        let target = Buffer::allocate(device.buffer_type(), Self::BYTES).ok_or_else(refused)?;
+        let tensor = bytes_tensor(&target, target.base(), Self::BYTES);
+        Ok(Noise {
+            state: seed | 1,
+            source,
+            target,
+            tensor,
+        })
+    }
+
+    fn next_length(&mut self) -> usize {
+        // xorshift64: any sequence will do, as long as a seed repeats it
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state % Self::BYTES).max(1) as usize
+    }
+}
+
+/// A tensor of `bytes` bytes at `address` in `buffer`.
+pub fn bytes_tensor(buffer: &Buffer, address: *mut u8, bytes: u64) -> Box<ffi::ggml_tensor> {
+    // SAFETY: an all-zero ggml_tensor is valid (type F32, no sources); the fields that matter are set below.
+    let mut tensor: Box<ffi::ggml_tensor> = Box::new(unsafe { std::mem::zeroed() });
+    let length = bytes as usize;
+    tensor.type_ = ffi::GGML_TYPE_I8;
+    tensor.ne = [bytes as i64, 1, 1, 1];
+    tensor.nb = [1, length, length, length];
+    tensor.buffer = buffer.raw();
+    tensor.data = address.cast();
+    tensor
+}

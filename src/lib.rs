@@ -1,0 +1,17 @@
+//! pipeshard: llama.cpp models inside a VRAM budget that the user states, with the same answers.
+//!
+//! Data goes one way: [`inventory`] (what the model consists of) → [`plan`] (what lives where, who computes it) →
+//! [`arena`] and [`lanes`] (device memory, and when things are copied into it). [`hook`] answers the questions that
+//! llama.cpp asks on the way; [`sim`] is a GPU to try all of it on; [`report`] says what happened.
+
+pub mod arena;
+pub mod cli;
+pub mod ffi;
+pub mod hook;
+pub mod inventory;
+pub mod lanes;
+pub mod plan;
+pub mod report;
+pub mod sim;
+pub mod size;
+pub mod synth;
