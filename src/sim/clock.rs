@@ -253,24 +253,28 @@ mod tests {
         assert_eq!(clocks.host_until(200), 0);
         clocks.advance_host(100);
         assert_eq!(clocks.host(), 600);
+        let idle = clocks.add_stream();
+        clocks.advance_host(50);
+        let copy = clocks.copy(idle, Direction::Down, 5);
+        assert_eq!(copy.start, 650, "nothing begins before it is submitted");
         assert_eq!(
             clocks.work(stream, 10),
             Span {
-                start: 600,
-                end: 610
+                start: 650,
+                end: 660
             }
         );
         assert_eq!(
             clocks.host_copy(Direction::Up, 40),
             Span {
-                start: 600,
-                end: 640
+                start: 650,
+                end: 690
             }
         );
-        assert_eq!(clocks.host(), 640);
-        assert_eq!(clocks.stream(stream), 610);
+        assert_eq!(clocks.host(), 690);
+        assert_eq!(clocks.stream(stream), 660);
         let late = clocks.add_stream();
-        assert_eq!(clocks.record(late), 640);
+        assert_eq!(clocks.record(late), 690);
     }
 
     proptest! {

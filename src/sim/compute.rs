@@ -113,6 +113,12 @@ impl GraphCopy {
         self.nodes
     }
 
+    /// All that it holds: nodes, then what they refer to.
+    #[cfg(test)]
+    pub fn tensors(&self) -> &[ffi::ggml_tensor] {
+        &self.tensors
+    }
+
     /// The name of the last node.
     pub fn label(&self) -> String {
         self.tensors[..self.nodes]

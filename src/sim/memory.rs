@@ -434,6 +434,7 @@ mod tests {
     fn the_host_faults_on_device_addresses_and_on_freed_shadow() {
         let memory = memory(config(1 << 20));
         let live = memory.allocate(4096).expect("room");
+        memory.allocate(4096).expect("room for a neighbour");
         let shadow = memory.translate(live, 1).expect("a live address") as usize;
         assert!(!readable(live), "the host can read a device address");
         assert!(readable(shadow));

@@ -1,5 +1,6 @@
 //! Graphs: copied at submission, computed as the CPU backend computes them.
 
+use super::super::compute::GraphCopy;
 use super::super::{counters, failure, EntryKind};
 use super::*;
 
@@ -61,6 +62,79 @@ fn a_graph_is_what_it_was_when_it_was_submitted() {
     assert_eq!(peek(c), [3.0; 64]);
     let counters = counters(card.handle);
     assert_eq!((counters.graphs, counters.kernels), (1, 1));
+}
+
+#[test]
+fn a_copy_refers_to_nothing_of_the_callers() {
+    let card = Card::new("vram=8M");
+    let layers = Layers::new(card.memory_type());
+    let tail = graph_of(layers.tensors.context, &[layers.result]);
+    for (graph, views) in [(layers.graph, 3), (tail, 0)] {
+        // SAFETY: a graph of ggml's.
+        let copy = unsafe { GraphCopy::new(graph, &card.device.memory) };
+        let copy = copy.expect("all is in device memory");
+        let tensors = copy.tensors();
+        let own = tensors.as_ptr_range();
+        for (i, tensor) in tensors.iter().enumerate() {
+            for refers in tensor.src.iter().copied().chain([tensor.view_src]) {
+                assert!(refers.is_null() || own.contains(&refers.cast_const()));
+            }
+            assert!(tensor.buffer.is_null() && tensor.extra.is_null());
+            assert!(!card.device.memory.owns(tensor.data as usize));
+            assert!(i < copy.len() || tensor.op == ffi::GGML_OP_NONE);
+        }
+        assert!(
+            tensors.len() > copy.len(),
+            "there are operands that are no nodes"
+        );
+        let looking = tensors.iter().filter(|t| !t.view_src.is_null());
+        assert_eq!(looking.count(), views);
+    }
+}
+
+#[test]
+fn graphs_are_computed_with_the_threads_that_were_set_when_they_were_submitted() {
+    let card = Card::new("vram=1M");
+    let lane = card.stream();
+    let tensors = card.floats::<3>(4);
+    let set_threads = |threads: i32| {
+        // SAFETY: the registry is the device's, and the name stands for a function of this type.
+        unsafe {
+            let registry = card.device.handles().registry;
+            let name = c"ggml_backend_set_n_threads".as_ptr();
+            let found = ffi::ggml_backend_reg_get_proc_address(registry, name);
+            let function =
+                std::mem::transmute::<*mut c_void, ffi::ggml_backend_set_n_threads_t>(found);
+            function.expect("it is there")(lane.backend, threads);
+        }
+    };
+    let graph = |to| {
+        // SAFETY: the context has room for the node.
+        let node = unsafe {
+            let all = ffi::GGML_N_TASKS_MAX;
+            let from = tensors.all[0];
+            ffi::ggml_map_custom1(
+                tensors.context,
+                from,
+                Some(write_thread_count),
+                all,
+                ptr::null_mut(),
+            )
+        };
+        place(node, to);
+        graph_of(tensors.context, &[node])
+    };
+    let gate = lane.close();
+    set_threads(3);
+    assert_eq!(lane.submit(graph(tensors.all[1])), ffi::GGML_STATUS_SUCCESS);
+    set_threads(2);
+    assert_eq!(lane.submit(graph(tensors.all[2])), ffi::GGML_STATUS_SUCCESS);
+    gate.open();
+    lane.synchronize();
+    assert_eq!(
+        (peek(tensors.all[1])[0], peek(tensors.all[2])[0]),
+        (3.0, 2.0)
+    );
 }
 
 #[test]
@@ -254,7 +328,7 @@ fn a_graph_costs_what_its_nodes_cost() {
 
 #[test]
 fn graphs_of_thousands_of_nodes_are_no_trouble() {
-    let card = Card::new("vram=1M");
+    let card = Card::new("vram=1M,delay=10");
     let lane = card.stream();
     let tensors = card.floats::<2>(16);
     let [a, b] = tensors.all;

@@ -172,6 +172,10 @@ fn copies_between_streams_hold_the_second_until_they_are_done() {
     }
     thread::sleep(Duration::from_millis(10));
     assert!(peek(c)[0].is_nan());
+    let copies = timeline(card.handle);
+    let spans: Vec<(u64, u64)> = copies.iter().map(|e| (e.start_ns, e.end_ns)).collect();
+    assert_eq!(spans[1].0, spans[0].1);
+    assert_eq!(spans[2].0, spans[1].1, "on the virtual clock too");
     gate.open();
     second.synchronize();
     assert_eq!(peek(c), values(7.0));
