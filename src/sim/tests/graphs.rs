@@ -92,6 +92,19 @@ fn a_copy_refers_to_nothing_of_the_callers() {
     }
 }
 
+unsafe extern "C" fn write_thread_count(
+    to: *mut ffi::ggml_tensor,
+    _from: *const ffi::ggml_tensor,
+    ith: i32,
+    nth: i32,
+    _data: *mut c_void,
+) {
+    if ith == 0 {
+        // SAFETY: the tensor holds at least one float, and only the first thread writes it.
+        unsafe { *(*to).data.cast::<f32>() = nth as f32 };
+    }
+}
+
 #[test]
 fn graphs_are_computed_with_the_threads_that_were_set_when_they_were_submitted() {
     let card = Card::new("vram=1M");
