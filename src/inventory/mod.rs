@@ -67,6 +67,9 @@ impl Inventory {
     }
 }
 
+/// More layers than any model has; llama.cpp allows 512. A damaged count must not keep us busy for minutes.
+const MAX_LAYERS: u32 = 4096;
+
 /// A metadata key that nothing can do without.
 struct Missing {
     key: String,
@@ -77,11 +80,11 @@ impl Missing {
         let reason = match architecture {
             Some(architecture) => {
                 format!(
-                    "its architecture is '{architecture}' and it has no {}",
+                    "its architecture is '{architecture}' and it has no usable {}",
                     self.key
                 )
             }
-            None => format!("it has no {}", self.key),
+            None => format!("it has no usable {}", self.key),
         };
         InventoryError::NotAModel {
             path: path.to_owned(),
@@ -128,7 +131,7 @@ fn build(
     let layer_count = arch
         .number("block_count")
         .map(clamp)
-        .filter(|&count| count > 0)
+        .filter(|count| (1..=MAX_LAYERS).contains(count))
         .ok_or_else(|| missing(&format!("{architecture}.block_count")))?;
 
     let mut seen = HashSet::new();
@@ -164,3 +167,6 @@ fn build(
         architecture,
     })
 }
+
+#[cfg(test)]
+mod tests;

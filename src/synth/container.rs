@@ -1,7 +1,7 @@
 //! The GGUF container, version 3, little-endian: header, metadata, tensor list; the data follows in place.
 
 /// Alignment of the data section and of every tensor in it: GGUF's default, so that it need not be stated.
-pub(super) const ALIGNMENT: u64 = 32;
+pub(crate) const ALIGNMENT: u64 = 32;
 
 const VERSION: u32 = 3;
 
@@ -15,7 +15,7 @@ const ARRAY: u32 = 9;
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     U32(u32),
     F32(f32),
     Bool(bool),
@@ -26,7 +26,7 @@ pub(super) enum Value {
 }
 
 /// What the tensor list says about a tensor.
-pub(super) struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     pub name: &'a str,
     pub shape: &'a [u64],
     pub ggml_type: u32,
@@ -93,7 +93,7 @@ impl Bytes {
 }
 
 /// Everything before the data section, padded so that the data begins aligned.
-pub(super) fn header(metadata: &[(String, Value)], tensors: &[Entry<'_>]) -> Vec<u8> {
+pub(crate) fn header(metadata: &[(String, Value)], tensors: &[Entry<'_>]) -> Vec<u8> {
     let mut bytes = Bytes(Vec::new());
     bytes.0.extend_from_slice(b"GGUF");
     bytes.u32(VERSION);

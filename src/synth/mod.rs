@@ -2,7 +2,7 @@
 //! takes them. They load in any llama.cpp tool, tokenize text and generate varied tokens; what they say means nothing.
 
 mod blocks;
-mod container;
+pub(crate) mod container;
 mod error;
 mod half;
 mod layout;
