@@ -286,6 +286,17 @@ mod tests {
     }
 
     #[test]
+    fn layers_with_a_window_cache_less() {
+        let args = args("m.gguf --vram 4G --ctx 4096 --ubatch 64").unwrap();
+        let mut model = models::dense();
+        for layer in &mut model.kv.layers[..4] {
+            layer.window = Some(128);
+        }
+        let kv = plan_for(&model, &args, 4096).unwrap().ledger.kv;
+        assert_eq!(kv, 4 * (4096 + 256) * 1024 * 2);
+    }
+
+    #[test]
     fn the_minimum_that_is_named_works() {
         for model in [models::dense(), models::moe()] {
             let tiny = args("m.gguf --vram 1M --ctx 1024").unwrap();

@@ -127,6 +127,16 @@ mod tests {
     }
 
     #[test]
+    fn layers_with_a_window_bring_a_mask_of_their_own() {
+        let mut model = models::dense();
+        let plain = estimate_scratch(&model, 128, 1024, 0);
+        model.kv.layers[3].window = Some(64);
+        let mask = 128 * 1024 * 2;
+        let windowed = estimate_scratch(&model, 128, 1024, 0);
+        assert_eq!(windowed - plain, mask + mask / 8);
+    }
+
+    #[test]
     fn saturates_on_nonsense() {
         let mut model = models::moe();
         for tensor in &mut model.tensors {

@@ -262,7 +262,7 @@ mod tests {
     fn one_tight_place_is_better_than_many() {
         // 65 groups in a ring of 3: turns at two ends would do, but look ahead by one only.
         let found = sorted_lookaheads(&[10; 65], 30);
-        assert!(found[3..].iter().all(|&bytes| bytes == 20), "{found:?}");
+        assert!(found[2..].iter().all(|&bytes| bytes >= 20), "{found:?}");
     }
 
     #[test]

@@ -290,6 +290,23 @@ proptest! {
     }
 
     #[test]
+    fn residents_never_make_way_for_kv(
+        input in inputs(), kv in prop::collection::vec(1u64..3000, 1..6), more in 0u64..3000,
+    ) {
+        // From the minimum on, every layer of KV comes to the device while residents only grow.
+        let layers = (0..).zip(kv.iter().copied());
+        let kv = layers.map(|(layer, bytes)| KvLayer { layer, bytes }).collect();
+        let input = PlanInput { kv, granularity: 1, ..input };
+        let minimum = minimum_of(&input);
+        let mut before = plan(&with_budget(&input, minimum)).unwrap();
+        for step in 0..40 {
+            let now = plan(&with_budget(&input, minimum + more + step * 300)).unwrap();
+            prop_assert!(now.residents.starts_with(&before.residents));
+            before = now;
+        }
+    }
+
+    #[test]
     fn kv_that_is_fixed_stays(
         input in workable(), devices in prop::collection::vec(prop::bool::ANY, 8), more in 0u64..10_000,
     ) {

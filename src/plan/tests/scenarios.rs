@@ -150,3 +150,30 @@ fn shrinking_and_growing_again_gives_the_same_plan() {
     assert!(small.residents.len() < large.residents.len());
     assert_eq!(plan(&input(&model, 52 * MIB)).unwrap(), large);
 }
+
+#[test]
+fn what_would_fill_the_ring_alone_is_resident_instead() {
+    let unit = Unit {
+        name: "blk.0.attn_q.weight".to_owned(),
+        layer: Some(0),
+        class: UnitClass::Attention,
+        bytes: MIB,
+        device_bytes: MIB,
+        expert_count: 0,
+    };
+    let input = PlanInput {
+        granularity: MIB,
+        ..PlanInput::new(
+            vec![unit],
+            vec![KvLayer {
+                layer: 0,
+                bytes: MIB,
+            }],
+            MIB,
+        )
+    };
+    let made = plan(&input).unwrap();
+    assert!(!made.kv[0].device);
+    assert_eq!((made.residents.len(), made.minimum_budget), (1, MIB));
+    assert_eq!(made.ring, Ring::default());
+}
