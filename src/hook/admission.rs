@@ -95,7 +95,7 @@ impl Runtime {
             );
             self.ledger.set_scratch(sched, bytes);
             self.replan();
-            self.epoch += 1;
+            self.void_graphs();
             return false;
         }
         if !room {

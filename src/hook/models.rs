@@ -146,7 +146,7 @@ impl Runtime {
             }
         }
         self.retry = Default::default();
-        self.epoch += 1;
+        self.void_graphs();
         self.replan();
     }
 }

@@ -78,6 +78,8 @@ pub struct Runtime {
     pub placeholder: Option<Buffer>,
     /// Grows when graphs that were split before must not be reused.
     pub epoch: u64,
+    /// All graphs that were split since the arena took its shape are void already.
+    pub graphs_void: bool,
     /// Grows when device addresses change.
     pub carving: u64,
     /// The scheduler whose pass is being submitted.
@@ -113,6 +115,7 @@ impl Runtime {
             carved: None,
             placeholder: None,
             epoch: 1,
+            graphs_void: true,
             carving: 0,
             active_pass: None,
             last_pass: None,
@@ -298,8 +301,15 @@ impl Runtime {
         self.units.iter_mut().for_each(LoadedUnit::unplace);
         self.carved = None;
         self.carving += 1;
-        self.epoch += 1;
+        self.void_graphs();
         self.note_arena();
+    }
+
+    /// Graphs that were split before must not be reused.
+    pub fn void_graphs(&mut self) {
+        if !std::mem::replace(&mut self.graphs_void, true) {
+            self.epoch += 1;
+        }
     }
 
     /// Gives the arena the shape of the current plan, if it has another. Where the device refuses memory that the budget
@@ -315,8 +325,10 @@ impl Runtime {
                 return Ok(());
             }
             self.drain();
-            let again = self.carved.is_some();
-            self.carved = None;
+            if self.carved.take().is_some() {
+                self.outcome.recarvings += 1;
+                self.void_graphs();
+            }
             self.carving += 1;
             let (Some(arena), Some(copier)) = (&mut self.arena, &mut self.copier) else {
                 return Err("the copy lane is not open".to_string());
@@ -328,10 +340,7 @@ impl Runtime {
             self.note_arena();
             match result {
                 Ok(()) => {
-                    if again {
-                        self.epoch += 1;
-                        self.outcome.recarvings += 1;
-                    }
+                    self.graphs_void = false;
                     self.outcome.set_minimum(wanted.minimum_budget);
                     self.carved = Some(wanted);
                     return Ok(());
@@ -378,7 +387,7 @@ impl Runtime {
         match fits {
             Ok(made) => {
                 self.plan = Some(made);
-                self.epoch += 1;
+                self.void_graphs();
                 self.outcome.budget_changes += 1;
                 Ok(())
             }

@@ -144,11 +144,8 @@ unsafe extern "C" fn sched_freed(user: *mut c_void, sched: ffi::ggml_backend_sch
     shared.guard((), || {
         let mut runtime = shared.lock_idle();
         let key = sched as usize;
-        if let Some(entry) = runtime.scheds.remove(&key) {
-            for backend in entry.device_backends {
-                ffi::ggml_backend_synchronize(backend);
-            }
-        }
+        // the owner has waited for its work, and may have freed the backends already
+        runtime.scheds.remove(&key);
         if runtime.last_pass == Some(key) {
             runtime.last_pass = None;
         }
