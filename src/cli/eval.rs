@@ -7,7 +7,7 @@ use crate::ffi;
 use crate::size::ByteSize;
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use std::ffi::{c_char, CStr, CString};
+use std::ffi::{c_char, c_void, CStr, CString};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -92,6 +92,8 @@ pub struct PromptResult {
     pub prompt_seconds: f64,
     /// Seconds for the generated tokens.
     pub generate_seconds: f64,
+    /// What a simulated GPU counted during the prompt.
+    pub device: Option<serde_json::Value>,
 }
 
 /// What an evaluation gave.
@@ -101,10 +103,10 @@ pub struct EvalResult {
     pub results: Vec<PromptResult>,
     /// Graphs that llama.cpp used again.
     pub graphs_reused: i64,
-    /// Splits per graph are not known to this tool; what pipeshard reports is here.
+    /// What pipeshard reports.
     pub report: Option<serde_json::Value>,
-    /// The simulated GPU's own timeline and counters for the last prompt pass, where there is one.
-    pub device: Option<String>,
+    /// The units that pipeshard made of the loaded weights.
+    pub units: Option<serde_json::Value>,
 }
 
 struct Model(*mut ffi::llama_model);
@@ -124,64 +126,82 @@ impl Drop for Context {
     }
 }
 
-unsafe extern "C" fn quiet(
-    level: ffi::ggml_log_level,
-    text: *const c_char,
-    _: *mut std::ffi::c_void,
-) {
+unsafe extern "C" fn quiet(level: ffi::ggml_log_level, text: *const c_char, _: *mut c_void) {
     if level == ffi::GGML_LOG_LEVEL_ERROR || level == ffi::GGML_LOG_LEVEL_WARN {
         eprint!("{}", CStr::from_ptr(text).to_string_lossy());
     }
 }
 
 /// Functions of libpipeshard.so, by name.
+#[derive(Default)]
 struct Library {
     set_budget: Option<unsafe extern "C" fn(u64) -> bool>,
     report: Option<unsafe extern "C" fn() -> *mut c_char>,
+    units: Option<unsafe extern "C" fn() -> *mut c_char>,
+    device: Option<unsafe extern "C" fn() -> *mut c_char>,
+    reset_device: Option<unsafe extern "C" fn()>,
     free: Option<unsafe extern "C" fn(*mut c_char)>,
 }
 
 impl Library {
     fn find() -> Self {
-        // SAFETY: the registry lives as long as the process; the functions have the signatures that hook/library.rs gives them.
+        // SAFETY: the registry lives as long as the process; hook/library.rs gives the functions these signatures, and a
+        // null pointer becomes None.
         unsafe {
             let registry = ffi::ggml_backend_reg_by_name(c"pipeshard".as_ptr());
             if registry.is_null() {
-                return Library {
-                    set_budget: None,
-                    report: None,
-                    free: None,
-                };
+                return Library::default();
             }
             let get = |name: &CStr| ffi::ggml_backend_reg_get_proc_address(registry, name.as_ptr());
+            type Text = Option<unsafe extern "C" fn() -> *mut c_char>;
+            let text = |name: &CStr| std::mem::transmute::<*mut c_void, Text>(get(name));
             Library {
                 set_budget: std::mem::transmute::<
-                    *mut std::ffi::c_void,
+                    *mut c_void,
                     Option<unsafe extern "C" fn(u64) -> bool>,
                 >(get(c"pipeshard_set_budget")),
-                report: std::mem::transmute::<
-                    *mut std::ffi::c_void,
-                    Option<unsafe extern "C" fn() -> *mut c_char>,
-                >(get(c"pipeshard_report")),
-                free: std::mem::transmute::<
-                    *mut std::ffi::c_void,
-                    Option<unsafe extern "C" fn(*mut c_char)>,
-                >(get(c"pipeshard_free")),
+                report: text(c"pipeshard_report"),
+                units: text(c"pipeshard_units"),
+                device: text(c"pipeshard_simulated_device"),
+                reset_device: std::mem::transmute::<*mut c_void, Option<unsafe extern "C" fn()>>(
+                    get(c"pipeshard_reset_simulated_device"),
+                ),
+                free: std::mem::transmute::<*mut c_void, Option<unsafe extern "C" fn(*mut c_char)>>(
+                    get(c"pipeshard_free"),
+                ),
             }
         }
     }
 
-    fn report(&self) -> Option<serde_json::Value> {
-        let (report, free) = (self.report?, self.free?);
+    fn json(
+        &self,
+        function: Option<unsafe extern "C" fn() -> *mut c_char>,
+    ) -> Option<serde_json::Value> {
+        let (function, free) = (function?, self.free?);
         // SAFETY: the text is NUL-terminated and ours until it is given back.
         unsafe {
-            let text = report();
+            let text = function();
             if text.is_null() {
                 return None;
             }
             let value = serde_json::from_str(&CStr::from_ptr(text).to_string_lossy()).ok();
             free(text);
             value
+        }
+    }
+
+    fn report(&self) -> Option<serde_json::Value> {
+        self.json(self.report)
+    }
+
+    fn device(&self) -> Option<serde_json::Value> {
+        self.json(self.device)
+    }
+
+    fn reset_device(&self) {
+        if let Some(reset) = self.reset_device {
+            // SAFETY: takes no arguments; no pass is being submitted.
+            unsafe { reset() }
         }
     }
 }
@@ -243,11 +263,12 @@ pub fn evaluate(args: &EvalArgs) -> Result<EvalResult, String> {
             .map(|c| i64::from(ffi::llama_perf_context(c.0).n_reused))
             .sum();
         let report = library.report();
+        let units = library.json(library.units);
         Ok(EvalResult {
             results,
             graphs_reused,
             report,
-            device: None,
+            units,
         })
     }
 }
@@ -328,6 +349,34 @@ struct Run {
     next: i32,
     prompt_seconds: f64,
     generate_seconds: f64,
+    device: Option<serde_json::Value>,
+}
+
+impl Run {
+    fn new() -> Self {
+        Run {
+            tokens: Vec::new(),
+            hash: FNV_START,
+            next: 0,
+            prompt_seconds: 0.0,
+            generate_seconds: 0.0,
+            device: None,
+        }
+    }
+}
+
+fn budget_changes(args: &EvalArgs) -> Result<Vec<(u32, ByteSize)>, String> {
+    let parse = |change: &String| {
+        let (at, size) = change.split_once('=').ok_or("expected STEP=SIZE")?;
+        let at = at.parse().map_err(|_| format!("'{at}' is no step"))?;
+        let size = size.parse::<ByteSize>().map_err(|e| e.to_string())?;
+        Ok((at, size))
+    };
+    let changes = args
+        .budget_at
+        .iter()
+        .map(|c| parse(c).map_err(|why: String| format!("--budget-at {c}: {why}")));
+    changes.collect()
 }
 
 unsafe fn run_prompt(
@@ -339,42 +388,38 @@ unsafe fn run_prompt(
     file: &mut Option<std::io::BufWriter<std::fs::File>>,
 ) -> Result<Vec<PromptResult>, String> {
     let vocabulary = ffi::llama_vocab_n_tokens(ffi::llama_model_get_vocab(model.0));
-    let mut runs: Vec<Run> = Vec::new();
+    let changes = budget_changes(args)?;
+    let mut runs: Vec<Run> = contexts.iter().map(|_| Run::new()).collect();
+    library.reset_device();
+    // every context's batch is submitted before any result is asked for, so that passes overlap
+    let start = Instant::now();
     for (index, context) in contexts.iter().enumerate() {
         ffi::llama_memory_clear(ffi::llama_get_memory(context.0), true);
-        let mut tokens = prompt_tokens(args.seed + index as u64, prompt, vocabulary);
-        let start = Instant::now();
-        decode(context, &mut tokens)?;
-        let mut run = Run {
-            tokens: Vec::new(),
-            hash: FNV_START,
-            next: 0,
-            prompt_seconds: 0.0,
-            generate_seconds: 0.0,
-        };
-        take_logits(context, vocabulary, &mut run, file)?;
+        decode(
+            context,
+            &mut prompt_tokens(args.seed + index as u64, prompt, vocabulary),
+        )?;
+    }
+    for (context, run) in contexts.iter().zip(&mut runs) {
+        take_logits(context, vocabulary, run, file)?;
         run.prompt_seconds = start.elapsed().as_secs_f64();
-        runs.push(run);
+        run.device = library.device();
     }
     for step in 0..args.generate {
-        for change in &args.budget_at {
-            let (at, size) = change
-                .split_once('=')
-                .ok_or_else(|| format!("--budget-at {change}: expected STEP=SIZE"))?;
-            let at: u32 = at
-                .parse()
-                .map_err(|_| format!("--budget-at {change}: '{at}' is no step"))?;
-            let size: ByteSize = size
-                .parse()
-                .map_err(|e| format!("--budget-at {change}: {e}"))?;
-            if at == step && !library.set_budget.is_some_and(|set| set(size.0)) {
-                return Err(format!("the budget could not be changed to {size}"));
+        let start = Instant::now();
+        for (index, (context, run)) in contexts.iter().zip(&mut runs).enumerate() {
+            run.tokens.push(run.next);
+            // with several contexts the budget changes while the first one's batch is still being computed
+            if index == contexts.len().min(2) - 1 {
+                for &(_, size) in changes.iter().filter(|c| c.0 == step) {
+                    if !library.set_budget.is_some_and(|set| set(size.0)) {
+                        return Err(format!("the budget could not be changed to {size}"));
+                    }
+                }
             }
+            decode(context, &mut [run.next])?;
         }
         for (context, run) in contexts.iter().zip(&mut runs) {
-            let start = Instant::now();
-            run.tokens.push(run.next);
-            decode(context, &mut [run.next])?;
             take_logits(context, vocabulary, run, file)?;
             run.generate_seconds += start.elapsed().as_secs_f64();
         }
@@ -389,6 +434,7 @@ unsafe fn run_prompt(
             logits_hash: format!("{:016x}", run.hash),
             prompt_seconds: run.prompt_seconds,
             generate_seconds: run.generate_seconds,
+            device: run.device,
         })
         .collect())
 }

@@ -43,7 +43,6 @@ impl Runtime {
         }
         if !self.ledger.has_kv(owner) {
             self.release_arena();
-            self.outcome.contexts += 1;
         }
         let mut input = self.plan_input(self.retry.expected_scratch);
         let mut placement = KvPlacement {

@@ -7,6 +7,9 @@
 //! |---|---|---|
 //! | `pipeshard_set_budget` | `bool (uint64_t bytes)` | changes the budget before the next batch; false: it would be too small |
 //! | `pipeshard_report` | `char * (void)` | the report so far as JSON; free it with `pipeshard_free` |
+//! | `pipeshard_units` | `char * (void)` | the loaded weights as the planner sees them, as JSON |
+//! | `pipeshard_simulated_device` | `char * (void)` | the simulated GPU's counters as JSON, null without one |
+//! | `pipeshard_reset_simulated_device` | `void (void)` | starts those counters afresh |
 //! | `pipeshard_free` | `void (char *)` | |
 
 use super::config::Config;
@@ -122,6 +125,9 @@ unsafe extern "C" fn get_proc_address(
     match CStr::from_ptr(name).to_bytes() {
         b"pipeshard_set_budget" => set_budget as *mut c_void,
         b"pipeshard_report" => report as *mut c_void,
+        b"pipeshard_units" => units as *mut c_void,
+        b"pipeshard_simulated_device" => simulated_device as *mut c_void,
+        b"pipeshard_reset_simulated_device" => reset_simulated_device as *mut c_void,
         b"pipeshard_free" => free as *mut c_void,
         _ => std::ptr::null_mut(),
     }
@@ -139,13 +145,38 @@ unsafe extern "C" fn set_budget(bytes: u64) -> bool {
     std::panic::catch_unwind(work).unwrap_or(false)
 }
 
-unsafe extern "C" fn report() -> *mut c_char {
-    let work =
-        || table::shared().and_then(|s| CString::new(outcome::report(&s.lock()).to_json()).ok());
-    std::panic::catch_unwind(work)
+/// A text for C, or null. The caller gives it back with `pipeshard_free`.
+fn text(make: impl FnOnce() -> Option<String>) -> *mut c_char {
+    let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make))
         .ok()
-        .flatten()
+        .flatten();
+    made.and_then(|text| CString::new(text).ok())
         .map_or(std::ptr::null_mut(), CString::into_raw)
+}
+
+unsafe extern "C" fn report() -> *mut c_char {
+    text(|| Some(outcome::report(&table::shared()?.lock()).to_json()))
+}
+
+unsafe extern "C" fn units() -> *mut c_char {
+    text(|| serde_json::to_string(&table::shared()?.lock().plan_units).ok())
+}
+
+fn simulated() -> Option<ffi::ggml_backend_dev_t> {
+    // SAFETY: the registry lives as long as the process and has one device.
+    SIMULATED
+        .get()
+        .map(|reg| unsafe { ffi::ggml_backend_reg_dev_get(reg.0, 0) })
+}
+
+unsafe extern "C" fn simulated_device() -> *mut c_char {
+    text(|| serde_json::to_string(&sim::counters(simulated()?)).ok())
+}
+
+unsafe extern "C" fn reset_simulated_device() {
+    if let Some(device) = simulated() {
+        sim::reset_counters(device);
+    }
 }
 
 unsafe extern "C" fn free(text: *mut c_char) {

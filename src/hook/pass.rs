@@ -131,6 +131,7 @@ impl Runtime {
             return;
         };
         if entry.pass_done.is_none() {
+            self.outcome.contexts += 1;
             entry.pass_done = device.and_then(Event::new);
         }
         if let Some(done) = &entry.pass_done {

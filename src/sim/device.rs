@@ -484,7 +484,28 @@ unsafe extern "C" fn registry_proc_address(
         // SAFETY: ggml passes a string.
         match unsafe { CStr::from_ptr(name) }.to_bytes() {
             b"ggml_backend_set_n_threads" => backend::set_n_threads as *mut c_void,
+            b"ggml_backend_register_host_buffer" => register_host_buffer as *mut c_void,
+            b"ggml_backend_unregister_host_buffer" => unregister_host_buffer as *mut c_void,
             _ => ptr::null_mut(),
+        }
+    })
+}
+
+/// Page-locking under the names that ggml's backends give it.
+unsafe extern "C" fn register_host_buffer(address: *mut c_void, len: usize) -> bool {
+    guard("register_host_buffer", false, || {
+        super::register_host_range(address, len).is_ok()
+    })
+}
+
+unsafe extern "C" fn unregister_host_buffer(address: *mut c_void) {
+    guard("unregister_host_buffer", (), || {
+        for device in Device::all() {
+            let len = device.pins.lock().locked_at(address as usize);
+            if let Some(len) = len {
+                // nothing to tell anyone: the range is locked, as the lookup just said
+                let _ = device.unpin(address, len);
+            }
         }
     })
 }

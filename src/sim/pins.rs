@@ -118,6 +118,11 @@ impl Pins {
         Ok(())
     }
 
+    /// Length of the locked range that starts here.
+    pub fn locked_at(&self, address: usize) -> Option<usize> {
+        self.ranges.get(&address).copied()
+    }
+
     pub fn unlock(&mut self, address: usize, len: usize) -> Result<(), PinError> {
         if self.ranges.get(&address) != Some(&len) {
             return Err(PinError::NotLocked { address, len });
