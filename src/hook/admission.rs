@@ -83,6 +83,7 @@ impl Runtime {
             Err(error) => {
                 self.retry.wanted_scratch = self.ledger.scratch() - before + bytes;
                 self.retry.fail(error.to_string());
+                self.replan();
                 return false;
             }
         };

@@ -133,7 +133,7 @@ impl Runtime {
             return Ok(());
         }
         if measuring {
-            self.current_plan().map_err(|e| e.to_string())?;
+            self.plan_for_measuring()?;
             if let Some(placeholder) = &self.placeholder {
                 for unit in self.units.iter_mut() {
                     if (*unit.device_tensor()).data.is_null() {

@@ -268,6 +268,21 @@ impl Runtime {
         }
     }
 
+    /// A plan to measure graphs by. Where the budget is too small, that of the smallest budget that is not: so that the
+    /// compute buffers become known, and with them the smallest budget that works.
+    pub fn plan_for_measuring(&mut self) -> Result<(), String> {
+        match self.current_plan() {
+            Ok(_) => Ok(()),
+            Err(PlanError::BudgetTooSmall { minimum, .. }) => {
+                let mut input = self.plan_input(0);
+                input.budget = minimum;
+                self.plan = Some(plan(&input).map_err(|e| e.to_string())?);
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// Something that the plan depends on has changed.
     pub fn replan(&mut self) {
         self.plan = None;
