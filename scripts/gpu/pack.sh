@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Packs what a GPU machine without Rust and without network needs: the tools, libpipeshard.so, a libggml-cuda.so of the same
+# llama.cpp, the visit script, and the demo model in pieces. Usage: scripts/gpu/pack.sh LIBGGML_CUDA_SO [OUT_DIR]
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+cuda=${1:?usage: scripts/gpu/pack.sh LIBGGML_CUDA_SO [OUT_DIR]}
+out=${2:-.gpu}
+bin=${CARGO_TARGET_DIR:-target}/release
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+mkdir -p "$stage/bin" "$out"
+tools=(pipeshard llama-completion llama-bench llama-batched-bench llama-perplexity llama-cli llama-server)
+for tool in "${tools[@]}"; do cp -L "$bin/$tool" "$stage/bin/"; done
+cp -P "$bin"/lib*.so* "$stage/bin/"
+cp -L "$cuda" "$stage/bin/libggml-cuda.so"
+strip --strip-debug "$stage"/bin/* 2>/dev/null || true
+cp scripts/gpu/visit.sh "$stage/"
+tar -C "$stage" -cf - . | xz -T0 -3 > "$out/tools.tar.xz"
+ls -la "$out"

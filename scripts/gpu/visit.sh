@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
+# Usage: visit.sh [correct] [sanitize] [speed] — what to do; all of it by default. Expects the unpacked tools in ./bin.
+set -uo pipefail
+cd "$(dirname "$0")"
+OUT=${OUT:-$PWD/out}
+mkdir -p "$OUT"
+models=${MODELS:-/dev/shm/pipeshard-models}
+mkdir -p "$models"
+bin=$PWD/bin
+export LD_LIBRARY_PATH="$bin:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}"
+threads=${THREADS:-$(nproc)}
+what=${*:-correct sanitize speed}
+summary=()
+note() { summary+=("$*"); echo "== $*" | tee -a "$OUT/visit.log"; }
+log() { echo "--- $*" >> "$OUT/visit.log"; "$@" >> "$OUT/visit.log" 2>&1; }
+
+nvidia-smi --query-gpu=name,driver_version,memory.total,memory.used,pcie.link.gen.current,pcie.link.width.current --format=csv,noheader | tee -a "$OUT/visit.log"
+lscpu | grep -E "Model name|^CPU\(s\)" | tee -a "$OUT/visit.log"
+
+synth() { # NAME SHAPE ARGS...
+    local name=$1 shape=$2; shift 2
+    [ -s "$models/$name.gguf" ] || log "$bin/pipeshard" synth --shape "$shape" "$@" "$models/$name.gguf"
+}
+
+verify() { # LABEL MODEL BUDGET ARGS...
+    local label=$1 model=$2 budget=$3; shift 3
+    local out
+    echo "--- verify $label $budget $*" >> "$OUT/visit.log"
+    if out=$(timeout 120 "$bin/pipeshard" verify "$models/$model.gguf" --vram "$budget" --threads 8 "$@" 2>&1); then
+        note "ok   $label $budget: $(grep -o 'same answers.*' <<<"$out")"
+    else
+        note "FAIL $label $budget: $(tail -n 1 <<<"$out" | cut -c1-300)"
+    fi
+    echo "$out" >> "$OUT/visit.log"
+}
+
+if [[ $what == *correct* ]]; then
+    synth tiny-llama tiny-llama
+    synth tiny-llama-576 tiny-llama-576
+    synth tiny-llama-768 tiny-llama-768
+    synth tiny-qwen3moe tiny-qwen3moe
+    synth tiny-gemma3 tiny-gemma3
+    export PIPESHARD_RESERVE=64M
+    cases=(tiny-llama tiny-llama-576 tiny-llama-768 tiny-qwen3moe tiny-gemma3)
+    [ -s "$models/smollm2.gguf" ] && cases+=(smollm2)
+    for model in "${cases[@]}"; do
+        for budget in ${BUDGETS:-110M 130M 400M}; do
+            verify "$model" "$model" "$budget" --reference same
+        done
+    done
+    for model in tiny-llama-576 tiny-qwen3moe; do
+        PIPESHARD_DEBUG_FILL=1 verify "$model, memory filled with 0xFF" "$model" 110M --reference same
+        for seed in 1 2 3; do
+            PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1 verify "$model, noise $seed" "$model" 130M --reference same
+        done
+        PIPESHARD_PAGE_LOCK=off verify "$model, staging ring" "$model" 110M --reference same
+    done
+    verify "tiny-llama against all in VRAM" tiny-llama 110M --reference gpu --tolerance 0.05
+    [ -s "$models/smollm2.gguf" ] && verify "smollm2 against all in VRAM" smollm2 130M --reference gpu --tolerance 0.5
+fi
+
+if [[ $what == *sanitize* ]] && command -v compute-sanitizer >/dev/null; then
+    echo "--- compute-sanitizer" >> "$OUT/visit.log"
+    timeout 200 compute-sanitizer --tool memcheck --error-exitcode 9 \
+        "$bin/pipeshard" eval "$models/tiny-llama-576.gguf" --prompt 33 --generate 2 --vram 110M > "$OUT/sanitizer.log" 2>&1
+    note "memcheck: exit $?, $(grep -E 'ERROR SUMMARY' "$OUT/sanitizer.log" | tail -n 1)"
+fi
+
+bench() { # LABEL ARGS... : one line of llama-bench results per test
+    local label=$1; shift
+    echo "--- bench $label: $*" >> "$OUT/visit.log"
+    local before peak_file sampler out
+    peak_file=$(mktemp)
+    before=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
+    ( peak=0; while sleep 0.05; do used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
+        [ "${used:-0}" -gt "$peak" ] && peak=$used && echo "$peak" > "$peak_file"; done ) & sampler=$!
+    out=$(timeout "${LIMIT:-150}" "$bin/llama-bench" -t "$threads" -o jsonl "$@" 2>> "$OUT/visit.log")
+    kill "$sampler" 2>/dev/null; wait "$sampler" 2>/dev/null
+    echo "$out" >> "$OUT/bench.jsonl"
+    local results
+    results=$(python3 - "$out" <<'PY'
+import json, sys
+cells = []
+for line in sys.argv[1].splitlines():
+    try: r = json.loads(line)
+    except ValueError: continue
+    name = f"pp{r['n_prompt']}" if r['n_prompt'] else f"tg{r['n_gen']}"
+    cells.append(f"{name} {r['avg_ts']:.1f} ±{r['stddev_ts']:.1f}")
+print("; ".join(cells) or "no result")
+PY
+)
+    note "$(printf '%-46s peak %6s MiB  %s' "$label" "$(( $(cat "$peak_file" 2>/dev/null || echo 0) - before ))" "$results")"
+}
+
+if [[ $what == *speed* ]]; then
+    synth 8b llama3-8b --type f16
+    synth 30b qwen3-30b-a3b --type q4_0
+    free=$(nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits | head -n 1)
+    for gib in 4 8; do
+        for model in 8b 30b; do
+            common=(-m "$models/$model.gguf" -p 512 -p 2048 -n 32 -r 2 -b 2048 -ub 2048)
+            bench "$model ${gib}G stock --fit, mmap" "${common[@]}" -fitt $((free - gib * 1024)) -fitc 4096
+            bench "$model ${gib}G stock --fit, page-locked" "${common[@]}" -fitt $((free - gib * 1024)) -fitc 4096 -lm none
+            bench "$model ${gib}G pipeshard" "${common[@]}" --pipeshard --pipeshard-vram ${gib}G --pipeshard-report "$OUT/report-$model-${gib}g.json"
+        done
+    done
+    for model in 8b 30b; do
+        bench "$model all in VRAM, stock" -m "$models/$model.gguf" -p 512 -p 2048 -n 32 -r 2 -b 2048 -ub 2048 -ngl 99
+        bench "$model all in VRAM, pipeshard 60G" -m "$models/$model.gguf" -p 512 -p 2048 -n 32 -r 2 -b 2048 -ub 2048 --pipeshard --pipeshard-vram 60G
+    done
+fi
+
+echo; echo "SUMMARY"; printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"
