@@ -20,7 +20,7 @@ Examples:
   pipeshard synth --shape qwen3-235b-a22b --layers 12 --type q2_K part.gguf
   pipeshard synth --shape tiny-llama --type q8_0,attention=f16 --seed 7 --tied tied.gguf
 
-Text is one token per byte, after the begin token, so a prompt of 599 letters is 600 tokens.";
+English text is one token per character, after the begin token: 599 characters are 600 tokens.";
 
 /// Write a model of random weights, for tests and measurements.
 ///
@@ -305,7 +305,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("model.gguf");
         let line = format!(
-            "synth --shape tiny-llama --layers 1 --vocabulary 259 {}",
+            "synth --shape tiny-llama --layers 1 --vocabulary 260 {}",
             out.display()
         );
         run(&parse(&line).unwrap()).unwrap();

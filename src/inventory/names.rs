@@ -74,8 +74,8 @@ const INPUT_BASES: &[&str] = &[
     "rope_factors_short",
 ];
 
-/// Base names within a layer in order of use. llama.cpp evaluates Q, then V, then K, and the gate before the up
-/// projection.
+/// Base names within a layer in order of use. llama.cpp evaluates the gate before the up projection, and V before K in
+/// most architectures.
 const LAYER_BASES: &[&str] = &[
     // what comes before attention
     "nextn.embed_tokens",
@@ -206,11 +206,11 @@ const LAYER_BASES: &[&str] = &[
     "ffn_latent_down",
     "ffn_routed_down",
     "ffn_gate_up_exps",
-    "ffn_up_exps",
     "ffn_gate_exps",
+    "ffn_up_exps",
     "ffn_down_exps",
-    "ffn_up_chexps",
     "ffn_gate_chexps",
+    "ffn_up_chexps",
     "ffn_down_chexps",
     "ffn_routed_norm",
     "ffn_routed_up",

@@ -193,7 +193,7 @@ pub(super) fn tensors(spec: &SynthSpec) -> Result<Vec<TensorPlan>, SynthError> {
         (false, false) => 1.0,
         (false, true) => 1.0 / root,
         (true, false) => 0.5 * final_deviation(spec) / root,
-        (true, true) => 0.7 * final_deviation(spec) / (root * root),
+        (true, true) => 0.3 * final_deviation(spec) / (root * root),
     };
     let quiet = if spec.tied { Quiet::Tied } else { Quiet::None };
     builder.push(
@@ -262,8 +262,8 @@ fn push_layer(builder: &mut Builder, spec: &SynthSpec, layer: u32) -> Result<(),
         let up = [width, inner, experts];
         let router = name("ffn_gate_inp");
         builder.projection(router, &[width, experts], builder.f32, 2.0)?;
-        builder.projection(name("ffn_up_exps"), &up, dtype, 1.0)?;
         builder.projection(name("ffn_gate_exps"), &up, dtype, 1.0)?;
+        builder.projection(name("ffn_up_exps"), &up, dtype, 1.0)?;
         builder.projection(name("ffn_down_exps"), &[inner, width, experts], dtype, gain)?;
     } else {
         let inner = u64::from(spec.feed_forward);

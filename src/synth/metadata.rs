@@ -1,7 +1,7 @@
 //! What a synthetic model says about itself: hyperparameters as llama.cpp reads them, and a minimal tokenizer.
 //!
-//! The tokenizer is of SentencePiece's kind with one token for each byte and fillers that no text matches, so that text
-//! of n bytes is exactly n tokens, after the begin token. Fillers print as short words.
+//! The tokenizer is of SentencePiece's kind with one token for each byte, one for the blank, and fillers that no text
+//! matches, so that ASCII text of n characters is exactly n tokens, after the begin token. Fillers print as short words.
 
 use super::container::Value;
 use super::spec::{SynthSpec, FIXED_TOKENS};
@@ -12,6 +12,9 @@ const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const BYTE: i32 = 6;
+
+/// What SentencePiece writes for a blank.
+const BLANK: &str = "\u{2581}";
 
 /// Base of the rotary embedding in layers with a sliding window.
 const WINDOW_ROPE_BASE: f32 = 10_000.0;
@@ -106,10 +109,9 @@ fn tokenizer(vocabulary: u32) -> Vec<(String, Value)> {
     let mut kinds: Vec<i32> = special.iter().map(|(_, kind)| *kind).collect();
     tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
     kinds.extend([BYTE; 256]);
-    // "▁" is SentencePiece's blank
-    tokens.extend(
-        (FIXED_TOKENS..vocabulary).map(|id| format!("\u{2581}{}", word(id - FIXED_TOKENS))),
-    );
+    tokens.push(BLANK.to_owned());
+    tokens
+        .extend((FIXED_TOKENS..vocabulary).map(|id| format!("{BLANK}{}", word(id - FIXED_TOKENS))));
     kinds.resize(tokens.len(), NORMAL);
     // Pieces are merged by score; fillers have no parts in the vocabulary and are never merged.
     let scores = (0..tokens.len()).map(|id| -(id as f32)).collect();

@@ -160,8 +160,8 @@ pub struct SynthSpec {
     pub seed: u64,
 }
 
-/// Tokens that every vocabulary has: unknown, begin, end, and one for each byte.
-pub(super) const FIXED_TOKENS: u32 = 3 + 256;
+/// Tokens that every vocabulary has: unknown, begin, end, one for each byte, and the blank.
+pub(super) const FIXED_TOKENS: u32 = 3 + 256 + 1;
 
 /// llama.cpp's own limits.
 const MAX_LAYERS: u32 = 512;
@@ -206,7 +206,7 @@ impl SynthSpec {
         }
         if self.vocabulary < FIXED_TOKENS {
             return fail(format!(
-                "the vocabulary needs at least {FIXED_TOKENS} tokens (one for each byte, and three more), not {}",
+                "the vocabulary needs at least {FIXED_TOKENS} tokens (one for each byte, and four more), not {}",
                 self.vocabulary
             ));
         }
@@ -276,7 +276,7 @@ mod tests {
         assert!(changed(|s| s.layers = 0, "tiny-llama").contains("layers is 0"));
         assert!(changed(|s| s.kv_heads = 5, "tiny-llama").contains("evenly"));
         assert!(changed(|s| s.head_dim = 63, "tiny-llama").contains("pairs"));
-        assert!(changed(|s| s.vocabulary = 258, "tiny-llama").contains("259"));
+        assert!(changed(|s| s.vocabulary = 259, "tiny-llama").contains("260"));
         assert!(changed(|s| s.experts = 4, "tiny-llama").contains("no experts"));
         assert!(changed(|s| s.experts_used = 99, "tiny-qwen3moe").contains("99"));
         let window = |s: &mut SynthSpec| {
