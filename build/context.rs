@@ -160,10 +160,8 @@ impl Context {
             let mut paths: Vec<PathBuf> = env::var_os("PATH")
                 .map(|p| env::split_paths(&p).collect())
                 .unwrap_or_default();
-            if !paths.contains(&bin) {
-                // Last: what the system has comes first.
-                paths.push(bin);
-            }
+            // They are there because the system's were missing, or because the user asked for these.
+            paths.insert(0, bin);
             if let Ok(joined) = env::join_paths(paths) {
                 env::set_var("PATH", joined);
             }

@@ -82,7 +82,7 @@ install_wheels() {
     local fresh=$tools.new
     rm -rf "$fresh"
     mkdir -p "$fresh/bin" "$fresh/lib"
-    python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
         -r vendor/build-tools.txt --target "$fresh/wheels" >&2 || return 1
     ln -s ../wheels/cmake/data/bin/cmake "$fresh/bin/cmake"
     ln -s ../wheels/bin/ninja "$fresh/bin/ninja"
