@@ -165,6 +165,11 @@ impl Ledger {
         self.peak
     }
 
+    /// Starts the peaks of the classes afresh; that of the sum stays.
+    pub fn forget_class_peaks(&mut self) {
+        self.peak = ByClass::default();
+    }
+
     /// The most that was ever held at once.
     pub fn peak_total(&self) -> u64 {
         self.peak_total

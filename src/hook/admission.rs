@@ -123,6 +123,7 @@ impl Runtime {
             self.outcome.off(&error);
             return false;
         }
+        self.ledger.forget_class_peaks();
         log::info("the context did not fit as planned; planning it again with what is known now");
         self.replan();
         true

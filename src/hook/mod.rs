@@ -9,6 +9,7 @@
 //! | [`admission`] | KV placement, compute buffers, the budget |
 //! | [`placement`] | a graph about to be split: who computes what, from which copy of the weights |
 //! | [`pass`] | a pass: copies ahead of their use, waits, counts |
+//! | [`pools`] | what the device's backend takes on its own account |
 //! | [`outcome`] | the report |
 //! | [`rewrite`] | graph rewrites |
 
@@ -20,6 +21,7 @@ pub mod models;
 pub mod outcome;
 pub mod pass;
 pub mod placement;
+pub mod pools;
 pub mod rewrite;
 pub mod runtime;
 pub mod table;

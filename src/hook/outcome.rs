@@ -41,8 +41,6 @@ pub struct Outcome {
     pub page_locked_bytes: u64,
     /// Why memory is not page-locked.
     pub page_lock_refused: Option<String>,
-    /// The most that the backend was seen to hold on its own account, in bytes.
-    pub measured_pools: u64,
     /// What went wrong.
     pub errors: Vec<String>,
     minimum_budget: u64,

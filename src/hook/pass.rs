@@ -3,11 +3,13 @@
 //! What runs here runs for every split of every token. It allocates nothing and waits for nothing but another scheduler's
 //! pass being submitted on another thread.
 
+use super::log;
 use super::runtime::Runtime;
 use crate::ffi;
 use crate::lanes::copy::DroppedWait;
 use crate::lanes::device::Event;
 use crate::lanes::ring::RingError;
+use crate::plan::plan;
 
 /// Why a pass cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -156,18 +158,34 @@ impl Runtime {
         self.measure_pools();
     }
 
-    /// Notices what the backend of a real device took for its own pools: seldom, for it is a call to the driver.
+    /// Notices what the backend of a real device took on its own account: seldom, for it is a call to the driver. Where it is
+    /// more than was kept for it, residents make room before the next batch.
     fn measure_pools(&mut self) {
-        if self.config.sim.is_some() || !self.outcome.total_passes().is_power_of_two() {
+        if !self.pools.measurable() || !self.outcome.total_passes().is_power_of_two() {
             return;
         }
         let Some(device) = self.device else { return };
         let held = self.free_at_start.saturating_sub(device.memory().0);
-        let booked = self.ledger.now().total() - self.outcome.measured_pools;
-        let pools = held.saturating_sub(booked);
-        if pools > self.outcome.measured_pools {
-            self.outcome.measured_pools = pools;
-            self.note_arena();
+        let booked = self.ledger.now().total() - self.pools.measured();
+        if !self.pools.measure(held.saturating_sub(booked)) {
+            return;
+        }
+        self.note_arena();
+        let before = self.pools;
+        self.pools = before.with_measured();
+        match plan(&self.plan_input(0)) {
+            Ok(made) => {
+                self.plan = Some(made);
+                self.void_graphs();
+            }
+            Err(error) => {
+                self.pools = before;
+                log::warn(&format!(
+                    "the backend of {} holds {} MiB on its own account, more than the budget leaves it: {error}",
+                    device.name(),
+                    self.pools.measured() >> 20
+                ));
+            }
         }
     }
 }

@@ -31,6 +31,8 @@ pub struct SplitGraph {
     pub bound: Vec<(UnitId, Placement)>,
     /// Nodes with weights that were left to the scheduler.
     pub declined: u32,
+    /// What the device's backend is expected to take from its own pool for the widest product, in bytes.
+    pub pool_bytes: u64,
 }
 
 impl SplitGraph {
@@ -43,6 +45,7 @@ impl SplitGraph {
         self.rows = 0;
         self.carving = None;
         self.declined = 0;
+        self.pool_bytes = 0;
         self.fresh = true;
     }
 
@@ -163,6 +166,7 @@ impl Runtime {
         for &node in nodes {
             decider.decide(node);
         }
+        self.pools.expect(entry.graph.pool_bytes);
         if !measuring {
             entry.graph.carving = Some(self.carving);
             self.outcome.note_graph(&entry.graph, &self.plan_units);
@@ -230,6 +234,7 @@ impl Decider<'_> {
     /// The node runs on the device and reads the device's copies.
     unsafe fn to_device(&mut self, node: *mut ffi::ggml_tensor) {
         ffi::ggml_backend_sched_set_tensor_backend(self.backends.sched, node, self.backends.device);
+        self.graph.pool_bytes = self.graph.pool_bytes.max(super::pools::bytes_for(node));
         for slot in (*node).src.iter_mut().filter(|s| !s.is_null()) {
             let Some(&id) = self.index.get(&(*slot as usize)) else {
                 continue;

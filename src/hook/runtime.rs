@@ -4,6 +4,7 @@ use super::config::Config;
 use super::log;
 use super::outcome::Outcome;
 use super::placement::SplitGraph;
+use super::pools::Pools;
 use crate::arena::ledger::Ledger;
 use crate::arena::unit::LoadedUnit;
 use crate::arena::Arena;
@@ -11,14 +12,12 @@ use crate::ffi;
 use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::host_memory::LockedMemory;
-use crate::plan::{plan, Plan, PlanError, PlanInput, Unit, UnitClass, UnitId};
+use crate::plan::{plan, Plan, PlanError, PlanInput, Unit, UnitId};
 use std::collections::HashMap;
 use std::ops::Range;
 
 /// The driver's allocation granularity on real devices (cudaMalloc hands out 2 MiB pages).
 const DRIVER_GRANULARITY: u64 = 2 << 20;
-/// What the backend of a real device takes for its own pools when nothing was measured yet.
-const DEFAULT_RESERVE: u64 = 96 << 20;
 /// Left free on a real device when no budget is given: a sixteenth of what is free, within these bounds.
 const MARGIN: Range<u64> = 256 << 20..1 << 30;
 
@@ -86,6 +85,8 @@ pub struct Runtime {
     pub active_pass: Option<usize>,
     /// The scheduler whose pass was submitted last.
     pub last_pass: Option<usize>,
+    /// What the device's backend takes on its own account.
+    pub pools: Pools,
     /// How contexts are retried.
     pub retry: super::admission::Retry,
     /// What happened.
@@ -98,8 +99,10 @@ unsafe impl Send for Runtime {}
 impl Runtime {
     /// A runtime that has seen nothing yet.
     pub fn new(config: Config) -> Self {
+        let pools = Pools::new(config.reserve, config.sim.is_none());
         Runtime {
             config,
+            pools,
             device: None,
             budget: 0,
             free_at_start: 0,
@@ -231,22 +234,13 @@ impl Runtime {
 
     /// What is kept for the backend's own memory.
     pub fn reserve(&self) -> u64 {
-        let pools = self.config.reserve.unwrap_or(match self.config.sim {
-            Some(_) => 0,
-            None => DEFAULT_RESERVE,
-        });
-        self.own_bytes() + pools.max(self.outcome.measured_pools)
+        self.own_bytes() + self.pools.reserve()
     }
 
     /// The planner's view of now, with `extra_scratch` bytes of compute buffers to come.
     pub fn plan_input(&self, extra_scratch: u64) -> PlanInput {
-        let mut units = self.plan_units.clone();
-        if self.retry.output_on_host {
-            for unit in units.iter_mut().filter(|u| u.class == UnitClass::Output) {
-                unit.class = UnitClass::HostOnly;
-            }
-        }
-        let mut input = PlanInput::new(units, Vec::new(), self.budget);
+        let mut input = PlanInput::new(self.plan_units.clone(), Vec::new(), self.budget);
+        input.output_on_host = self.retry.output_on_host;
         input.kv_fixed = Some(self.ledger.kv_placements());
         input.scratch = self.ledger.scratch() + extra_scratch;
         input.reserve = self.reserve();
@@ -392,7 +386,7 @@ impl Runtime {
                 .set_arena(arena.resident_bytes(), arena.slot_bytes());
         }
         self.ledger
-            .set_other(self.own_bytes() + self.outcome.measured_pools);
+            .set_other(self.own_bytes() + self.pools.measured());
     }
 
     /// Changes the budget; residents move before the next pass.

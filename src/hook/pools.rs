@@ -1,0 +1,127 @@
+//! What the backend of a real device takes on its own account: kernels' code, libraries' work spaces, and a pool for converted
+//! activations. None of it is announced, so it is expected from the shapes, then noticed by asking the driver.
+
+use crate::ffi;
+
+/// Kernels' code, loaded when first used, and events and streams.
+const CODE: u64 = 80 << 20;
+/// The matrix library and its work space, for weights that are not quantised.
+const MATRIX_LIBRARY: u64 = 104 << 20;
+
+/// Book-keeping of the backend's own memory, in bytes.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Pools {
+    /// What the user set; nothing is measured then.
+    fixed: Option<u64>,
+    /// A real device, whose backend has pools.
+    real: bool,
+    /// From the shapes of the graphs, or what was measured when that was more and there was room for it.
+    expected: u64,
+    measured: u64,
+}
+
+impl Pools {
+    /// `fixed`: what the user set; `real`: the device is not simulated.
+    pub fn new(fixed: Option<u64>, real: bool) -> Self {
+        Pools {
+            fixed,
+            real,
+            expected: 0,
+            measured: 0,
+        }
+    }
+
+    /// A graph was seen whose widest product needs so much.
+    pub fn expect(&mut self, bytes: u64) {
+        if self.real {
+            self.expected = self.expected.max(CODE + bytes);
+        }
+    }
+
+    /// The driver says that so much is held beside what is booked. True when that is more than ever before and more than was
+    /// reserved.
+    pub fn measure(&mut self, bytes: u64) -> bool {
+        let more = bytes > self.measured;
+        self.measured = self.measured.max(bytes);
+        more && self.fixed.is_none() && bytes > self.reserve()
+    }
+
+    /// The same books with as much reserved as was measured.
+    pub fn with_measured(&self) -> Self {
+        Pools {
+            expected: self.expected.max(self.measured),
+            ..*self
+        }
+    }
+
+    /// What the planner keeps free.
+    pub fn reserve(&self) -> u64 {
+        match (self.fixed, self.real) {
+            (Some(fixed), _) => fixed,
+            (None, true) => self.expected.max(CODE),
+            (None, false) => 0,
+        }
+    }
+
+    /// The most that was seen to be held.
+    pub fn measured(&self) -> u64 {
+        self.measured
+    }
+
+    /// Whether measuring makes sense.
+    pub fn measurable(&self) -> bool {
+        self.real
+    }
+}
+
+/// What a product on the device takes from the backend's pool: activations converted to the type that the kernel multiplies,
+/// and for weights that are not quantised a converted result and the matrix library.
+///
+/// # Safety
+/// `node` is a valid node with valid sources.
+pub unsafe fn bytes_for(node: *const ffi::ggml_tensor) -> u64 {
+    if !matches!((*node).op, ffi::GGML_OP_MUL_MAT | ffi::GGML_OP_MUL_MAT_ID) {
+        return 0;
+    }
+    let weights = (*node).src[0];
+    let size = |n: i64| u64::try_from(n).unwrap_or(0);
+    let rows = size((*node).ne[1]) * size((*node).ne[2]) * size((*node).ne[3]);
+    let (width, height) = (size((*weights).ne[0]), size((*weights).ne[1]));
+    match ffi::ggml_is_quantized((*weights).type_) {
+        // 32 values become 36 bytes
+        true => rows.saturating_mul(width).saturating_mul(9) / 8,
+        false => MATRIX_LIBRARY + rows.saturating_mul(width + height).saturating_mul(2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_simulated_gpu_has_no_pools() {
+        let mut pools = Pools::new(None, false);
+        pools.expect(1 << 30);
+        assert_eq!(pools.reserve(), 0);
+    }
+
+    #[test]
+    fn more_than_expected_is_noticed_once() {
+        let mut pools = Pools::new(None, true);
+        pools.expect(20 << 20);
+        assert_eq!(pools.reserve(), 100 << 20);
+        assert!(!pools.measure(90 << 20));
+        assert!(pools.measure(120 << 20));
+        assert!(!pools.measure(120 << 20));
+        assert_eq!(pools.reserve(), 100 << 20);
+        assert_eq!(pools.with_measured().reserve(), 120 << 20);
+    }
+
+    #[test]
+    fn what_the_user_set_stays() {
+        let mut pools = Pools::new(Some(64 << 20), true);
+        assert!(!pools.measure(1 << 30));
+        assert_eq!(pools.reserve(), 64 << 20);
+        assert_eq!(pools.measured(), 1 << 30);
+    }
+}
