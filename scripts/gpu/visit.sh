@@ -41,29 +41,32 @@ if [[ $what == *correct* ]]; then
     synth tiny-llama-768 tiny-llama-768
     synth tiny-qwen3moe tiny-qwen3moe
     synth tiny-gemma3 tiny-gemma3
-    export PIPESHARD_RESERVE=64M
     cases=(tiny-llama tiny-llama-576 tiny-llama-768 tiny-qwen3moe tiny-gemma3)
     [ -s "$models/smollm2.gguf" ] && cases+=(smollm2)
     for model in "${cases[@]}"; do
-        for budget in ${BUDGETS:-110M 130M 400M}; do
-            verify "$model" "$model" "$budget" --reference same
+        # the backend's own memory is larger than these models: it is left out of the small budgets
+        for budget in ${BUDGETS:-30M 60M}; do
+            PIPESHARD_RESERVE=0 verify "$model" "$model" "$budget" --reference same
         done
+        verify "$model" "$model" 600M --reference same
     done
+    export PIPESHARD_RESERVE=0
     for model in tiny-llama-576 tiny-qwen3moe; do
-        PIPESHARD_DEBUG_FILL=1 verify "$model, memory filled with 0xFF" "$model" 110M --reference same
+        PIPESHARD_DEBUG_FILL=1 verify "$model, memory filled with 0xFF" "$model" 40M --reference same
         for seed in 1 2 3; do
-            PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1 verify "$model, noise $seed" "$model" 130M --reference same
+            PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1 verify "$model, noise $seed" "$model" 40M --reference same
         done
-        PIPESHARD_PAGE_LOCK=off verify "$model, staging ring" "$model" 110M --reference same
+        PIPESHARD_PAGE_LOCK=off verify "$model, staging ring" "$model" 40M --reference same
     done
-    verify "tiny-llama against all in VRAM" tiny-llama 110M --reference gpu --tolerance 0.05
-    [ -s "$models/smollm2.gguf" ] && verify "smollm2 against all in VRAM" smollm2 130M --reference gpu --tolerance 0.5
+    verify "tiny-llama against all in VRAM" tiny-llama 40M --reference gpu --tolerance 0.05
+    [ -s "$models/smollm2.gguf" ] && verify "smollm2 against all in VRAM" smollm2 60M --reference gpu --tolerance 0.5
+    unset PIPESHARD_RESERVE
 fi
 
 if [[ $what == *sanitize* ]] && command -v compute-sanitizer >/dev/null; then
     echo "--- compute-sanitizer" >> "$OUT/visit.log"
-    timeout 200 compute-sanitizer --tool memcheck --error-exitcode 9 \
-        "$bin/pipeshard" eval "$models/tiny-llama-576.gguf" --prompt 33 --generate 2 --vram 110M > "$OUT/sanitizer.log" 2>&1
+    PIPESHARD_RESERVE=0 timeout 200 compute-sanitizer --tool memcheck --error-exitcode 9 \
+        "$bin/pipeshard" eval "$models/tiny-llama-576.gguf" --prompt 33 --generate 2 --vram 40M > "$OUT/sanitizer.log" 2>&1
     note "memcheck: exit $?, $(grep -E 'ERROR SUMMARY' "$OUT/sanitizer.log" | tail -n 1)"
 fi
 

@@ -139,17 +139,38 @@ fn compare(args: &VerifyArgs, folder: &Path) -> Result<Comparison, String> {
             b.len()
         ));
     }
-    let largest_difference = a
-        .iter()
-        .zip(&b)
-        .map(|(x, y)| (x - y).abs())
-        .fold(0.0, f32::max);
+    let largest_difference = difference_while_tokens_agree(&a, &b, &stock, &ours);
     Ok(Comparison {
         stock,
         ours,
         largest_difference,
         identical,
     })
+}
+
+/// The largest difference of a logit, as far as both sides had seen the same tokens: behind the first token that differs
+/// they answer different questions.
+fn difference_while_tokens_agree(
+    a: &[f32],
+    b: &[f32],
+    stock: &EvalResult,
+    ours: &EvalResult,
+) -> f32 {
+    let rows: usize = stock.results.iter().map(|r| r.tokens.len() + 1).sum();
+    let vocabulary = a.len() / rows.max(1);
+    let (mut largest, mut row) = (0.0f32, 0);
+    for (stock, ours) in stock.results.iter().zip(&ours.results) {
+        let pairs = stock.tokens.iter().zip(&ours.tokens);
+        let same_tokens = pairs.take_while(|(x, y)| x == y).count();
+        let span = row * vocabulary..(row + same_tokens + 1).min(rows) * vocabulary;
+        let differences = a[span.clone()]
+            .iter()
+            .zip(&b[span])
+            .map(|(x, y)| (x - y).abs());
+        largest = differences.fold(largest, f32::max);
+        row += stock.tokens.len() + 1;
+    }
+    largest
 }
 
 /// What the plan leaves on the host, as a pattern for stock llama.cpp's tensor overrides.
