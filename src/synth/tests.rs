@@ -127,15 +127,16 @@ fn layers_and_rows_differ() {
     let path = folder.path().join("model");
     let mut spec = small("tiny-llama");
     spec.types = TypeMix::uniform(crate::inventory::DType::from_name("f16").unwrap());
-    // several chunks in one tensor
+    // several chunks in one tensor, each of whole rows
+    spec.embedding = 128;
     spec.vocabulary = 40_000;
     let summary = write_to(&spec, &path);
     let data = fs::read(&path).unwrap();
-    // every row of 96 two-byte elements: those of all layers, the embedding and the output head
+    // every 128 two-byte elements: those of all layers, the embedding and the output head
     let header = summary.bytes - summary.types.iter().map(|(_, bytes)| bytes).sum::<u64>();
-    let mut rows: Vec<_> = data[header as usize..].chunks_exact(96 * 2).collect();
+    let mut rows: Vec<_> = data[header as usize..].chunks_exact(128 * 2).collect();
     let count = rows.len();
-    assert!(count as u64 > summary.parameters / 96);
+    assert!(count as u64 > summary.parameters / 128);
     rows.sort_unstable();
     rows.dedup();
     assert_eq!(rows.len(), count);
