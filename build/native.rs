@@ -79,7 +79,10 @@ pub fn build_step(context: &Context) {
         .define("CMAKE_CXX_FLAGS", env::var_os("CXXFLAGS").unwrap_or_default())
         .define("CMAKE_ASM_FLAGS", "")
         .define("BUILD_SHARED_LIBS", "ON")
-        .define("CMAKE_BUILD_RPATH_USE_ORIGIN", "ON")
+        // Tools and libraries find each other where they lie, and what they link outside (CUDA) where it was found.
+        .define("CMAKE_BUILD_WITH_INSTALL_RPATH", "ON")
+        .define("CMAKE_INSTALL_RPATH", "$ORIGIN")
+        .define("CMAKE_INSTALL_RPATH_USE_LINK_PATH", "ON")
         .define("GGML_BACKEND_DL", "ON")
         .define("GGML_NATIVE", "OFF")
         .define("GGML_CUDA", on_off(context.cuda))
