@@ -11,6 +11,8 @@ pub struct LoadedUnit {
     bytes: usize,
     device_bytes: u64,
     pinned: bool,
+    /// Offsets where one page-locked range ends and the next begins.
+    seams: Box<[usize]>,
     /// What graphs read in place of `source`; its address never changes.
     device: Box<ffi::ggml_tensor>,
     tail: Option<Box<ffi::ggml_tensor>>,
@@ -37,6 +39,7 @@ impl LoadedUnit {
             bytes: ffi::ggml_nbytes(source),
             device_bytes,
             pinned: false,
+            seams: Box::default(),
             device,
             tail: None,
         }
@@ -62,9 +65,10 @@ impl LoadedUnit {
         self.bytes
     }
 
-    /// Notes that the host memory is page-locked.
-    pub fn set_pinned(&mut self, pinned: bool) {
+    /// Notes whether the host memory is page-locked, and at which offsets one locked range ends and the next begins.
+    pub fn set_pinned(&mut self, pinned: bool, seams: Box<[usize]>) {
         self.pinned = pinned;
+        self.seams = seams;
     }
 
     /// Whether the host memory is page-locked.
@@ -102,6 +106,7 @@ impl LoadedUnit {
             host: self.host,
             bytes: self.bytes,
             pinned: self.pinned,
+            seams: &*self.seams,
             device: &mut *self.device,
             tail: self.tail.as_deref_mut().map(|t| t as *mut _),
         }

@@ -36,14 +36,21 @@ pub struct Debug {
     pub fill: bool,
     /// Rewrite each graph into an equivalent one (`PIPESHARD_DEBUG_REWRITE=1`).
     pub rewrite: bool,
+    /// Page-lock in steps of this many bytes (`PIPESHARD_DEBUG_LOCK_STEP`).
+    pub lock_step: Option<u64>,
 }
 
 /// A setting that makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The budget is no size.
-    #[error("--pipeshard-vram (LLAMA_ARG_PIPESHARD_VRAM): {0}")]
-    Budget(crate::size::ParseSizeError),
+    /// A size that is none.
+    #[error("{setting}: {why}")]
+    Size {
+        /// The flag and its variable.
+        setting: &'static str,
+        /// What is wrong with it.
+        why: crate::size::ParseSizeError,
+    },
     /// The specification of the simulated GPU.
     #[error("--pipeshard-sim (LLAMA_ARG_PIPESHARD_SIM): {0}")]
     Sim(SpecError),
@@ -66,10 +73,11 @@ impl Config {
     }
 
     fn from_lookup(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let size = |text: String| {
-            text.parse::<ByteSize>()
+        let size = |setting: &'static str, text: String| {
+            let parsed = text.parse::<ByteSize>();
+            parsed
                 .map(|s| s.0)
-                .map_err(ConfigError::Budget)
+                .map_err(|why| ConfigError::Size { setting, why })
         };
         let on = |name: &str| {
             get(name).is_some_and(|v| matches!(v.as_str(), "1" | "on" | "true" | "enabled"))
@@ -83,12 +91,16 @@ impl Config {
         };
         Ok(Config {
             attach: on("LLAMA_ARG_PIPESHARD"),
-            budget: get("LLAMA_ARG_PIPESHARD_VRAM").map(size).transpose()?,
+            budget: get("LLAMA_ARG_PIPESHARD_VRAM")
+                .map(|v| size("--pipeshard-vram (LLAMA_ARG_PIPESHARD_VRAM)", v))
+                .transpose()?,
             sim: get("LLAMA_ARG_PIPESHARD_SIM")
                 .map(|text| SimSpec::parse(&text).map_err(ConfigError::Sim))
                 .transpose()?,
             report: get("LLAMA_ARG_PIPESHARD_REPORT").map(PathBuf::from),
-            reserve: get("PIPESHARD_RESERVE").map(size).transpose()?,
+            reserve: get("PIPESHARD_RESERVE")
+                .map(|v| size("PIPESHARD_RESERVE", v))
+                .transpose()?,
             no_page_lock: get("PIPESHARD_PAGE_LOCK")
                 .is_some_and(|v| matches!(v.as_str(), "0" | "off" | "false")),
             debug: Debug {
@@ -110,6 +122,9 @@ impl Config {
                     .transpose()?,
                 fill: on("PIPESHARD_DEBUG_FILL"),
                 rewrite: on("PIPESHARD_DEBUG_REWRITE"),
+                lock_step: get("PIPESHARD_DEBUG_LOCK_STEP")
+                    .map(|v| size("PIPESHARD_DEBUG_LOCK_STEP", v))
+                    .transpose()?,
             },
         })
     }

@@ -48,6 +48,7 @@ pub extern "C" fn ggml_backend_init() -> ffi::ggml_backend_reg_t {
 }
 
 fn start() -> Result<ffi::ggml_backend_reg_t, String> {
+    log::forward();
     let config = Config::from_env().map_err(|e| e.to_string())?;
     if let Some(spec) = &config.sim {
         SIMULATED.get_or_init(|| Forever(sim::registry(spec.clone())));

@@ -30,3 +30,31 @@ pub fn warn(message: &str) {
 pub fn error(message: &str) {
     eprintln!("pipeshard: {message}");
 }
+
+/// Passes on what other parts of the library log through the `log` crate.
+struct Forward;
+
+impl log::Log for Forward {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Info
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let text = record.args().to_string();
+            match record.level() {
+                log::Level::Error | log::Level::Warn => warn(&text),
+                _ => info(&text),
+            }
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Sends the `log` crate's messages to the tool's log, unless the process has a logger of its own.
+pub fn forward() {
+    if log::set_logger(&Forward).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
+}

@@ -82,7 +82,10 @@ impl Runtime {
         first: usize,
         tensors: &[*mut ffi::ggml_tensor],
     ) -> LockedMemory {
-        let mut locked = LockedMemory::default();
+        let mut locked = match self.config.debug.lock_step {
+            Some(step) => LockedMemory::with_step(step as usize),
+            None => LockedMemory::default(),
+        };
         let Some(device) = self.device else {
             return locked;
         };
@@ -107,7 +110,7 @@ impl Runtime {
             let buffer = (*unit.source()).buffer;
             let made_pinned = Some(ffi::ggml_backend_buffer_get_type(buffer)) == pinned_type;
             let pinned = made_pinned || locked.covers(unit.host(), unit.bytes());
-            unit.set_pinned(pinned);
+            unit.set_pinned(pinned, locked.seams(unit.host(), unit.bytes()));
         }
         let refused = match self.config.no_page_lock {
             true => Some("page-locking is switched off".to_string()),

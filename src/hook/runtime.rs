@@ -287,11 +287,9 @@ impl Runtime {
         if self.config.debug.dropped_wait == Some(DroppedWait::Drain) {
             return;
         }
-        for sched in self.scheds.values() {
-            for &backend in &sched.device_backends {
-                // SAFETY: the backends of a scheduler live at least as long as it does.
-                unsafe { ffi::ggml_backend_synchronize(backend) }
-            }
+        // the end of a scheduler's latest pass: its backends may be gone by now, the event is ours
+        for done in self.scheds.values().filter_map(|s| s.pass_done.as_ref()) {
+            done.synchronize();
         }
         if let Some(copier) = &self.copier {
             copier.stream().synchronize();
@@ -331,6 +329,7 @@ impl Runtime {
                 .as_ref()
                 .is_some_and(|have| same_shape(have, &wanted))
             {
+                self.graphs_void = false;
                 return Ok(());
             }
             self.drain();

@@ -1,5 +1,5 @@
 //! The C callbacks: each takes the lock, asks the runtime, and turns the answer into C's. A panic inside becomes the answer
-//! that fails the operation cleanly, is logged once, and switches pipeshard off for what follows.
+//! that fails the operation cleanly, and is logged once.
 
 use super::config::Config;
 use super::log;

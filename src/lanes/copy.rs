@@ -54,6 +54,8 @@ pub struct CopyTask {
     pub bytes: usize,
     /// The source is page-locked.
     pub pinned: bool,
+    /// Offsets that no single copy may cross, ascending.
+    pub seams: *const [usize],
     /// The device tensor, with its buffer and address set.
     pub device: *mut ffi::ggml_tensor,
     /// The bytes behind the tensor that kernels read and must find zero, as a tensor of their own.
@@ -157,9 +159,12 @@ impl Copier {
     /// The task's pointers are valid, and stay so until the copy is complete.
     pub unsafe fn submit(&mut self, task: &CopyTask) {
         self.disturb(self.stream.raw());
+        let mut seams = (*task.seams).iter().copied().peekable();
         let mut offset = 0;
         while offset < task.bytes {
-            let length = CHUNK_BYTES.min(task.bytes - offset);
+            while seams.next_if(|&seam| seam <= offset).is_some() {}
+            let end = seams.peek().copied().unwrap_or(task.bytes).min(task.bytes);
+            let length = CHUNK_BYTES.min(end - offset);
             let source = task.host.add(offset);
             if task.pinned || self.staging.is_empty() {
                 self.set_async(task.device, source, offset, length);

@@ -31,13 +31,39 @@ impl Drop for LockedRange {
 }
 
 /// Which host memory is page-locked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LockedMemory {
     ranges: Vec<LockedRange>,
     refused: Option<String>,
+    step: usize,
+}
+
+impl Default for LockedMemory {
+    fn default() -> Self {
+        Self::with_step(STEP)
+    }
 }
 
 impl LockedMemory {
+    /// Nothing page-locked yet; locks in steps of `step` bytes, rounded up to pages.
+    pub fn with_step(step: usize) -> Self {
+        LockedMemory {
+            ranges: Vec::new(),
+            refused: None,
+            step: step.next_multiple_of(page_size()),
+        }
+    }
+
+    /// Where, within `[base, base + bytes)`, one locked range ends and the next begins, as offsets. The driver refuses a copy
+    /// that crosses such a place.
+    pub fn seams(&self, base: *const u8, bytes: usize) -> Box<[usize]> {
+        let inside = |r: &LockedRange| (r.base + r.bytes).checked_sub(base as usize);
+        let ends = self.ranges.iter().filter_map(inside);
+        let mut seams: Vec<usize> = ends.filter(|&at| at > 0 && at < bytes).collect();
+        seams.sort_unstable();
+        seams.into()
+    }
+
     /// Page-locks the pages that hold `[base, base + bytes)`, as far as the driver allows.
     ///
     /// # Safety
@@ -71,7 +97,7 @@ impl LockedMemory {
                 .filter(|&b| b > at)
                 .min()
                 .unwrap_or(end);
-            let step = STEP.min(end - at).min(next - at);
+            let step = self.step.min(end - at).min(next - at);
             if !register(at as *mut c_void, step) {
                 self.refused.get_or_insert_with(|| {
                     format!("{} refused to page-lock {} MiB", device.name(), step >> 20)
@@ -164,5 +190,7 @@ mod tests {
         assert!(!memory.covers(0x2800 as *const u8, 0x1000));
         assert!(!memory.covers(0x800 as *const u8, 0x10));
         assert_eq!(memory.bytes(), 0x2000);
+        assert_eq!(*memory.seams(0x1800 as *const u8, 0x1000), [0x800]);
+        assert_eq!(*memory.seams(0x1000 as *const u8, 0x1000), []);
     }
 }
