@@ -83,6 +83,8 @@ pub fn build_step(context: &Context) {
         .define("CMAKE_BUILD_WITH_INSTALL_RPATH", "ON")
         .define("CMAKE_INSTALL_RPATH", "$ORIGIN")
         .define("CMAKE_INSTALL_RPATH_USE_LINK_PATH", "ON")
+        // A new libggml-base.so is no reason to link everything that uses it again.
+        .define("CMAKE_LINK_DEPENDS_NO_SHARED", "ON")
         .define("GGML_BACKEND_DL", "ON")
         .define("GGML_NATIVE", "OFF")
         .define("GGML_CUDA", on_off(context.cuda))
