@@ -168,7 +168,8 @@ fn final_deviation(spec: &SynthSpec) -> f32 {
         2.0
     } else {
         // a gated unit's output has a deviation of 0.6; attention adds less
-        (0.6 * FEED_FORWARD_GAIN).powi(2) + 0.2
+        let feed_forward = 0.6 * FEED_FORWARD_GAIN;
+        feed_forward * feed_forward + 0.2
     };
     (1.0 + per_layer * spec.layers as f32).sqrt()
 }
