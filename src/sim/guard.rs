@@ -43,3 +43,14 @@ pub(super) fn abort(message: &str) -> ! {
     }
     std::process::abort()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_the_answer() {
+        assert_eq!(guard("test", 1, || 2), 2);
+        assert_eq!(guard("test", 1, || panic!("on purpose")), 1);
+    }
+}

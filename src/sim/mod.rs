@@ -42,6 +42,9 @@ pub use spec::{PinPolicy, SimSpec, SpecError};
 
 /// Makes a simulated GPU, called `SIM0`, and the registry that ggml finds it in. Both live as long as the process.
 ///
+/// Every call makes another device. llama.cpp loads backends more than once (for `-ot` while it parses, then again), so
+/// `ggml_backend_init` must answer with the same registry each time, or the model sees two GPUs.
+///
 /// Null, with a message in the log, when the host refuses the address space.
 pub fn registry(spec: SimSpec) -> ffi::ggml_backend_reg_t {
     match Device::create(spec) {
