@@ -12,12 +12,12 @@ use super::backend;
 use super::buffer;
 use super::compute::cpu_device;
 use super::counters::Meter;
-use super::event::Event;
+use super::event;
 use super::guard::{guard, log_once};
 use super::memory::{DeviceMemory, MemoryConfig, MemoryError};
 use super::pins::{Coverage, PinError, Pins};
 use super::spec::SimSpec;
-use super::stream::{exiting, quiesce_at_exit, Stream};
+use super::stream::{quiesce_at_exit, Stream};
 
 /// Operations on batches below this stay with weights that lie on the host, as with CUDA.
 const OFFLOAD_MIN_BATCH: i64 = 32;
@@ -134,6 +134,13 @@ impl Device {
         }
     }
 
+    /// Says in the log that a wait ended for a device that failed.
+    pub fn report_failure(&self, what: &str) {
+        if let Some(failure) = self.failure() {
+            log::error!("{what}: the simulated GPU failed before: {failure}");
+        }
+    }
+
     /// Brings a failed device back to life.
     pub fn revive(&self) {
         *self.failure.lock() = None;
@@ -207,7 +214,7 @@ extern "C" fn at_exit() {
 
 /// # Safety
 /// `handle` must be the handle of a simulated device, which only ever gets to functions of this module as such.
-unsafe fn device_of(handle: ffi::ggml_backend_dev_t) -> &'static Device {
+pub(super) unsafe fn device_of(handle: ffi::ggml_backend_dev_t) -> &'static Device {
     // SAFETY: the context of these handles is a device, and devices live as long as the process.
     unsafe { &*(*handle).context.cast::<Device>() }
 }
@@ -225,9 +232,9 @@ const DEVICE_INTERFACE: ffi::ggml_backend_device_i = ffi::ggml_backend_device_i 
     supports_op: Some(device_supports_op),
     supports_buft: Some(device_supports_buft),
     offload_op: Some(device_offload_op),
-    event_new: Some(device_event_new),
-    event_free: Some(device_event_free),
-    event_synchronize: Some(device_event_synchronize),
+    event_new: Some(event::device_event_new),
+    event_free: Some(event::device_event_free),
+    event_synchronize: Some(event::device_event_synchronize),
 };
 
 unsafe extern "C" fn device_name(_device: ffi::ggml_backend_dev_t) -> *const c_char {
@@ -391,67 +398,6 @@ fn batch_size(node: &ffi::ggml_tensor) -> i64 {
         ffi::GGML_OP_MUL_MAT_ID | ffi::GGML_OP_ROPE | ffi::GGML_OP_ROPE_BACK => node.ne[2],
         _ => node.ne[1..].iter().product(),
     }
-}
-
-unsafe extern "C" fn device_event_new(
-    device: ffi::ggml_backend_dev_t,
-) -> ffi::ggml_backend_event_t {
-    guard("event_new", ptr::null_mut(), || {
-        Box::into_raw(Box::new(ffi::ggml_backend_event {
-            device,
-            context: Box::into_raw(Box::new(Event::default())).cast(),
-        }))
-    })
-}
-
-unsafe extern "C" fn device_event_free(
-    _device: ffi::ggml_backend_dev_t,
-    event: ffi::ggml_backend_event_t,
-) {
-    guard("event_free", (), || {
-        // SAFETY: made by event_new(), and ggml frees an event once. Streams that still wait for a recording of it hold
-        // that themselves.
-        unsafe {
-            let event = Box::from_raw(event);
-            drop(Box::from_raw(event.context.cast::<Event>()));
-        }
-    });
-}
-
-unsafe extern "C" fn device_event_synchronize(
-    device: ffi::ggml_backend_dev_t,
-    event: ffi::ggml_backend_event_t,
-) {
-    guard("event_synchronize", (), || {
-        // SAFETY: ggml calls this with a handle of ours and an event of event_new().
-        let (device, event) = unsafe { (device_of(device), event_of(event)) };
-        if let Some(recording) = event.latest() {
-            if !exiting() {
-                recording.fence.wait();
-            }
-            device
-                .meter
-                .lock()
-                .sync_until(recording.moment, "event_synchronize");
-        }
-        device.report_failure("event_synchronize");
-    });
-}
-
-impl Device {
-    /// Says in the log that a wait ended for a device that failed.
-    pub fn report_failure(&self, what: &str) {
-        if let Some(failure) = self.failure() {
-            log::error!("{what}: the simulated GPU failed before: {failure}");
-        }
-    }
-}
-
-/// # Safety
-/// `event` must be an event of a simulated device that is not freed while the answer is used.
-pub(super) unsafe fn event_of<'a>(event: ffi::ggml_backend_event_t) -> &'a Event {
-    // SAFETY: the context of these events is an `Event`.
-    unsafe { &*(*event).context.cast::<Event>() }
 }
 
 unsafe extern "C" fn registry_name(_registry: ffi::ggml_backend_reg_t) -> *const c_char {

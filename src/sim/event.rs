@@ -1,8 +1,15 @@
 //! Events: a mark in one stream that others, and the host, can wait for.
 
+use std::ptr;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::ffi;
+
+use super::device::device_of;
+use super::guard::guard;
+use super::stream::exiting;
 
 /// Something that happens once.
 #[derive(Debug, Default)]
@@ -53,6 +60,58 @@ impl Event {
     pub fn latest(&self) -> Option<Recording> {
         self.latest.lock().clone()
     }
+}
+
+pub(super) unsafe extern "C" fn device_event_new(
+    device: ffi::ggml_backend_dev_t,
+) -> ffi::ggml_backend_event_t {
+    guard("event_new", ptr::null_mut(), || {
+        Box::into_raw(Box::new(ffi::ggml_backend_event {
+            device,
+            context: Box::into_raw(Box::new(Event::default())).cast(),
+        }))
+    })
+}
+
+pub(super) unsafe extern "C" fn device_event_free(
+    _device: ffi::ggml_backend_dev_t,
+    event: ffi::ggml_backend_event_t,
+) {
+    guard("event_free", (), || {
+        // SAFETY: made by event_new(), and ggml frees an event once. Streams that still wait for a recording of it hold
+        // that themselves.
+        unsafe {
+            let event = Box::from_raw(event);
+            drop(Box::from_raw(event.context.cast::<Event>()));
+        }
+    });
+}
+
+pub(super) unsafe extern "C" fn device_event_synchronize(
+    device: ffi::ggml_backend_dev_t,
+    event: ffi::ggml_backend_event_t,
+) {
+    guard("event_synchronize", (), || {
+        // SAFETY: ggml calls this with a handle of ours and an event of event_new().
+        let (device, event) = unsafe { (device_of(device), event_of(event)) };
+        if let Some(recording) = event.latest() {
+            if !exiting() {
+                recording.fence.wait();
+            }
+            device
+                .meter
+                .lock()
+                .sync_until(recording.moment, "event_synchronize");
+        }
+        device.report_failure("event_synchronize");
+    });
+}
+
+/// # Safety
+/// `event` must be an event of a simulated device that is not freed while the answer is used.
+pub(super) unsafe fn event_of<'a>(event: ffi::ggml_backend_event_t) -> &'a Event {
+    // SAFETY: the context of these events is an `Event`.
+    unsafe { &*(*event).context.cast::<Event>() }
 }
 
 #[cfg(test)]
