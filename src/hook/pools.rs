@@ -3,10 +3,11 @@
 
 use crate::ffi;
 
-/// Kernels' code, loaded when first used, and events and streams.
-const CODE: u64 = 80 << 20;
+/// Kernels' code, loaded when first used, events, streams, captured graphs: up to 205 MiB were seen on an H100 with a model of
+/// 48 layers, 75 MiB with one of 6. Too much costs a few residents, too little a budget that is overrun until it is noticed.
+const CODE: u64 = 208 << 20;
 /// The matrix library and its work space, for weights that are not quantised.
-const MATRIX_LIBRARY: u64 = 104 << 20;
+const MATRIX_LIBRARY: u64 = 40 << 20;
 
 /// Book-keeping of the backend's own memory, in bytes.
 #[derive(Debug, Default, Clone, Copy)]
@@ -109,12 +110,12 @@ mod tests {
     fn more_than_expected_is_noticed_once() {
         let mut pools = Pools::new(None, true);
         pools.expect(20 << 20);
-        assert_eq!(pools.reserve(), 100 << 20);
-        assert!(!pools.measure(90 << 20));
-        assert!(pools.measure(120 << 20));
-        assert!(!pools.measure(120 << 20));
-        assert_eq!(pools.reserve(), 100 << 20);
-        assert_eq!(pools.with_measured().reserve(), 120 << 20);
+        assert_eq!(pools.reserve(), CODE + (20 << 20));
+        assert!(!pools.measure(CODE));
+        assert!(pools.measure(CODE + (30 << 20)));
+        assert!(!pools.measure(CODE + (30 << 20)));
+        assert_eq!(pools.reserve(), CODE + (20 << 20));
+        assert_eq!(pools.with_measured().reserve(), CODE + (30 << 20));
     }
 
     #[test]
