@@ -100,7 +100,15 @@ impl Context {
             println!("cargo:rerun-if-changed={path}");
         }
         if let Some(dir) = &self.llama_dir {
-            for part in ["CMakeLists.txt", "cmake", "common", "ggml", "include", "src", "tools"] {
+            for part in [
+                "CMakeLists.txt",
+                "cmake",
+                "common",
+                "ggml",
+                "include",
+                "src",
+                "tools",
+            ] {
                 println!("cargo:rerun-if-changed={}", dir.join(part).display());
             }
         }
@@ -109,7 +117,8 @@ impl Context {
     /// Keeps builds of other profiles out of `<target>/native` until the returned file is dropped.
     pub fn lock(&self) -> Result<File> {
         let path = self.native.join(".lock");
-        let file = File::create(&path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
+        let file =
+            File::create(&path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
         file.lock()
             .map_err(|e| format!("cannot lock {}: {e}", path.display()))?;
         Ok(file)
@@ -131,7 +140,11 @@ impl Context {
 
     /// The patched source. A checkout named by the user has its own, so that going back to the pin rebuilds nothing.
     pub fn source_dir(&self) -> PathBuf {
-        self.native.join(if self.llama_dir.is_some() { "src-checkout" } else { "src" })
+        self.native.join(if self.llama_dir.is_some() {
+            "src-checkout"
+        } else {
+            "src"
+        })
     }
 
     /// CMake's folder for the present features.
@@ -146,12 +159,14 @@ impl Context {
 
     /// Uses the tools that `scripts/bootstrap.sh` put into the project's cache, where it did; a variable of the user wins.
     fn adopt_own_tools(&self) {
-        let cache = env::var_os("PIPESHARD_CACHE").map(PathBuf::from).or_else(|| {
-            let base = env::var_os("XDG_CACHE_HOME")
-                .map(PathBuf::from)
-                .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));
-            base.map(|b| b.join("pipeshard"))
-        });
+        let cache = env::var_os("PIPESHARD_CACHE")
+            .map(PathBuf::from)
+            .or_else(|| {
+                let base = env::var_os("XDG_CACHE_HOME")
+                    .map(PathBuf::from)
+                    .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));
+                base.map(|b| b.join("pipeshard"))
+            });
         let Some(tools) = cache.map(|c| c.join("tools")) else {
             return;
         };

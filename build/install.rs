@@ -19,14 +19,18 @@ pub fn into_profile(context: &Context) -> Result<()> {
     let mut names = Vec::new();
     let entries = fs::read_dir(&bin).map_err(|e| format!("cannot list {}: {e}", bin.display()))?;
     for entry in entries {
-        let name = entry.map_err(|e| format!("cannot list {}: {e}", bin.display()))?.file_name();
+        let name = entry
+            .map_err(|e| format!("cannot list {}: {e}", bin.display()))?
+            .file_name();
         if is_ours(&name) {
             names.push(name.to_string_lossy().into_owned());
         }
     }
     names.sort();
 
-    let own_stamp = context.profile.join(format!("{STAMP}{}", context.variant()));
+    let own_stamp = context
+        .profile
+        .join(format!("{STAMP}{}", context.variant()));
     for stamp in stamps(&context.profile)? {
         for name in fs::read_to_string(&stamp).unwrap_or_default().lines() {
             if !names.iter().any(|n| n == name) {
@@ -44,7 +48,10 @@ pub fn into_profile(context: &Context) -> Result<()> {
 
     // A build of another variant removes this stamp, and a file that is not there makes cargo run this program again.
     println!("cargo:rerun-if-changed={}", own_stamp.display());
-    println!("cargo:rustc-link-search=native={}", context.profile.display());
+    println!(
+        "cargo:rustc-link-search=native={}",
+        context.profile.display()
+    );
     // Executables and libpipeshard.so lie beside llama.cpp's libraries, tests one folder deeper.
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN:$ORIGIN/..");
     println!("cargo:rustc-link-arg=-Wl,--as-needed");
@@ -101,7 +108,8 @@ fn place(from: &Path, to: &Path) -> Result<()> {
         remove(to)?;
         return symlink(target, to).map_err(failed);
     }
-    let same = fs::symlink_metadata(to).is_ok_and(|m| (m.dev(), m.ino()) == (kind.dev(), kind.ino()));
+    let same =
+        fs::symlink_metadata(to).is_ok_and(|m| (m.dev(), m.ino()) == (kind.dev(), kind.ino()));
     if same {
         return Ok(());
     }

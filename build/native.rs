@@ -76,7 +76,10 @@ pub fn build_step(context: &Context) {
         .profile("Release")
         // The flags of a plain CMake build: our tools are to be as fast as stock ones.
         .define("CMAKE_C_FLAGS", env::var_os("CFLAGS").unwrap_or_default())
-        .define("CMAKE_CXX_FLAGS", env::var_os("CXXFLAGS").unwrap_or_default())
+        .define(
+            "CMAKE_CXX_FLAGS",
+            env::var_os("CXXFLAGS").unwrap_or_default(),
+        )
         .define("CMAKE_ASM_FLAGS", "")
         .define("BUILD_SHARED_LIBS", "ON")
         // Tools and libraries find each other where they lie, and what they link outside (CUDA) where it was found.

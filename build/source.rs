@@ -59,17 +59,23 @@ pub fn prepare(context: &Context) -> Result<Source> {
          #pragma once\n\
          #define GGML_PIPESHARD_BUILD_ID \"{build_id}\"\n"
     );
-    fs::write(&generated, text).map_err(|e| format!("cannot write {}: {e}", generated.display()))?;
+    fs::write(&generated, text)
+        .map_err(|e| format!("cannot write {}: {e}", generated.display()))?;
     tree.put("ggml/include/ggml-pipeshard-build.h".into(), generated);
 
     let dir = context.source_dir();
     tree.write_to(&dir)?;
-    Ok(Source { dir, commit, build_id })
+    Ok(Source {
+        dir,
+        commit,
+        build_id,
+    })
 }
 
 fn read_pin(context: &Context) -> Result<Pin> {
     let path = context.root.join("vendor/llama.cpp.txt");
-    let text = fs::read_to_string(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+    let text =
+        fs::read_to_string(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
     let after = |mark: &str| {
         text.split_once(mark)
             .and_then(|(_, rest)| rest.split_whitespace().next())
@@ -169,11 +175,21 @@ fn overlay_hash(context: &Context, patches: &[PathBuf], headers: &[PathBuf]) -> 
         hash.update(&content);
     }
     let digest = hash.finalize();
-    Ok(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
+    Ok(digest
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 /// Applies the patches to copies of the files that they touch, and lays those over the tree.
-fn apply(context: &Context, patches: &[PathBuf], tree: &mut Tree, origin: &Path, pin: &Pin) -> Result<()> {
+fn apply(
+    context: &Context,
+    patches: &[PathBuf],
+    tree: &mut Tree,
+    origin: &Path,
+    pin: &Pin,
+) -> Result<()> {
     let stage = context.native.join("stage");
     sync::empty_dir(&stage)?;
     let touched = touched_files(patches)?;
@@ -211,9 +227,12 @@ fn apply(context: &Context, patches: &[PathBuf], tree: &mut Tree, origin: &Path,
 fn touched_files(patches: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
     let mut files = BTreeSet::new();
     for patch in patches {
-        let text = fs::read_to_string(patch).map_err(|e| format!("cannot read {}: {e}", patch.display()))?;
+        let text = fs::read_to_string(patch)
+            .map_err(|e| format!("cannot read {}: {e}", patch.display()))?;
         for line in text.lines() {
-            let named = line.strip_prefix("--- a/").or_else(|| line.strip_prefix("+++ b/"));
+            let named = line
+                .strip_prefix("--- a/")
+                .or_else(|| line.strip_prefix("+++ b/"));
             if let Some(name) = named.and_then(|n| n.split('\t').next()) {
                 files.insert(PathBuf::from(name.trim_end()));
             }
@@ -232,13 +251,22 @@ fn apply_one(patch: &Path, stage: &Path) -> std::result::Result<(), String> {
         let mut command = Command::new(program);
         command
             .current_dir(stage)
-            .args(["-p1", "--fuzz=0", "--forward", "--batch", "--no-backup-if-mismatch", "-i"])
+            .args([
+                "-p1",
+                "--fuzz=0",
+                "--forward",
+                "--batch",
+                "--no-backup-if-mismatch",
+                "-i",
+            ])
             .arg(patch);
         command
     } else {
         return Err("Neither git nor patch is on the PATH: install one of them.".to_owned());
     };
-    let output = command.output().map_err(|e| format!("cannot run {command:?}: {e}"))?;
+    let output = command
+        .output()
+        .map_err(|e| format!("cannot run {command:?}: {e}"))?;
     if output.status.success() {
         return Ok(());
     }

@@ -9,7 +9,14 @@ use crate::Result;
 
 /// Top-level names that no target is built from.
 const SKIPPED: [&str; 8] = [
-    ".git", ".github", ".devops", "docs", "gguf-py", "media", "models", "node_modules",
+    ".git",
+    ".github",
+    ".devops",
+    "docs",
+    "gguf-py",
+    "media",
+    "models",
+    "node_modules",
 ];
 
 /// What a folder is to contain: a path in it, and the file that has the content.
@@ -23,7 +30,8 @@ impl Tree {
         let mut files = BTreeMap::new();
         for (name, path) in entries(origin)? {
             let text = name.to_string_lossy();
-            let is_build = path.is_dir() && (text.starts_with("build") || text.starts_with("cmake-build"));
+            let is_build =
+                path.is_dir() && (text.starts_with("build") || text.starts_with("cmake-build"));
             if !is_build && !SKIPPED.contains(&text.as_ref()) {
                 collect(&path, Path::new(&name), &mut files)?;
             }
@@ -49,7 +57,8 @@ impl Tree {
         }
         for (path, file) in &present {
             if !self.files.contains_key(path) {
-                fs::remove_file(file).map_err(|e| format!("cannot remove {}: {e}", file.display()))?;
+                fs::remove_file(file)
+                    .map_err(|e| format!("cannot remove {}: {e}", file.display()))?;
             }
         }
         for (path, content) in &self.files {
@@ -90,7 +99,8 @@ fn entries(dir: &Path) -> Result<Vec<(std::ffi::OsString, PathBuf)>> {
 
 /// Collects the files at or below `path`. Links to files count as files; links to folders are left out.
 fn collect(path: &Path, relative: &Path, files: &mut BTreeMap<PathBuf, PathBuf>) -> Result<()> {
-    let kind = fs::symlink_metadata(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+    let kind =
+        fs::symlink_metadata(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
     if kind.is_dir() {
         for (name, child) in entries(path)? {
             collect(&child, &relative.join(name), files)?;
@@ -102,7 +112,8 @@ fn collect(path: &Path, relative: &Path, files: &mut BTreeMap<PathBuf, PathBuf>)
 }
 
 fn same_content(a: &Path, b: &Path) -> Result<bool> {
-    let read = |path: &Path| fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()));
+    let read =
+        |path: &Path| fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()));
     let length = |path: &Path| fs::metadata(path).map(|m| m.len()).ok();
     Ok(length(a) == length(b) && read(a)? == read(b)?)
 }

@@ -236,7 +236,7 @@ impl Arena {
     }
 
     fn buffer(&self, bytes: u64) -> Result<Buffer, ArenaError> {
-        let buffer = Buffer::allocate(self.device.buffer_type(), bytes)
+        let buffer = Buffer::allocate(self.device.memory_type(), bytes)
             .ok_or_else(|| ArenaError::Refused {
                 device: self.device.name(),
                 wanted: bytes >> 20,

@@ -5,6 +5,7 @@ use super::runtime::{Model, Runtime};
 use crate::arena::unit::LoadedUnit;
 use crate::ffi;
 use crate::inventory::{Inventory, LoadedTensor};
+use crate::lanes::device::Memory;
 use crate::lanes::host_memory::LockedMemory;
 use crate::plan::{default_small_threshold, units_from_inventory, UnitClass, UnitId};
 use std::collections::{BTreeMap, HashMap};
@@ -89,7 +90,7 @@ impl Runtime {
         let Some(device) = self.device else {
             return locked;
         };
-        let pinned_type = device.pinned_buffer_type();
+        let pinned_type = device.pinned_memory();
         let mut buffers: Vec<ffi::ggml_backend_buffer_t> = Vec::new();
         for &tensor in tensors {
             let buffer = (*tensor).buffer;
@@ -99,7 +100,7 @@ impl Runtime {
         }
         if !self.config.no_page_lock {
             for &buffer in &buffers {
-                let already = Some(ffi::ggml_backend_buffer_get_type(buffer)) == pinned_type;
+                let already = Some(Memory::of(buffer)) == pinned_type;
                 if ffi::ggml_backend_buffer_is_host(buffer) && !already {
                     let base = ffi::ggml_backend_buffer_get_base(buffer).cast::<u8>();
                     locked.lock(device, base, ffi::ggml_backend_buffer_get_size(buffer));
@@ -108,7 +109,7 @@ impl Runtime {
         }
         for unit in &mut self.units[first..] {
             let buffer = (*unit.source()).buffer;
-            let made_pinned = Some(ffi::ggml_backend_buffer_get_type(buffer)) == pinned_type;
+            let made_pinned = Some(Memory::of(buffer)) == pinned_type;
             let pinned = made_pinned || locked.covers(unit.host(), unit.bytes());
             unit.set_pinned(pinned, locked.seams(unit.host(), unit.bytes()));
         }

@@ -67,9 +67,8 @@ impl Outcome {
         seen.clear();
         seen.resize(units.len(), None);
         for &(id, placement) in &graph.bound {
-            if units[id.index()].class != UnitClass::Small {
-                seen[id.index()] = Some(placement);
-            } else if seen[id.index()].is_none() {
+            let small = units[id.index()].class == UnitClass::Small;
+            if !small || seen[id.index()].is_none() {
                 seen[id.index()] = Some(placement);
             }
         }

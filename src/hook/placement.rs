@@ -181,7 +181,7 @@ impl Decider<'_> {
             return;
         }
         if self.reads_host_kv(node) {
-            self.to_cpu(node);
+            self.run_on_cpu(node);
             return;
         }
         let mut large = None;
@@ -215,13 +215,13 @@ impl Decider<'_> {
             None => Placement::Resident,
         };
         match placement {
-            Placement::Host => self.to_cpu(node),
-            Placement::Resident | Placement::Streamed => self.to_device(node),
+            Placement::Host => self.run_on_cpu(node),
+            Placement::Resident | Placement::Streamed => self.run_on_device(node),
         }
     }
 
     /// The node runs on the CPU and reads the weights where they lie.
-    unsafe fn to_cpu(&mut self, node: *mut ffi::ggml_tensor) {
+    unsafe fn run_on_cpu(&mut self, node: *mut ffi::ggml_tensor) {
         ffi::ggml_backend_sched_set_tensor_backend(self.backends.sched, node, self.backends.cpu);
         self.on_cpu.insert(node as usize, ());
         for source in sources(node) {
@@ -232,7 +232,7 @@ impl Decider<'_> {
     }
 
     /// The node runs on the device and reads the device's copies.
-    unsafe fn to_device(&mut self, node: *mut ffi::ggml_tensor) {
+    unsafe fn run_on_device(&mut self, node: *mut ffi::ggml_tensor) {
         ffi::ggml_backend_sched_set_tensor_backend(self.backends.sched, node, self.backends.device);
         self.graph.pool_bytes = self.graph.pool_bytes.max(super::pools::bytes_for(node));
         for slot in (*node).src.iter_mut().filter(|s| !s.is_null()) {

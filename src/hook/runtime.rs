@@ -198,7 +198,7 @@ impl Runtime {
         if self.placeholder.is_none() {
             let refused = || format!("{} refused the smallest allocation", device.name());
             let buffer =
-                Buffer::allocate(device.buffer_type(), device.alignment()).ok_or_else(refused)?;
+                Buffer::allocate(device.memory_type(), device.alignment()).ok_or_else(refused)?;
             self.placeholder = Some(buffer.holds_weights());
         }
         if self.arena.is_none() {
@@ -209,10 +209,12 @@ impl Runtime {
     }
 
     /// Whether `backend` computes on our device.
-    pub fn on_device(&self, backend: ffi::ggml_backend_t) -> bool {
-        // SAFETY: the scheduler passes its own live backends.
+    ///
+    /// # Safety
+    /// `backend` is a live backend.
+    pub unsafe fn on_device(&self, backend: ffi::ggml_backend_t) -> bool {
         self.device
-            .is_some_and(|d| unsafe { ffi::ggml_backend_get_device(backend) } == d.raw())
+            .is_some_and(|d| ffi::ggml_backend_get_device(backend) == d.raw())
     }
 
     /// Bytes by which device allocations are rounded up.

@@ -336,10 +336,11 @@ unsafe extern "C" fn weights_gone(user: *mut c_void, model: *const c_void) {
     let shared = shared_of(user);
     shared.guard((), || {
         let mut runtime = shared.lock_idle();
-        runtime.weights_gone(model as usize);
-        if runtime.models.is_empty() {
+        let last = runtime.models.iter().all(|m| m.key == model as usize);
+        if last && !runtime.models.is_empty() {
             super::outcome::publish(&runtime);
         }
+        runtime.weights_gone(model as usize);
     })
 }
 

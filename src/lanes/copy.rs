@@ -1,6 +1,6 @@
 //! The copy lane: host to device copies of weights, in chunks, on a stream of their own.
 
-use super::device::{Buffer, Device, Event, Stream};
+use super::device::{Buffer, Device, Event, Memory, Stream};
 use crate::ffi;
 use std::ffi::c_void;
 
@@ -242,14 +242,10 @@ impl Copier {
 }
 
 fn host_buffer(device: Device, bytes: u64) -> Result<Buffer, String> {
-    let cpu = || {
-        // SAFETY: no preconditions; the CPU buffer type is static.
-        unsafe { ffi::ggml_backend_cpu_buffer_type() }
-    };
     device
-        .pinned_buffer_type()
-        .and_then(|buft| Buffer::allocate(buft, bytes))
-        .or_else(|| Buffer::allocate(cpu(), bytes))
+        .pinned_memory()
+        .and_then(|pinned| Buffer::allocate(pinned, bytes))
+        .or_else(|| Buffer::allocate(Memory::host(), bytes))
         .ok_or_else(|| format!("no host memory for a staging buffer of {} KiB", bytes >> 10))
 }
 
@@ -260,7 +256,7 @@ impl Noise {
         let refused = || format!("{} refused memory for debugging noise", device.name());
         let source = host_buffer(device, Self::BYTES)?;
         source.clear(0);
-        let target = Buffer::allocate(device.buffer_type(), Self::BYTES).ok_or_else(refused)?;
+        let target = Buffer::allocate(device.memory_type(), Self::BYTES).ok_or_else(refused)?;
         let tensor = bytes_tensor(&target, target.base(), Self::BYTES);
         Ok(Noise {
             state: seed | 1,

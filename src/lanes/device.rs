@@ -5,6 +5,26 @@
 use crate::ffi;
 use std::ffi::CStr;
 
+/// A kind of memory: a device's own, or page-locked memory of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory(ffi::ggml_backend_buffer_type_t);
+
+impl Memory {
+    /// Ordinary memory of the host.
+    pub fn host() -> Self {
+        // SAFETY: no preconditions; the type is static.
+        Memory(unsafe { ffi::ggml_backend_cpu_buffer_type() })
+    }
+
+    /// The memory that a buffer is in.
+    ///
+    /// # Safety
+    /// `buffer` is a live buffer.
+    pub unsafe fn of(buffer: ffi::ggml_backend_buffer_t) -> Self {
+        Memory(ffi::ggml_backend_buffer_get_type(buffer))
+    }
+}
+
 /// A device that computes, known to ggml for the life of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device(ffi::ggml_backend_dev_t);
@@ -92,16 +112,20 @@ impl Device {
     }
 
     /// The device's own memory.
-    pub fn buffer_type(&self) -> ffi::ggml_backend_buffer_type_t {
+    pub fn memory_type(&self) -> Memory {
+        Memory(self.buffer_type())
+    }
+
+    fn buffer_type(&self) -> ffi::ggml_backend_buffer_type_t {
         // SAFETY: the device is live.
         unsafe { ffi::ggml_backend_dev_buffer_type(self.0) }
     }
 
     /// Page-locked host memory, where the device has some.
-    pub fn pinned_buffer_type(&self) -> Option<ffi::ggml_backend_buffer_type_t> {
+    pub fn pinned_memory(&self) -> Option<Memory> {
         // SAFETY: the device is live.
         let buft = unsafe { ffi::ggml_backend_dev_host_buffer_type(self.0) };
-        (!buft.is_null()).then_some(buft)
+        (!buft.is_null()).then_some(Memory(buft))
     }
 
     /// A function that the device's backend offers by name.
@@ -125,10 +149,10 @@ unsafe impl Send for Buffer {}
 
 impl Buffer {
     /// Allocates `bytes` of the given memory; `None` when it is refused.
-    pub fn allocate(buft: ffi::ggml_backend_buffer_type_t, bytes: u64) -> Option<Self> {
+    pub fn allocate(memory: Memory, bytes: u64) -> Option<Self> {
         let bytes = usize::try_from(bytes).ok()?;
-        // SAFETY: `buft` belongs to a live device.
-        let raw = unsafe { ffi::ggml_backend_buft_alloc_buffer(buft, bytes) };
+        // SAFETY: the buffer type belongs to a device, which lives as long as the process.
+        let raw = unsafe { ffi::ggml_backend_buft_alloc_buffer(memory.0, bytes) };
         (!raw.is_null()).then_some(Buffer(raw))
     }
 

@@ -23,7 +23,6 @@ const SCALE_RMS: f32 = 1.008_2;
 /// Makes the data of one tensor, chunk by chunk.
 pub(super) struct Filler {
     dtype: &'static DType,
-    std: f32,
     kind: Kind,
 }
 
@@ -117,17 +116,7 @@ impl Filler {
             "q6_K" => Kind::Q6K(signed(std / (offset_spread(64.0) * 97.27))),
             _ => return None,
         };
-        Some(Filler { dtype, std, kind })
-    }
-
-    /// The same type with another standard deviation.
-    pub(super) fn with_std(&self, std: f32) -> Option<Self> {
-        Filler::new(self.dtype, std)
-    }
-
-    /// The standard deviation of the weights.
-    pub(super) fn std(&self) -> f32 {
-        self.std
+        Some(Filler { dtype, kind })
     }
 
     /// Fills whole blocks.
