@@ -1,0 +1,380 @@
+//! What the integration tests share: evaluations in processes of their own, small models, and what is always checked.
+//!
+//! The scheduler hook and a simulated GPU belong to a process, so every evaluation is one: `pipeshard eval` with a clean
+//! environment and a time limit, without which a missing event would hang a test instead of failing it.
+
+// each test binary uses a part of this
+#![allow(dead_code)]
+
+use pipeshard::cli::eval::EvalResult;
+use pipeshard::report::Report;
+use serde_json::Value;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+pub const MIB: u64 = 1 << 20;
+
+/// Prompt lengths around the sizes that matter: single tokens, just below, at and above the number of rows from which weights
+/// are streamed, and more than one ubatch.
+pub const PROMPTS: &[u32] = &[1, 7, 31, 32, 33, 600];
+
+/// How long a process may take before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The folder of the executables under test.
+pub fn tools() -> PathBuf {
+    let tool = Path::new(env!("CARGO_BIN_EXE_pipeshard"));
+    tool.parent()
+        .map(Path::to_path_buf)
+        .unwrap_or_else(|| panic!("{} lies in no folder", tool.display()))
+}
+
+/// The library under test. `cargo test` alone leaves a fresh one in `deps` and an old one beside the executables.
+pub fn library() -> PathBuf {
+    let (installed, fresh) = (
+        tools().join("libpipeshard.so"),
+        tools().join("deps/libpipeshard.so"),
+    );
+    let age = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+    match age(&fresh) > age(&installed) {
+        true => fresh,
+        false => installed,
+    }
+}
+
+/// A folder for files of one test.
+pub fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    folder
+}
+
+/// One of the executables, in an environment that says nothing about pipeshard, llama.cpp or ggml.
+pub fn tool(name: &str) -> Command {
+    let mut command = Command::new(tools().join(name));
+    for (variable, _) in std::env::vars() {
+        if ["LLAMA_", "PIPESHARD_", "GGML_"]
+            .iter()
+            .any(|p| variable.starts_with(p))
+        {
+            command.env_remove(variable);
+        }
+    }
+    command.env("PIPESHARD_LIBRARY", library());
+    // an abort shall not wait for a debugger
+    command.env("GGML_NO_BACKTRACE", "1");
+    command
+}
+
+/// What a process left behind.
+pub struct Finished {
+    /// `None`: it hung and was ended.
+    pub status: Option<ExitStatus>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    pub fn succeeded(&self) -> bool {
+        self.status.is_some_and(|s| s.success())
+    }
+
+    /// Ended by itself with an exit code other than 0: not by a signal, and not by the time limit.
+    pub fn failed_cleanly(&self) -> bool {
+        self.status
+            .is_some_and(|s| s.code().is_some_and(|c| c != 0))
+    }
+
+    /// Whether it printed the answers that `other` has.
+    pub fn gave(&self, other: &Answers) -> bool {
+        serde_json::from_str::<EvalResult>(&self.stdout)
+            .is_ok_and(|eval| outcome(&eval) == other.outcome())
+    }
+
+    /// What it said, in one line per line, without line breaks inside sentences.
+    pub fn said(&self) -> String {
+        let words: Vec<&str> = self.stderr.split_whitespace().collect();
+        words.join(" ")
+    }
+}
+
+/// Runs a process to its end, or ends it after a while.
+pub fn finish(command: &mut Command) -> Finished {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let drain = |stream: Option<Box<dyn Read + Send>>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            if let Some(mut stream) = stream {
+                // a broken pipe ends the text like its end does
+                let _ = stream.read_to_end(&mut bytes);
+            }
+            String::from_utf8_lossy(&bytes).into_owned()
+        })
+    };
+    let stdout = drain(child.stdout.take().map(|s| Box::new(s) as _));
+    let stderr = drain(child.stderr.take().map(|s| Box::new(s) as _));
+    let start = Instant::now();
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break Some(status),
+            Ok(None) if start.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            _ => {
+                // it may have ended in this moment
+                let _ = child.kill();
+                let _ = child.wait();
+                break None;
+            }
+        }
+    };
+    let text = |thread: std::thread::JoinHandle<String>| thread.join().unwrap_or_default();
+    Finished {
+        status,
+        stdout: text(stdout),
+        stderr: text(stderr),
+    }
+}
+
+/// An evaluation to be made.
+#[derive(Clone)]
+pub struct Eval {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Eval {
+    /// Of `model`, on one thread: tests run beside each other.
+    pub fn of(model: &Path) -> Self {
+        let model = model.display().to_string();
+        Eval {
+            args: vec![model, "--threads=1".to_string()],
+            // no reallocation after the reserve: llama.cpp aborts
+            env: vec![("GGML_SCHED_DEBUG_REALLOC".to_string(), "1".to_string())],
+        }
+    }
+
+    /// Sets an argument, in place of an earlier one of that name.
+    pub fn arg(mut self, name: &str, value: impl ToString) -> Self {
+        self.args.retain(|a| !a.starts_with(&format!("--{name}=")));
+        self.args.push(format!("--{name}={}", value.to_string()));
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_string(), value.to_string()));
+        self
+    }
+
+    pub fn prompts(self, prompts: &[u32]) -> Self {
+        let list: Vec<String> = prompts.iter().map(u32::to_string).collect();
+        self.arg("prompt", list.join(","))
+    }
+
+    pub fn generate(self, tokens: u32) -> Self {
+        self.arg("generate", tokens)
+    }
+
+    /// Inside `budget` bytes on a simulated GPU that has exactly as many, and further properties.
+    pub fn within(self, budget: u64, properties: &str) -> Self {
+        let comma = if properties.is_empty() { "" } else { "," };
+        self.arg("vram", budget)
+            .arg("sim", format!("vram={budget}{comma}{properties}"))
+    }
+
+    pub fn run(&self) -> Finished {
+        let mut command = tool("pipeshard");
+        command.arg("eval").args(&self.args);
+        command.envs(self.env.iter().map(|(n, v)| (n, v)));
+        finish(&mut command)
+    }
+
+    /// Runs, and expects answers.
+    pub fn answers(&self) -> Answers {
+        let finished = self.run();
+        assert!(
+            finished.succeeded(),
+            "{}: {:?}\n{}",
+            self.args.join(" "),
+            finished.status,
+            finished.stderr
+        );
+        Answers::from(&finished)
+    }
+
+    /// The message with which a budget of `bytes` is refused, and the smallest budget that it names.
+    pub fn refused(&self, bytes: u64) -> Option<(String, u64)> {
+        let device = bytes.max(1 << 30);
+        let asked = self
+            .clone()
+            .arg("vram", bytes)
+            .arg("sim", format!("vram={device}"));
+        let finished = asked.run();
+        if finished.succeeded() {
+            return None;
+        }
+        assert!(finished.failed_cleanly(), "{}", finished.stderr);
+        let said = finished.said();
+        let named = said.split(" bytes)").next().and_then(|before| {
+            let digits = before.rsplit('(').next()?;
+            digits.parse().ok()
+        });
+        match named {
+            Some(named) => Some((said, named)),
+            None => panic!("the refusal names no smallest budget: {said}"),
+        }
+    }
+
+    /// The smallest budget that works.
+    pub fn smallest_budget(&self) -> u64 {
+        let mut budget = 1;
+        while let Some((said, named)) = self.refused(budget) {
+            assert!(named > budget, "{budget} bytes: {said}");
+            budget = named;
+        }
+        budget
+    }
+
+    /// What all that can be on the device takes there, in bytes.
+    pub fn largest_budget(&self) -> u64 {
+        let roomy = self.clone().within(2 << 30, "").answers();
+        roomy.report().peak.total
+    }
+}
+
+/// Context, prompt, tokens and a hash of all logits.
+pub type Outcome = (usize, u32, Vec<i32>, String);
+
+fn outcome(eval: &EvalResult) -> Vec<Outcome> {
+    let results = eval.results.iter();
+    results
+        .map(|r| (r.context, r.prompt, r.tokens.clone(), r.logits_hash.clone()))
+        .collect()
+}
+
+/// What an evaluation gave.
+pub struct Answers {
+    pub eval: EvalResult,
+    report: Option<Report>,
+    pub said: String,
+}
+
+impl Answers {
+    fn from(finished: &Finished) -> Self {
+        let parse = |text: &str| serde_json::from_str::<EvalResult>(text);
+        let eval = parse(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {}", finished.stdout));
+        let report = eval.report.clone();
+        let report = report.map(|r| serde_json::from_value(r).expect("a report of this build"));
+        Answers {
+            eval,
+            report,
+            said: finished.said(),
+        }
+    }
+
+    pub fn report(&self) -> &Report {
+        self.report.as_ref().expect("pipeshard was asked for")
+    }
+
+    /// A counter of the simulated GPU at the end, since the start of the last prompt.
+    pub fn device(&self, counter: &str) -> u64 {
+        let counters = self.report().simulated_device.as_ref();
+        count(counters.expect("a simulated GPU"), counter)
+    }
+
+    /// A counter of the simulated GPU in the prompt phase of one result.
+    pub fn device_in(&self, result: usize, counter: &str) -> u64 {
+        let counters = self.eval.results[result].device.as_ref();
+        count(counters.expect("a simulated GPU"), counter)
+    }
+
+    /// What must not depend on where things are computed: tokens and the bits of all logits.
+    pub fn outcome(&self) -> Vec<Outcome> {
+        outcome(&self.eval)
+    }
+
+    /// Units of a class.
+    pub fn units_of_class(&self, class: &str) -> u64 {
+        let units = self.eval.units.as_ref().and_then(Value::as_array);
+        let of_class = units.expect("units").iter().filter(|u| u["class"] == class);
+        of_class.count() as u64
+    }
+
+    /// Pipeshard did the work, inside its budget, and nothing went wrong on the way.
+    pub fn assert_healthy(&self, budget: u64) {
+        self.assert_healthy_through(budget, budget);
+    }
+
+    /// The same, where the budget was changed to `budget` in the end and was `most` at most.
+    pub fn assert_healthy_through(&self, budget: u64, most: u64) {
+        let report = self.report();
+        assert!(report.engaged, "{:?}", report.reason);
+        assert_eq!(report.reason, None);
+        assert_eq!(report.errors, Vec::<String>::new());
+        assert_eq!(report.budget, budget);
+        assert_eq!(report.reallocations_after_reserve, 0);
+        assert!(report.peak.total <= most, "{:?}", report.peak);
+        assert!(self.device("current_bytes") <= budget);
+        // counted by the runtime where it allocates, and by the device on its own side
+        // (whose own memory of it begins with the last prompt)
+        match budget == most {
+            true => assert_eq!(report.peak.total, self.device("peak_bytes")),
+            false => assert!(report.peak.total >= self.device("peak_bytes")),
+        }
+        assert_eq!(self.device("failed_allocations"), 0);
+        assert_eq!(self.device("events_never_recorded"), 0);
+        assert!(report.host_waits.user_inputs > 0);
+        assert_eq!(report.host_waits.other, 0);
+    }
+}
+
+fn count(counters: &Value, counter: &str) -> u64 {
+    counters[counter]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no counter {counter} in {counters}"))
+}
+
+/// A model of random weights, made once.
+pub fn synthetic(shape: &str, options: &[&str]) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock();
+    let name = format!("{shape}{}.gguf", options.concat());
+    let path = scratch("models").join(name);
+    let age = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+    if age(&path) > age(&tools().join("pipeshard")) {
+        return path;
+    }
+    // another test binary may be making it too: whoever is last puts the same bytes in place
+    let unfinished = path.with_extension(format!("{}.part", std::process::id()));
+    let mut command = tool("pipeshard");
+    command.args(["synth", "--force", "--shape", shape]);
+    command.args(options).arg(&unfinished);
+    let made = finish(&mut command);
+    assert!(made.succeeded(), "{}", made.stderr);
+    std::fs::rename(&unfinished, &path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    path
+}
+
+/// The demo model.
+pub fn smollm2() -> PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let path = PATH.get_or_init(|| {
+        let mut fetch = Command::new("python3");
+        fetch
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["scripts/fetch.py", "demo-model"]);
+        let fetched = finish(&mut fetch);
+        assert!(fetched.succeeded(), "{}", fetched.stderr);
+        PathBuf::from(fetched.stdout.trim())
+    });
+    path.clone()
+}

@@ -1,0 +1,103 @@
+//! Each wait between the lanes is needed: without it, answers change or the run fails.
+//!
+//! One wait is left out at a time, in a configuration where the lanes would run into each other. The configuration itself is
+//! sound: with all waits in place it gives the answers of stock llama.cpp. Pauses of the simulated streams are random, so a few
+//! seeds are tried, of which one has to show it.
+
+mod common;
+
+use common::{synthetic, Eval, MIB};
+
+/// Seeds that are tried until the loss of a wait shows.
+const SEEDS: u64 = 5;
+
+/// Runs `configuration` with and without the wait that `dropped` names.
+fn assert_needed(dropped: &str, stock: &Eval, configuration: impl Fn(u64) -> Eval) {
+    let stock = stock.answers();
+    let mut shown = false;
+    for seed in 1..=SEEDS {
+        let sound = configuration(seed).answers();
+        assert_eq!(
+            stock.outcome(),
+            sound.outcome(),
+            "with all waits, seed {seed}"
+        );
+        assert!(sound.report().engaged);
+        let mutated = configuration(seed)
+            .env("PIPESHARD_DEBUG_DROP_WAIT", dropped)
+            .run();
+        shown |= !mutated.succeeded() || !mutated.gave(&stock);
+        if shown {
+            break;
+        }
+    }
+    assert!(
+        shown,
+        "without the wait '{dropped}' all answers were the same"
+    );
+}
+
+fn prompt(tokens: u32) -> Eval {
+    Eval::of(&synthetic("tiny-llama", &[]))
+        .prompts(&[tokens])
+        .generate(1)
+}
+
+/// Nearly all weights are streamed, and all KV is on the device.
+fn streamed(eval: &Eval) -> u64 {
+    let roomy = eval.clone().within(2 << 30, "").answers();
+    roomy.report().minimum_budget
+}
+
+#[test]
+fn compute_waits_until_a_group_is_filled() {
+    // copies take longer than kernels
+    let eval = prompt(32);
+    let budget = streamed(&eval);
+    assert_needed("filled", &eval, |seed| {
+        let delays = format!("delay=3000,seed={seed}");
+        eval.clone().within(budget, &delays)
+    });
+}
+
+#[test]
+fn a_group_is_not_overwritten_before_it_was_read() {
+    // kernels take longer than copies
+    let eval = prompt(256);
+    let budget = streamed(&eval);
+    assert_needed("read", &eval, |seed| {
+        let delays = format!("delay=200,seed={seed}");
+        eval.clone().within(budget, &delays)
+    });
+}
+
+#[test]
+fn residents_are_used_when_their_upload_is_complete() {
+    let eval = prompt(32);
+    let budget = eval.largest_budget();
+    assert_needed("upload", &eval, |seed| {
+        let delays = format!("delay=3000,seed={seed}");
+        eval.clone().within(budget, &delays)
+    });
+}
+
+#[test]
+fn a_staging_slot_is_used_again_when_its_copy_was_made() {
+    // the ring itself is page-locked, the weights are not
+    let eval = prompt(128);
+    let budget = streamed(&eval) + MIB;
+    assert_needed("staging", &eval, |seed| {
+        let delays = format!("delay=1000,seed={seed}");
+        let staged = eval.clone().within(budget, &delays);
+        staged.env("PIPESHARD_PAGE_LOCK", "off")
+    });
+}
+
+#[test]
+fn a_wait_that_does_not_exist_cannot_be_left_out() {
+    let eval = prompt(32).env("PIPESHARD_DEBUG_DROP_WAIT", "all");
+    let refused = eval.within(64 * MIB, "").run();
+    assert!(refused.failed_cleanly());
+    let said = refused.said();
+    assert!(said.contains("PIPESHARD_DEBUG_DROP_WAIT: 'all'"), "{said}");
+}

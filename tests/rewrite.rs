@@ -1,0 +1,39 @@
+//! Graph rewrites: nodes are put into every graph ahead of the scheduler, here such that nothing changes.
+
+mod common;
+
+use common::{synthetic, Eval};
+
+#[test]
+fn a_rewrite_that_changes_nothing_changes_nothing() {
+    for shape in ["tiny-llama", "tiny-qwen3moe", "tiny-gemma3"] {
+        let eval = Eval::of(&synthetic(shape, &[]))
+            .prompts(&[1, 33, 96])
+            .arg("ubatch", 64)
+            .generate(4);
+        let stock = eval.answers();
+        let rewritten = eval.clone().env("PIPESHARD_DEBUG_REWRITE", "1");
+        let (smallest, largest) = (eval.smallest_budget(), eval.largest_budget());
+        for budget in [smallest, (smallest + largest) / 2, largest] {
+            let plain = eval.clone().within(budget, "").answers();
+            assert_eq!(plain.report().rewritten_nodes, 0);
+            let ours = rewritten.clone().within(budget, "delay=300").answers();
+            assert_eq!(stock.outcome(), ours.outcome(), "{shape} at {budget} bytes");
+            ours.assert_healthy(budget);
+            let report = ours.report();
+            // graphs that are used again are not built again, and not rewritten
+            let built = report.passes.prompt + report.passes.decode - report.graph_reuses;
+            assert!(report.graph_reuses > 0);
+            assert!(
+                report.rewritten_nodes >= built,
+                "{} nodes in {built} graphs",
+                report.rewritten_nodes
+            );
+            // the node is computed where its surroundings are
+            let kernels = |answers: &common::Answers| answers.device_in(2, "kernels");
+            if budget == largest {
+                assert!(kernels(&ours) > kernels(&plain));
+            }
+        }
+    }
+}
