@@ -41,6 +41,9 @@ pub fn build(context: &Context, source: &Source) -> Result<()> {
             "cmake is not on the PATH. `make setup` installs what the build needs.".to_owned(),
         );
     }
+    if context.avx512 && !host_has_avx512() {
+        println!("cargo:warning=this CPU lacks the AVX-512 extensions that feature avx512 builds for: the tools will not run here");
+    }
     let path = context.log_file();
     let failed = |e: std::io::Error| format!("cannot write {}: {e}", path.display());
     let log = File::create(&path).map_err(failed)?;
@@ -132,6 +135,20 @@ pub fn build_step(context: &Context) {
         config.build_arg(tool);
     }
     config.build();
+}
+
+#[cfg(target_arch = "x86_64")]
+fn host_has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn host_has_avx512() -> bool {
+    false
 }
 
 /// One CPU variant. AMX is never on: many virtual machines advertise it and then fault.

@@ -43,3 +43,15 @@ fi
 echo "The report ($report):"
 cat "$report"
 echo
+python3 - "$report" "$size" <<'PYTHON'
+import json, sys
+
+report, model = json.load(open(sys.argv[1])), int(sys.argv[2])
+peak, budget = report["peak"]["total"], report["budget"]
+mib = lambda size: f"{size / 2**20:.1f} MiB"
+if not report["engaged"]:
+    sys.exit(f"demo: pipeshard was not engaged: {report['reason']}")
+if peak > budget:
+    sys.exit(f"demo: the peak of {mib(peak)} is over the budget of {mib(budget)}")
+print(f"Engaged: a model of {mib(model)} ran under a budget of {mib(budget)}; the most it took was {mib(peak)}.")
+PYTHON
