@@ -140,12 +140,7 @@ fn files_that_are_no_models() {
         let mut plan = tool("pipeshard");
         plan.arg("plan").arg(&path).args(["--vram", "1G"]);
         assert_refused(&finish(&mut plan), &[&name, planned]);
-        assert_tool_refuses(
-            &path,
-            &with_budget("60M"),
-            &[],
-            &[loaded, "pipeshard: off"],
-        );
+        assert_tool_refuses(&path, &with_budget("60M"), &[], &[loaded, "pipeshard: off"]);
         let eval = Eval::of(&path).within(60 * MIB, "");
         assert_refused(&eval.run(), &[loaded, &name]);
     }
@@ -213,7 +208,11 @@ fn no_gpu_and_none_simulated() {
         &model(),
         &["--pipeshard"],
         &without_gpus,
-        &["no GPU was found", "--pipeshard-sim", "leave out --pipeshard"],
+        &[
+            "no GPU was found",
+            "--pipeshard-sim",
+            "leave out --pipeshard",
+        ],
     );
 }
 

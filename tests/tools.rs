@@ -14,7 +14,9 @@ fn completion(flags: &[&str]) -> Finished {
     let mut command = tool("llama-completion");
     command.arg("-m").arg(smollm2());
     command.args(["-p", "The capital of France is", "-n", "32", "--temp", "0"]);
-    command.args(["-c", "512", "-t", "1", "-no-cnv"]).args(flags);
+    command
+        .args(["-c", "512", "-t", "1", "-no-cnv"])
+        .args(flags);
     let finished = finish(&mut command);
     assert!(finished.succeeded(), "{}", finished.stderr);
     finished
@@ -57,7 +59,9 @@ fn the_environment_is_as_good_as_flags() {
     let file = scratch("tools").join("environment.json");
     let mut command = tool("llama-completion");
     command.arg("-m").arg(synthetic("tiny-llama", &[]));
-    command.args(["-p", "abcdefgh", "-n", "4", "-c", "512", "-t", "1", "-no-cnv"]);
+    command.args([
+        "-p", "abcdefgh", "-n", "4", "-c", "512", "-t", "1", "-no-cnv",
+    ]);
     command.env("LLAMA_ARG_PIPESHARD", "1");
     command.env("LLAMA_ARG_PIPESHARD_VRAM", "48M");
     command.env("LLAMA_ARG_PIPESHARD_SIM", "vram=48M");
@@ -106,7 +110,12 @@ fn a_benchmark_runs() {
 
 #[test]
 fn the_flags_are_explained() {
-    for name in ["llama-completion", "llama-cli", "llama-server", "llama-bench"] {
+    for name in [
+        "llama-completion",
+        "llama-cli",
+        "llama-server",
+        "llama-bench",
+    ] {
         let help = finish(tool(name).arg("--help"));
         for flag in [
             "--pipeshard ",
@@ -172,11 +181,11 @@ fn serve(flags: &[&str]) -> (Server, u16) {
     command.arg("-m").arg(synthetic("tiny-llama", &[]));
     command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
     command.args(["-c", "1024", "-t", "1", "-np", "1", "--temp", "0"]);
-    command.args(flags).stdin(Stdio::null()).stdout(Stdio::null());
-    let mut child = command
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("a server");
+    command
+        .args(flags)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("a server");
     // its log is read to the end, or it would wait for a reader
     if let Some(stderr) = child.stderr.take() {
         std::thread::spawn(move || BufReader::new(stderr).lines().for_each(drop));

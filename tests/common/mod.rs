@@ -158,9 +158,13 @@ impl Eval {
         let model = model.display().to_string();
         Eval {
             args: vec![model, "--threads=1".to_string()],
-            // no reallocation after the reserve: llama.cpp aborts
-            env: vec![("GGML_SCHED_DEBUG_REALLOC".to_string(), "1".to_string())],
+            env: Vec::new(),
         }
+    }
+
+    /// Whatever is allocated again after it was reserved makes llama.cpp abort.
+    pub fn reserved_once(self) -> Self {
+        self.env("GGML_SCHED_DEBUG_REALLOC", "1")
     }
 
     /// Sets an argument, in place of an earlier one of that name.
