@@ -12,13 +12,15 @@ pub struct Retry {
     pub output_on_host: bool,
     /// Compute buffers to expect, in bytes.
     pub expected_scratch: u64,
+    /// The smallest plan there is, with all KV on the host: what the smallest budget that works is named for.
+    pub smallest: bool,
     tries: u32,
     wanted_scratch: u64,
     error: Option<String>,
 }
 
-/// The first try, the output head on the host, two with what they taught about compute buffers.
-const TRIES: u32 = 4;
+/// The first try, one with the output head on the host, some with what they taught about compute buffers, and the smallest.
+const TRIES: u32 = 6;
 
 impl Retry {
     /// Why the current try fails.
@@ -44,7 +46,7 @@ impl Runtime {
         if !self.ledger.has_kv(owner) {
             self.release_arena();
         }
-        let mut input = self.plan_input(self.retry.expected_scratch);
+        let mut input = self.plan_input(0);
         let mut placement = KvPlacement {
             layer,
             device: true,
@@ -53,7 +55,7 @@ impl Runtime {
         if let Some(kv) = &mut input.kv_fixed {
             kv.push(placement);
         }
-        placement.device = plan(&input).is_ok();
+        placement.device = !self.retry.smallest && plan(&input).is_ok();
         self.ledger.add_kv(owner, model, placement);
         self.replan();
         !placement.device
@@ -77,8 +79,7 @@ impl Runtime {
         if !measuring {
             self.outcome.reallocations += 1;
         }
-        let input = self.plan_input(bytes - before);
-        let made = match plan(&input) {
+        let made = match self.make_plan(bytes - before) {
             Ok(made) => made,
             Err(error) => {
                 self.retry.wanted_scratch = self.ledger.scratch() - before + bytes;
@@ -113,10 +114,14 @@ impl Runtime {
         };
         self.retry.tries += 1;
         let may_learn = self.retry.tries < TRIES;
+        let knows_more = self.retry.wanted_scratch > self.retry.expected_scratch;
         if may_learn && !self.retry.output_on_host {
             self.retry.output_on_host = true;
-        } else if may_learn && self.retry.wanted_scratch > self.retry.expected_scratch {
+        } else if may_learn && knows_more && self.retry.tries + 1 < TRIES {
             self.retry.expected_scratch = self.retry.wanted_scratch;
+        } else if may_learn && !self.retry.smallest {
+            self.retry.smallest = true;
+            self.retry.expected_scratch = 0;
         } else {
             self.retry = Retry::default();
             log::error(&error);

@@ -29,6 +29,8 @@ pub unsafe fn identity(graph: *mut ffi::ggml_cgraph) -> u64 {
     if scaled.is_null() {
         return 0;
     }
+    // what building a graph does for the nodes that are computed
+    (*scaled).flags |= ffi::GGML_TENSOR_FLAG_COMPUTE as i32;
     // appended, then moved to its place: the nodes of a graph stand in order of execution
     ffi::ggml_graph_add_node(graph, scaled);
     let nodes = std::slice::from_raw_parts_mut(ffi::ggml_graph_nodes(graph), count + 1);

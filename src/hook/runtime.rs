@@ -244,17 +244,29 @@ impl Runtime {
         let mut input = PlanInput::new(self.plan_units.clone(), Vec::new(), self.budget);
         input.output_on_host = self.retry.output_on_host;
         input.kv_fixed = Some(self.ledger.kv_placements());
-        input.scratch = self.ledger.scratch() + extra_scratch;
+        let known = self.ledger.scratch() + extra_scratch;
+        input.scratch = known.max(self.retry.expected_scratch);
         input.reserve = self.reserve();
         input.granularity = self.granularity();
         input.alignment = self.device.map_or(256, |d| d.alignment());
         input
     }
 
+    /// Plans for now, with `extra_scratch` bytes of compute buffers to come.
+    pub fn make_plan(&self, extra_scratch: u64) -> Result<Plan, PlanError> {
+        let mut input = self.plan_input(extra_scratch);
+        let made = plan(&input)?;
+        if !self.retry.smallest || made.minimum_budget >= input.budget {
+            return Ok(made);
+        }
+        input.budget = made.minimum_budget;
+        plan(&input)
+    }
+
     /// The plan for now, made again if something changed.
     pub fn current_plan(&mut self) -> Result<&Plan, PlanError> {
         if self.plan.is_none() {
-            let made = plan(&self.plan_input(0))?;
+            let made = self.make_plan(0)?;
             self.outcome.plans += 1;
             self.plan = Some(made);
         }
