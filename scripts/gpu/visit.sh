@@ -100,14 +100,20 @@ if [[ $what == *speed* ]]; then
     synth 8b llama3-8b --type f16
     synth 30b qwen3-30b-a3b --type q4_0
     free=$(nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits | head -n 1)
-    for gib in 4 8; do
+    # what a process holds that only opens the device: inside stock's target, outside pipeshard's budget
+    context=${CONTEXT_MIB:-527}
+    for gib in ${GIBS:-4 8}; do
         for model in 8b 30b; do
-            common=(-m "$models/$model.gguf" -p 512 -p 2048 -n 32 -r 2 -b 2048 -ub 2048)
-            bench "$model ${gib}G stock --fit, mmap" "${common[@]}" -fitt $((free - gib * 1024)) -fitc 4096
-            bench "$model ${gib}G stock --fit, page-locked" "${common[@]}" -fitt $((free - gib * 1024)) -fitc 4096 -lm none
-            bench "$model ${gib}G pipeshard" "${common[@]}" --pipeshard --pipeshard-vram ${gib}G --pipeshard-report "$OUT/report-$model-${gib}g.json"
+            common=(-m "$models/$model.gguf" -p 32 -p 512 -p 2048 -n 32 -r "${REPEAT:-3}" -b 2048 -ub 2048)
+            fit=(-fitt $((free - gib * 1024)) -fitc 4096)
+            [ -n "${SKIP_MMAP:-}" ] || bench "$model ${gib}G stock --fit, mmap" "${common[@]}" "${fit[@]}"
+            bench "$model ${gib}G stock --fit, page-locked" "${common[@]}" "${fit[@]}" -lm none
+            bench "$model ${gib}G pipeshard" "${common[@]}" --pipeshard --pipeshard-vram $((gib * 1024 - context))M \
+                --pipeshard-report "$OUT/report-$model-${gib}g.json"
         done
     done
+    [ -n "${SKIP_ALL:-}" ] && what=""
+    [[ $what == *speed* ]] &&
     for model in 8b 30b; do
         bench "$model all in VRAM, stock" -m "$models/$model.gguf" -p 512 -p 2048 -n 32 -r 2 -b 2048 -ub 2048 -ngl 99
         bench "$model all in VRAM, pipeshard 60G" -m "$models/$model.gguf" -p 512 -p 2048 -n 32 -r 2 -b 2048 -ub 2048 --pipeshard --pipeshard-vram 60G --pipeshard-report "$OUT/report-$model-all.json"
