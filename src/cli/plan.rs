@@ -61,7 +61,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
     pub cache_type_v: &'static DType,
 
-    /// What the device's backend keeps for itself; some 96M on a GPU
+    /// What the device's backend keeps for itself; some 208M and more on a GPU
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub reserve: ByteSize,
 
