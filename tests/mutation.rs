@@ -94,6 +94,19 @@ fn a_staging_slot_is_used_again_when_its_copy_was_made() {
 }
 
 #[test]
+fn memory_is_given_back_when_nobody_uses_it_any_more() {
+    // everything is resident, and the budget shrinks while the first context's batch is being computed
+    let plain = prompt(32).arg("contexts", 2).generate(2);
+    let budget = plain.largest_budget();
+    let shrinking = format!("1={}", budget - 16 * MIB);
+    assert_needed("drain", &plain, |seed| {
+        let delays = format!("freewait=off,delay=3000,seed={seed}");
+        let eval = plain.clone().within(budget, &delays);
+        eval.arg("budget-at", &shrinking)
+    });
+}
+
+#[test]
 fn a_wait_that_does_not_exist_cannot_be_left_out() {
     let eval = prompt(32).env("PIPESHARD_DEBUG_DROP_WAIT", "all");
     let refused = eval.within(64 * MIB, "").run();

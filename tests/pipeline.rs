@@ -22,7 +22,6 @@ fn slots(answers: &Answers) -> u64 {
 #[test]
 fn slots_are_filled_over_and_over() {
     let eval = Eval::of(&synthetic("tiny-llama", &[]))
-        .reserved_once()
         .prompts(&[96, 96])
         .arg("ubatch", 32)
         .generate(6);
@@ -57,7 +56,6 @@ fn slots_are_filled_over_and_over() {
 fn two_contexts_in_one_arena() {
     for shape in ["tiny-llama", "tiny-qwen3moe"] {
         let eval = Eval::of(&synthetic(shape, &[]))
-            .reserved_once()
             .prompts(&[96, 33])
             .arg("ubatch", 32)
             .arg("contexts", 2)
@@ -83,7 +81,6 @@ fn two_contexts_in_one_arena() {
 #[test]
 fn contexts_do_not_disturb_each_other() {
     let eval = Eval::of(&synthetic("tiny-llama", &[]))
-        .reserved_once()
         .prompts(&[33])
         .generate(4);
     let together = eval.clone().arg("contexts", 2);
@@ -99,7 +96,6 @@ const SLOW_LINK: &str = "pcie=1G";
 
 fn long_prompts(tokens: u32) -> Eval {
     Eval::of(&synthetic("tiny-llama", &[]))
-        .reserved_once()
         .prompts(&[tokens, tokens])
         .arg("ubatch", tokens)
         .arg("ctx", tokens + 256)

@@ -8,7 +8,6 @@ use common::{synthetic, Eval};
 fn a_rewrite_that_changes_nothing_changes_nothing() {
     for shape in ["tiny-llama", "tiny-qwen3moe", "tiny-gemma3"] {
         let eval = Eval::of(&synthetic(shape, &[]))
-            .reserved_once()
             .prompts(&[1, 33, 96])
             .arg("ubatch", 64)
             .generate(4);

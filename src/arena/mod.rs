@@ -11,18 +11,19 @@ use crate::lanes::copy::{Copier, CopyTask, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::ring::{CopyLane, GroupId, Place, Ring};
 use crate::plan::{Chunk, Location, Plan};
+use crate::size::ByteSize;
 use unit::LoadedUnit;
 
 /// Why the arena could not take the plan's shape.
 #[derive(Debug, thiserror::Error)]
 pub enum ArenaError {
     /// The device refused memory that the budget allows: another program holds it.
-    #[error("{device} refused {wanted} MiB although the budget allows them: another program holds the memory")]
+    #[error("{device} refused {wanted} although the budget allows them: another program holds the memory")]
     Refused {
         /// The device.
         device: String,
         /// Size of the refused allocation.
-        wanted: u64,
+        wanted: ByteSize,
     },
     /// The device has no events left.
     #[error("{device} refused an event; restart the program")]
@@ -239,7 +240,7 @@ impl Arena {
         let buffer = Buffer::allocate(self.device.memory_type(), bytes)
             .ok_or_else(|| ArenaError::Refused {
                 device: self.device.name(),
-                wanted: bytes >> 20,
+                wanted: ByteSize(bytes),
             })?
             .holds_weights();
         if self.fill_on_carve {

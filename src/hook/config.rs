@@ -109,7 +109,7 @@ impl Config {
                         DroppedWait::parse(&v).ok_or_else(|| {
                             bad(
                                 "PIPESHARD_DEBUG_DROP_WAIT",
-                                "filled, read, upload, other-pass, drain, staging",
+                                "filled, read, upload, drain, staging",
                             )(v)
                         })
                     })

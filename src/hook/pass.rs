@@ -6,7 +6,6 @@
 use super::log;
 use super::runtime::Runtime;
 use crate::ffi;
-use crate::lanes::copy::DroppedWait;
 use crate::lanes::device::Event;
 use crate::lanes::ring::RingError;
 use crate::plan::plan;
@@ -35,11 +34,6 @@ impl Runtime {
             self.outcome.graph_reuses += 1;
         }
         self.active_pass = Some(sched);
-        let same_as_before = self.last_pass == Some(sched);
-        if !same_as_before {
-            self.wait_for_other_pass();
-        }
-        self.last_pass = Some(sched);
         let Some(entry) = self.scheds.get(&sched) else {
             return Ok(());
         };
@@ -53,7 +47,11 @@ impl Runtime {
         ) else {
             return Ok(());
         };
+        let other_reader = self.ring_reader.replace(sched) != Some(sched);
         if let Some((ring, mut lanes)) = arena.pipeline(copier, compute) {
+            if other_reader {
+                ring.change_reader(&mut lanes);
+            }
             ring.begin_pass(&entry.graph.uses);
             if let Err(error) = ring.fill_ahead(&mut lanes) {
                 self.active_pass = None;
@@ -61,19 +59,6 @@ impl Runtime {
             }
         }
         Ok(())
-    }
-
-    /// What the copy lane overwrites next may still be read by the pass of another scheduler.
-    fn wait_for_other_pass(&mut self) {
-        let dropped = self.config.debug.dropped_wait == Some(DroppedWait::OtherPass);
-        let other = self
-            .last_pass
-            .and_then(|s| self.scheds.get(&s))
-            .and_then(|s| s.pass_done.as_ref());
-        if let (Some(done), Some(copier), false) = (other, &self.copier, dropped) {
-            // SAFETY: the event and the copy lane's stream belong to the same device and are alive.
-            unsafe { done.hold(copier.stream().raw()) }
-        }
     }
 
     /// A split is about to be submitted to `backend`.

@@ -83,8 +83,8 @@ pub struct Runtime {
     pub carving: u64,
     /// The scheduler whose pass is being submitted.
     pub active_pass: Option<usize>,
-    /// The scheduler whose pass was submitted last.
-    pub last_pass: Option<usize>,
+    /// The scheduler whose splits read the ring last.
+    pub ring_reader: Option<usize>,
     /// What the device's backend takes on its own account.
     pub pools: Pools,
     /// How contexts are retried.
@@ -121,7 +121,7 @@ impl Runtime {
             graphs_void: true,
             carving: 0,
             active_pass: None,
-            last_pass: None,
+            ring_reader: None,
             retry: Default::default(),
             outcome: Outcome::default(),
         }

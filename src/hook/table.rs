@@ -146,8 +146,8 @@ unsafe extern "C" fn sched_freed(user: *mut c_void, sched: ffi::ggml_backend_sch
         let key = sched as usize;
         // the owner has waited for its work, and may have freed the backends already
         runtime.scheds.remove(&key);
-        if runtime.last_pass == Some(key) {
-            runtime.last_pass = None;
+        if runtime.ring_reader == Some(key) {
+            runtime.ring_reader = None;
         }
         runtime.ledger.remove_scratch(key);
         runtime.replan();

@@ -22,8 +22,6 @@ pub enum DroppedWait {
     Read,
     /// Residents are used before their upload is complete.
     Upload,
-    /// The copy lane does not wait for the pass of another scheduler.
-    OtherPass,
     /// Device memory is freed or moved while it may be in use.
     Drain,
     /// A staging slot is reused before its copy was made.
@@ -37,7 +35,6 @@ impl DroppedWait {
             "filled" => DroppedWait::Filled,
             "read" => DroppedWait::Read,
             "upload" => DroppedWait::Upload,
-            "other-pass" => DroppedWait::OtherPass,
             "drain" => DroppedWait::Drain,
             "staging" => DroppedWait::Staging,
             _ => return None,

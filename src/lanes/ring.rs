@@ -115,6 +115,18 @@ impl Ring {
         self.next = 0;
     }
 
+    /// Another compute stream reads from now on. What the one before it has read is given up, once it has done so: an event
+    /// tells of one stream only, so no group may be read by two without a copy in between.
+    pub fn change_reader<L: CopyLane>(&mut self, lane: &mut L) {
+        for group in 0..self.states.len() {
+            let state = &mut self.states[group];
+            if state.filled && state.read {
+                state.filled = false;
+                lane.wait_until_read(group);
+            }
+        }
+    }
+
     /// Submits copies in the pass's order, as far ahead as places are free.
     pub fn fill_ahead<L: CopyLane>(&mut self, lane: &mut L) -> Result<(), RingError> {
         while let Some(&group) = self.sequence.get(self.next) {
@@ -313,6 +325,21 @@ mod tests {
         // group 2 lies where group 0 belongs, and is in place when the pass begins
         run_pass(&mut ring, &mut model, &[(2, 1)]);
         run_pass(&mut ring, &mut model, &[(0, 1), (1, 1), (2, 1)]);
+        assert_eq!(ring.stalls(), 0);
+    }
+
+    #[test]
+    fn another_stream_reads_no_group_that_the_one_before_it_has_read() {
+        let places = sequential(&[10, 10, 10], 30);
+        let (mut ring, mut model) = (Ring::new(&places), Model::new(&places));
+        let uses = [(0, 1), (1, 1), (2, 1)];
+        run_pass(&mut ring, &mut model, &uses);
+        assert_eq!(model.copies, 3);
+        run_pass(&mut ring, &mut model, &uses);
+        assert_eq!(model.copies, 3, "everything fits and stays");
+        ring.change_reader(&mut model);
+        run_pass(&mut ring, &mut model, &uses);
+        assert_eq!(model.copies, 6, "the other stream gets copies of its own");
         assert_eq!(ring.stalls(), 0);
     }
 

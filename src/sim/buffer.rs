@@ -141,7 +141,9 @@ unsafe extern "C" fn buffer_free(buffer: ffi::ggml_backend_buffer_t) {
     guard("free_buffer", (), || {
         // SAFETY: ggml frees a buffer of ours once.
         let context = unsafe { Box::from_raw((*buffer).context.cast::<DeviceBuffer>()) };
-        context.device.synchronize("free");
+        if context.device.spec.free_waits {
+            context.device.synchronize("free");
+        }
         if let Err(error) = context.device.memory.free(context.address) {
             log::error!("the simulated GPU cannot free a buffer: {error}");
         }

@@ -63,6 +63,8 @@ pub struct SimSpec {
     pub fail_copy: Option<u64>,
     /// Whether memory that is not yet filled, or not any more, reads as NaN.
     pub poison: bool,
+    /// Freeing memory waits until the streams are idle, as CUDA's does. Off, whoever still uses it reads what is gone.
+    pub free_waits: bool,
 }
 
 /// Why a text is no specification of a simulated GPU.
@@ -136,7 +138,7 @@ pub enum SpecError {
     },
 }
 
-const KEYS: &str = "vram, pcie, pageable, flops, membw, launch, cpu, granularity, seed, delay, pin, context, failalloc, failcopy, poison";
+const KEYS: &str = "vram, pcie, pageable, flops, membw, launch, cpu, granularity, seed, delay, pin, context, failalloc, failcopy, poison, freewait";
 
 impl SimSpec {
     /// A card with this many bytes of memory and defaults for the rest.
@@ -157,6 +159,7 @@ impl SimSpec {
             fail_alloc: None,
             fail_copy: None,
             poison: true,
+            free_waits: true,
         }
     }
 
@@ -214,6 +217,7 @@ impl SimSpec {
             "failalloc" => self.fail_alloc = Some(number(key, value, 1)?),
             "failcopy" => self.fail_copy = Some(number(key, value, 1)?),
             "poison" => self.poison = switch(key, value)?,
+            "freewait" => self.free_waits = switch(key, value)?,
             _ => return Err(SpecError::UnknownKey(key.to_owned())),
         }
         Ok(())
@@ -385,7 +389,7 @@ mod tests {
     #[test]
     fn every_property_is_read() {
         let text = "vram=8G, pcie=12.5G,pageable=3G,flops=80T,membw=1.2T,launch=5us,cpu=40G,granularity=2M,\
-                    seed=7,delay=500,pin=1G,context=300M,failalloc=3,failcopy=4,poison=off";
+                    seed=7,delay=500,pin=1G,context=300M,failalloc=3,failcopy=4,poison=off,freewait=off";
         let spec = SimSpec::parse(text).expect("all properties at once");
         let expected = SimSpec {
             vram: 8 << 30,
@@ -403,6 +407,7 @@ mod tests {
             fail_alloc: Some(3),
             fail_copy: Some(4),
             poison: false,
+            free_waits: false,
         };
         assert_eq!(spec, expected);
         assert_eq!(spec.host_ns(40), Some(1));
