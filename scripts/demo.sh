@@ -5,7 +5,8 @@ cd "$(dirname "$0")/.."
 
 bin=${CARGO_TARGET_DIR:-target}/release
 budget=${PIPESHARD_DEMO_VRAM:-}
-prompt=${PIPESHARD_DEMO_PROMPT:-"The capital of France is"}
+# long enough to be streamed: from 32 tokens on
+prompt=${PIPESHARD_DEMO_PROMPT:-"Paris is the capital of France. Berlin is the capital of Germany. Rome is the capital of Italy. Madrid is the capital of Spain. Lisbon is the capital of Portugal. Athens is the capital of Greece. Tokyo is the capital of"}
 report=$bin/demo-report.json
 model=$(python3 scripts/fetch.py demo-model)
 
@@ -40,14 +41,13 @@ if [ ! -s "$report" ]; then
     echo "demo: the run left no report in $report" >&2
     exit 1
 fi
-echo "The report ($report):"
-cat "$report"
-echo
+echo "The report ($report, without the list of weights that are not resident):"
 python3 - "$report" "$size" <<'PYTHON'
 import json, sys
 
 report, model = json.load(open(sys.argv[1])), int(sys.argv[2])
 peak, budget = report["peak"]["total"], report["budget"]
+print(json.dumps({k: v for k, v in report.items() if k not in ("not_resident", "simulated_device")}, indent=2))
 mib = lambda size: f"{size / 2**20:.1f} MiB"
 if not report["engaged"]:
     sys.exit(f"demo: pipeshard was not engaged: {report['reason']}")
