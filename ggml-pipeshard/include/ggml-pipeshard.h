@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define GGML_SCHED_HOOK_ABI 1
+#define GGML_SCHED_HOOK_ABI 2
 
 /* Why the thread that drives the scheduler is about to block until the device has caught up. */
 enum ggml_sched_host_wait {
@@ -76,6 +76,9 @@ struct ggml_sched_hook {
     /* A model's weights are loaded, in host memory; `tensors` is only valid during the call. false refuses the model. */
     bool (*weights_ready)(void * user, const void * model, struct ggml_tensor * const * tensors, size_t n_tensors);
     void (*weights_gone) (void * user, const void * model);
+
+    /* The ubatch of a context that is about to be made: n_ubatch, or what suits the budget where the user gave none. */
+    uint32_t (*ubatch)(void * user, const void * model, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, uint32_t n_expert_used);
 
     /* Should the KV cells (or the recurrent state) of this layer, so many bytes, be kept in host memory? */
     bool (*kv_on_host)(void * user, const void * model, const void * owner, int layer, size_t size);

@@ -17,6 +17,8 @@ pub struct Config {
     pub sim: Option<SimSpec>,
     /// Where the report goes as JSON (`LLAMA_ARG_PIPESHARD_REPORT`).
     pub report: Option<PathBuf>,
+    /// The user gave no ubatch, so that the plan's is used.
+    pub ubatch_from_plan: bool,
     /// Bytes kept for the backend's own pools (`PIPESHARD_RESERVE`).
     pub reserve: Option<u64>,
     /// Never page-lock; copies go through the staging ring (`PIPESHARD_PAGE_LOCK=off`).
@@ -98,6 +100,7 @@ impl Config {
                 .map(|text| SimSpec::parse(&text).map_err(ConfigError::Sim))
                 .transpose()?,
             report: get("LLAMA_ARG_PIPESHARD_REPORT").map(PathBuf::from),
+            ubatch_from_plan: get("LLAMA_ARG_PIPESHARD_UBATCH").is_some_and(|v| v == "auto"),
             reserve: get("PIPESHARD_RESERVE")
                 .map(|v| size("PIPESHARD_RESERVE", v))
                 .transpose()?,

@@ -70,6 +70,7 @@ impl Runtime {
         let locked = self.page_lock(first, tensors);
         self.models.push(Model {
             key: model,
+            inventory,
             units: first..self.units.len(),
             locked,
         });

@@ -101,6 +101,7 @@ impl Outcome {
         let count = |p: Placement| self.seen[tier].iter().filter(|&&s| s == Some(p)).count() as u64;
         UnitCounts {
             resident: count(Placement::Resident),
+            kept: count(Placement::Kept),
             streamed: count(Placement::Streamed),
             host: count(Placement::Host),
         }

@@ -216,7 +216,9 @@ impl Decider<'_> {
         };
         match placement {
             Placement::Host => self.run_on_cpu(node),
-            Placement::Resident | Placement::Streamed => self.run_on_device(node),
+            Placement::Resident | Placement::Kept | Placement::Streamed => {
+                self.run_on_device(node, placement)
+            }
         }
     }
 
@@ -232,7 +234,7 @@ impl Decider<'_> {
     }
 
     /// The node runs on the device and reads the device's copies.
-    unsafe fn run_on_device(&mut self, node: *mut ffi::ggml_tensor) {
+    unsafe fn run_on_device(&mut self, node: *mut ffi::ggml_tensor, placement: Placement) {
         ffi::ggml_backend_sched_set_tensor_backend(self.backends.sched, node, self.backends.device);
         self.graph.pool_bytes = self.graph.pool_bytes.max(super::pools::bytes_for(node));
         for slot in (*node).src.iter_mut().filter(|s| !s.is_null()) {
@@ -243,7 +245,7 @@ impl Decider<'_> {
                 Location::Chunk { .. } => self.graph.bound.push((id, Placement::Resident)),
                 Location::Ring { group, .. } => {
                     self.graph.group_of.insert(node as usize, group);
-                    self.graph.bound.push((id, Placement::Streamed));
+                    self.graph.bound.push((id, placement));
                 }
                 Location::Host => continue,
             }

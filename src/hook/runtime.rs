@@ -9,6 +9,7 @@ use crate::arena::ledger::Ledger;
 use crate::arena::unit::LoadedUnit;
 use crate::arena::Arena;
 use crate::ffi;
+use crate::inventory::Inventory;
 use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::host_memory::LockedMemory;
@@ -25,6 +26,8 @@ const MARGIN: Range<u64> = 256 << 20..1 << 30;
 pub struct Model {
     /// llama.cpp's address of it.
     pub key: usize,
+    /// Its tensors.
+    pub inventory: Inventory,
     /// Its units, as a range of all units.
     pub units: Range<usize>,
     /// Its page-locked memory.

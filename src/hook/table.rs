@@ -1,6 +1,7 @@
 //! The C callbacks: each takes the lock, asks the runtime, and turns the answer into C's. A panic inside becomes the answer
 //! that fails the operation cleanly, and is logged once.
 
+use super::admission::ContextSize;
 use super::config::Config;
 use super::log;
 use super::runtime::{Runtime, Sched};
@@ -101,6 +102,7 @@ pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi:
         device: Some(device),
         weights_ready: Some(weights_ready),
         weights_gone: Some(weights_gone),
+        ubatch: Some(ubatch),
         kv_on_host: Some(kv_on_host),
         kv_gone: Some(kv_gone),
         layer_on_host: Some(layer_on_host),
@@ -341,6 +343,26 @@ unsafe extern "C" fn weights_gone(user: *mut c_void, model: *const c_void) {
             super::outcome::publish(&runtime);
         }
         runtime.weights_gone(model as usize);
+    })
+}
+
+unsafe extern "C" fn ubatch(
+    user: *mut c_void,
+    model: *const c_void,
+    n_ctx: u32,
+    n_batch: u32,
+    n_ubatch: u32,
+    n_expert_used: u32,
+) -> u32 {
+    let shared = shared_of(user);
+    shared.guard(n_ubatch, || {
+        let wanted = ContextSize {
+            context: n_ctx,
+            batch: n_batch,
+            ubatch: n_ubatch,
+            experts_used: n_expert_used,
+        };
+        shared.lock_idle().ubatch(model as usize, wanted)
     })
 }
 

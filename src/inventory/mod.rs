@@ -151,7 +151,10 @@ fn build(
         name: keys.string("general.name"),
         layer_count,
         context_length: arch.number("context_length").map_or(0, clamp),
-        embedding_length: arch.number("embedding_length").map_or(0, clamp),
+        embedding_length: arch
+            .number("embedding_length")
+            .or_else(|| embedding.map(|tensor| tensor.shape[0]))
+            .map_or(0, clamp),
         vocabulary_size: embedding
             .map(|tensor| tensor.shape[1])
             .or_else(|| arch.number("vocab_size"))

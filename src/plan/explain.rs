@@ -46,11 +46,11 @@ impl Plan {
         writeln!(text, "{}: {rows}", tier.name)?;
         writeln!(
             text,
-            "  {:<11}{:>19}{:>19}{:>19}",
-            "class", "resident", "streamed", "host"
+            "  {:<11}{:>16}{:>16}{:>16}{:>16}",
+            "class", "resident", "in slots", "streamed", "host"
         )?;
         for class in UnitClass::ALL {
-            let mut cells = [(0u64, 0u64); 3];
+            let mut cells = [(0u64, 0u64); 4];
             for (unit, placement) in self.units.iter().zip(&tier.placements) {
                 if unit.class == class {
                     let (count, bytes) = &mut cells[*placement as usize];
@@ -64,8 +64,8 @@ impl Plan {
             write!(text, "  {:<11}", class.label())?;
             for (count, bytes) in cells {
                 match count {
-                    0 => write!(text, "{:>19}", "-")?,
-                    _ => write!(text, "{:>7}{:>12}", count, ByteSize(bytes))?,
+                    0 => write!(text, "{:>16}", "-")?,
+                    _ => write!(text, "{:>5}{:>11}", count, ByteSize(bytes))?,
                 }
             }
             writeln!(text)?;
@@ -106,7 +106,7 @@ impl Plan {
         }
         writeln!(
             text,
-            "  R resident, S streamed, H host, + part of it resident; KV: V VRAM, H host"
+            "  R resident, K in slots, S streamed, H host, + mixed; KV: V VRAM, H host"
         )
     }
 
@@ -121,6 +121,7 @@ impl Plan {
         match found[..] {
             [] => '.',
             [Placement::Resident] => 'R',
+            [Placement::Kept] => 'K',
             [Placement::Streamed] => 'S',
             [Placement::Host] => 'H',
             _ => '+',

@@ -30,6 +30,7 @@ mod order;
 mod ring;
 mod solve;
 mod types;
+mod ubatch;
 mod units;
 
 #[cfg(test)]
@@ -42,4 +43,5 @@ pub use types::{
     Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,
     Tier, Unit, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
 };
+pub use ubatch::{choose_ubatch, Rates, UbatchInput};
 pub use units::{default_small_threshold, units_from_inventory};

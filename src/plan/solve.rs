@@ -345,6 +345,10 @@ fn tiers(input: &PlanInput, residents: &[UnitId], ring: &Ring) -> Vec<Tier> {
         decode[id.index()] = Placement::Resident;
     }
     let mut prompt = decode.clone();
+    // a short batch streams nothing, so what the ring holds may as well be used
+    for (id, _) in ring.first_lap().iter().flat_map(|group| &group.units) {
+        decode[id.index()] = Placement::Kept;
+    }
     for (id, _) in ring.groups.iter().flat_map(|group| &group.units) {
         prompt[id.index()] = Placement::Streamed;
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the JSON form of [`Plan`]; raised whenever a reader of the old form would be misled.
-pub const PLAN_SCHEMA_VERSION: u32 = 1;
+pub const PLAN_SCHEMA_VERSION: u32 = 2;
 
 const MIB: u64 = 1 << 20;
 
@@ -165,6 +165,8 @@ impl PlanInput {
 pub enum Placement {
     /// In a chunk of device memory that is never recycled.
     Resident,
+    /// In its place in the ring, where it stays until a longer batch streams something else through that place.
+    Kept,
     /// Copied into the ring for each pass.
     Streamed,
     /// In host memory, computed by the CPU.
@@ -191,6 +193,12 @@ pub struct StreamGroup {
     pub units: Vec<(UnitId, u64)>,
 }
 
+impl StreamGroup {
+    fn overlaps(&self, other: &StreamGroup) -> bool {
+        self.offset < other.offset + other.bytes && other.offset < self.offset + self.bytes
+    }
+}
+
 /// The slots that streamed groups take turns in, one allocation.
 ///
 /// Groups that follow each other, the last and the first included, never overlap, so a copy can
@@ -201,6 +209,20 @@ pub struct Ring {
     pub bytes: u64,
     /// The groups in order of use.
     pub groups: Vec<StreamGroup>,
+}
+
+impl Ring {
+    /// The first groups in order of use, as many as lie in the ring side by side: what has been copied ahead when a pass
+    /// begins, and what stays in place while no longer batch is evaluated.
+    pub fn first_lap(&self) -> &[StreamGroup] {
+        let apart = |index: usize| {
+            let group = &self.groups[index];
+            let mut before = self.groups[..index].iter();
+            before.all(|other| !group.overlaps(other))
+        };
+        let count = (0..self.groups.len()).take_while(|&index| apart(index));
+        &self.groups[..count.count()]
+    }
 }
 
 /// One range of rows and what happens to every unit in it.

@@ -127,8 +127,12 @@ fn named(name: &str, bytes: u64) -> String {
 }
 
 fn placements(units: &UnitCounts) -> String {
+    let kept = match units.kept {
+        0 => String::new(),
+        kept => format!("{kept} in slots, "),
+    };
     format!(
-        "{} resident, {} streamed, {} on the host",
+        "{} resident, {kept}{} streamed, {} on the host",
         units.resident, units.streamed, units.host
     )
 }
@@ -216,11 +220,13 @@ mod tests {
             },
             units: UnitPlacements {
                 decode: UnitCounts {
+                    kept: 4,
                     resident: 100,
                     streamed: 0,
                     host: 120,
                 },
                 prompt: UnitCounts {
+                    kept: 0,
                     resident: 100,
                     streamed: 119,
                     host: 1,

@@ -131,6 +131,8 @@ pub struct UnitPlacements {
 pub struct UnitCounts {
     /// Kept in device memory.
     pub resident: u64,
+    /// Used in a slot of the ring, where it lay already.
+    pub kept: u64,
     /// Copied into a slot for the pass.
     pub streamed: u64,
     /// Computed by the CPU.

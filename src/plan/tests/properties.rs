@@ -192,6 +192,22 @@ proptest! {
     }
 
     #[test]
+    fn the_first_lap_lies_side_by_side_and_is_followed_by_what_takes_its_place(input in workable()) {
+        let ring = plan(&input).unwrap().ring;
+        let lap = ring.first_lap();
+        let apart = |a: &StreamGroup, b: &StreamGroup| {
+            a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset
+        };
+        for (index, group) in lap.iter().enumerate() {
+            prop_assert!(lap[..index].iter().all(|other| apart(group, other)));
+        }
+        prop_assert!(ring.groups.is_empty() || lap.len() >= ring.groups.len().min(2));
+        if let Some(next) = ring.groups.get(lap.len()) {
+            prop_assert!(lap.iter().any(|group| !apart(group, next)));
+        }
+    }
+
+    #[test]
     fn every_unit_is_in_one_place(input in workable()) {
         let plan = plan(&input).unwrap();
         let mut places: HashMap<UnitId, Placement> = HashMap::new();
@@ -204,6 +220,7 @@ proptest! {
         for &(id, _) in plan.ring.groups.iter().flat_map(|group| &group.units) {
             prop_assert!(places.insert(id, Placement::Streamed).is_none());
         }
+        let first_lap: Vec<UnitId> = plan.ring.first_lap().iter().flat_map(|g| &g.units).map(|u| u.0).collect();
         let locations = plan.locations();
         let decode = plan.tier(1).unwrap();
         let prompt = plan.tier(u32::MAX).unwrap();
@@ -219,8 +236,12 @@ proptest! {
             }
             prop_assert_eq!(prompt.placements[index], place);
             if decode.name == "decode" {
-                let resident = place == Placement::Resident;
-                let expected = if resident { Placement::Resident } else { Placement::Host };
+                let kept = first_lap.contains(&UnitId(index as u32));
+                let expected = match place {
+                    Placement::Streamed if kept => Placement::Kept,
+                    Placement::Streamed => Placement::Host,
+                    other => other,
+                };
                 prop_assert_eq!(decode.placements[index], expected);
             }
             let matches = match locations[index] {
