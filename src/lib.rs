@@ -2,7 +2,8 @@
 //!
 //! Data goes one way: [`inventory`] (what the model consists of) → [`plan`] (what lives where, who computes it) →
 //! [`arena`] and [`lanes`] (device memory, and when things are copied into it). [`hook`] answers the questions that
-//! llama.cpp asks on the way; [`sim`] is a GPU to try all of it on; [`report`] says what happened.
+//! llama.cpp asks on the way; [`sim`] is a GPU to try all of it on; [`report`] says what happened,
+//! [`trace`] when.
 
 pub mod arena;
 pub mod cli;
@@ -15,3 +16,4 @@ pub mod report;
 pub mod sim;
 pub mod size;
 pub mod synth;
+pub mod trace;

@@ -12,6 +12,8 @@ use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::ring::{CopyLane, GroupId, Place, Ring};
 use crate::plan::{Chunk, Location, Plan};
 use crate::size::ByteSize;
+use crate::trace::record::{GroupName, HostWork};
+use crate::trace::Recorder;
 use unit::LoadedUnit;
 
 /// Why the arena could not take the plan's shape.
@@ -66,6 +68,8 @@ pub struct Arena {
     group_copies: u64,
     /// Stalls of rings that are gone.
     past_stalls: u64,
+    /// Writes down what the copy lane is given.
+    pub trace: Recorder,
 }
 
 // SAFETY: the pointers in the copy tasks are to host weights and to tensors owned by the runtime, which outlive the arena's
@@ -84,6 +88,7 @@ impl Arena {
             streamed_bytes: 0,
             group_copies: 0,
             past_stalls: 0,
+            trace: Recorder::default(),
         }
     }
 
@@ -179,6 +184,9 @@ impl Arena {
                 Location::Host => unit.unplace(),
             }
         }
+        let (since, before) = (self.trace.since(), self.uploaded_bytes);
+        // SAFETY: the copy lane's stream is a live backend of the device that is traced.
+        let begin = unsafe { self.trace.copies_begin(copier.stream().raw()) };
         for chunk in &self.chunks[shared..] {
             for &(id, _) in &chunk.plan.units {
                 let task = units[id.index()].copy_task();
@@ -188,9 +196,22 @@ impl Arena {
                 self.uploaded_bytes += task.bytes as u64;
             }
         }
+        let uploaded = self.uploaded_bytes - before;
+        // SAFETY: as above.
+        unsafe {
+            self.trace
+                .residents_copied(begin, copier.stream().raw(), uploaded)
+        };
         if copier.dropped != Some(DroppedWait::Upload) {
             copier.stream().synchronize();
         }
+        self.trace.worked(since, HostWork::Upload);
+        self.trace.carved(
+            plan.ring
+                .groups
+                .iter()
+                .map(|group| GroupName::of(group, plan)),
+        );
         if let Some(buffer) = ring_buffer {
             self.ring = Some(self.make_ring(plan, units, buffer, group_tasks)?);
         }
@@ -258,6 +279,7 @@ impl Arena {
         let memory = self.ring.as_mut()?;
         let lanes = Lanes {
             groups: &memory.groups,
+            trace: &self.trace,
             copier,
             compute,
             streamed: &mut self.streamed_bytes,
@@ -275,6 +297,7 @@ impl Arena {
 /// The two lanes, for one call of the hook.
 pub struct Lanes<'a> {
     groups: &'a [Group],
+    trace: &'a Recorder,
     copier: &'a mut Copier,
     compute: crate::ffi::ggml_backend_t,
     streamed: &'a mut u64,
@@ -291,20 +314,27 @@ impl CopyLane for Lanes<'_> {
         }
     }
 
-    fn copy(&mut self, group: GroupId) -> bool {
-        let group = &self.groups[group];
+    fn copy(&mut self, id: GroupId) -> bool {
+        let group = &self.groups[id];
+        // SAFETY: see above.
+        let begin = unsafe { self.trace.copies_begin(self.copier.stream().raw()) };
         for task in &group.tasks {
             // SAFETY: tasks point to loaded weights and to tensors in the ring, both alive while the arena has this shape.
             unsafe { self.copier.submit(task) };
         }
         *self.streamed += group.bytes;
         *self.copies += 1;
+        let stream = self.copier.stream().raw();
         // SAFETY: see above.
-        unsafe { group.filled.record(self.copier.stream().raw()) };
+        unsafe {
+            group.filled.record(stream);
+            self.trace.group_copied(begin, stream, id, group.bytes);
+        }
         true
     }
 
     fn compute_waits_until_filled(&mut self, group: GroupId) {
+        self.trace.reads(group);
         // SAFETY: see above.
         unsafe {
             self.copier.disturb(self.compute);

@@ -6,6 +6,9 @@ use crate::sim::{SimSpec, SpecError};
 use crate::size::ByteSize;
 use std::path::PathBuf;
 
+/// Passes in a trace unless told otherwise: a long prompt and what is generated after it.
+const TRACE_PASSES: usize = 512;
+
 /// Settings of one process.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -19,6 +22,10 @@ pub struct Config {
     pub report: Option<PathBuf>,
     /// The user gave no ubatch, so that the plan's is used.
     pub ubatch_from_plan: bool,
+    /// Where a timeline of the lanes goes (`LLAMA_ARG_PIPESHARD_TRACE`).
+    pub trace: Option<PathBuf>,
+    /// How many passes are in it besides the first: the latest (`LLAMA_ARG_PIPESHARD_TRACE_PASSES`).
+    pub trace_passes: usize,
     /// Bytes kept for the backend's own pools (`PIPESHARD_RESERVE`).
     pub reserve: Option<u64>,
     /// Never page-lock; copies go through the staging ring (`PIPESHARD_PAGE_LOCK=off`).
@@ -101,6 +108,14 @@ impl Config {
                 .transpose()?,
             report: get("LLAMA_ARG_PIPESHARD_REPORT").map(PathBuf::from),
             ubatch_from_plan: get("LLAMA_ARG_PIPESHARD_UBATCH").is_some_and(|v| v == "auto"),
+            trace: get("LLAMA_ARG_PIPESHARD_TRACE").map(PathBuf::from),
+            trace_passes: get("LLAMA_ARG_PIPESHARD_TRACE_PASSES")
+                .map(|v| {
+                    v.parse()
+                        .map_err(|_| bad("LLAMA_ARG_PIPESHARD_TRACE_PASSES", "a whole number")(v))
+                })
+                .transpose()?
+                .unwrap_or(TRACE_PASSES),
             reserve: get("PIPESHARD_RESERVE")
                 .map(|v| size("PIPESHARD_RESERVE", v))
                 .transpose()?,
@@ -156,6 +171,14 @@ mod tests {
         .unwrap();
         assert!(config.attach);
         assert_eq!(config.budget, Some(40 << 20));
+        assert_eq!((config.trace, config.trace_passes), (None, TRACE_PASSES));
+        let config = read(&[
+            ("LLAMA_ARG_PIPESHARD_TRACE", "trace.json"),
+            ("LLAMA_ARG_PIPESHARD_TRACE_PASSES", "3"),
+        ])
+        .unwrap();
+        assert_eq!(config.trace, Some(PathBuf::from("trace.json")));
+        assert_eq!(config.trace_passes, 3);
     }
 
     #[test]
@@ -171,6 +194,10 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("--pipeshard-sim"), "{error}");
+        let error = read(&[("LLAMA_ARG_PIPESHARD_TRACE_PASSES", "-3")])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("'-3'"), "{error}");
         let error = read(&[("PIPESHARD_DEBUG_DROP_WAIT", "all")])
             .unwrap_err()
             .to_string();

@@ -9,6 +9,7 @@
 //! | [`admission`] | KV placement, compute buffers, the budget |
 //! | [`placement`] | a graph about to be split: who computes what, from which copy of the weights |
 //! | [`pass`] | a pass: copies ahead of their use, waits, counts |
+//! | [`traced`] | the same steps, with notes for a trace |
 //! | [`pools`] | what the device's backend takes on its own account |
 //! | [`outcome`] | the report |
 //! | [`rewrite`] | graph rewrites |
@@ -25,3 +26,4 @@ pub mod pools;
 pub mod rewrite;
 pub mod runtime;
 pub mod table;
+pub mod traced;

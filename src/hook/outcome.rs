@@ -5,12 +5,13 @@ use super::runtime::Runtime;
 use super::{log, table};
 use crate::ffi;
 use crate::plan::{Placement, Unit, UnitClass};
-use crate::report::{HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements};
+use crate::report::{
+    HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements, PROMPT_ROWS,
+};
 use crate::sim;
+use crate::trace::summary::summary;
+use crate::trace::timeline::Timeline;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Rows from which a pass counts as a prompt's; the planner streams from there on.
-const PROMPT_ROWS: u32 = 32;
 
 /// Counters of one process.
 #[derive(Debug, Default)]
@@ -21,6 +22,8 @@ pub struct Outcome {
     reason_off: Option<String>,
     passes: PassCounts,
     host_waits: HostWaits,
+    /// Splits submitted.
+    pub splits: u64,
     /// Passes that ran a graph that had run before.
     pub graph_reuses: u64,
     /// Plans made.
@@ -110,6 +113,10 @@ impl Outcome {
 
 /// The report on what happened so far.
 pub fn report(runtime: &Runtime) -> Report {
+    report_with(runtime, runtime.trace.timeline().as_ref())
+}
+
+fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
     let outcome = &runtime.outcome;
     let engaged = outcome.total_passes() > 0 && outcome.reason_off.is_none();
     let reason = match (&outcome.reason_off, engaged) {
@@ -162,6 +169,7 @@ pub fn report(runtime: &Runtime) -> Report {
         bytes_streamed: arena.map_or(0, |a| a.streamed_bytes()),
         bytes_uploaded: arena.map_or(0, |a| a.uploaded_bytes()),
         copies: arena.map_or(0, |a| a.group_copies()),
+        splits: outcome.splits,
         stalls: arena.map_or(0, |a| a.stalls()),
         host_waits: HostWaits {
             other: outcome.host_waits.other + copies.staging_waits,
@@ -188,18 +196,25 @@ pub fn report(runtime: &Runtime) -> Report {
             .device
             .filter(|d| sim::is_simulated(d.raw()))
             .and_then(|d| serde_json::to_value(sim::counters(d.raw())).ok()),
+        timeline: timeline.map(summary),
         ..Report::default()
     }
 }
 
 static PUBLISHED: AtomicBool = AtomicBool::new(false);
 
-/// Prints the report's table on standard error and writes the JSON file that was asked for.
+/// Prints the report's table on standard error and writes the files that were asked for.
 pub fn publish(runtime: &Runtime) {
-    let report = report(runtime);
+    let timeline = runtime.trace.timeline();
+    let report = report_with(runtime, timeline.as_ref());
     eprintln!("{}", report.render_table());
     if let Some(path) = &runtime.config.report {
         if let Err(error) = report.write_json(path) {
+            log::error(&error.to_string());
+        }
+    }
+    if let (Some(path), Some(timeline)) = (&runtime.config.trace, timeline) {
+        if let Err(error) = timeline.write(path) {
             log::error(&error.to_string());
         }
     }

@@ -14,6 +14,8 @@ use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::host_memory::LockedMemory;
 use crate::plan::{plan, Plan, PlanError, PlanInput, Unit, UnitId};
+use crate::trace::record::HostWork;
+use crate::trace::Recorder;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -94,6 +96,8 @@ pub struct Runtime {
     pub retry: super::admission::Retry,
     /// What happened.
     pub outcome: Outcome,
+    /// When it happened, if a trace was asked for.
+    pub trace: Recorder,
 }
 
 // SAFETY: backend pointers in `scheds` are used under the lock, while their scheduler lives.
@@ -102,6 +106,10 @@ unsafe impl Send for Runtime {}
 impl Runtime {
     /// A runtime that has seen nothing yet.
     pub fn new(config: Config) -> Self {
+        let trace = match &config.trace {
+            Some(_) => Recorder::on(config.trace_passes),
+            None => Recorder::default(),
+        };
         let pools = Pools::new(config.reserve, config.sim.is_none());
         Runtime {
             config,
@@ -127,6 +135,7 @@ impl Runtime {
             ring_reader: None,
             retry: Default::default(),
             outcome: Outcome::default(),
+            trace,
         }
     }
 
@@ -180,6 +189,7 @@ impl Runtime {
         ));
         self.outcome.device = Some(format!("{} ({})", device.name(), device.description()));
         self.device = Some(device);
+        self.trace.attach(device);
         self.device
     }
 
@@ -205,7 +215,9 @@ impl Runtime {
             self.placeholder = Some(buffer.holds_weights());
         }
         if self.arena.is_none() {
-            self.arena = Some(Arena::new(device, self.config.debug.fill));
+            let mut arena = Arena::new(device, self.config.debug.fill);
+            arena.trace = self.trace.clone();
+            self.arena = Some(arena);
         }
         self.note_arena();
         Ok(())
@@ -304,6 +316,7 @@ impl Runtime {
         if self.config.debug.dropped_wait == Some(DroppedWait::Drain) {
             return;
         }
+        let since = self.trace.since();
         // the end of a scheduler's latest pass: its backends may be gone by now, the event is ours
         for done in self.scheds.values().filter_map(|s| s.pass_done.as_ref()) {
             done.synchronize();
@@ -311,6 +324,7 @@ impl Runtime {
         if let Some(copier) = &self.copier {
             copier.stream().synchronize();
         }
+        self.trace.worked(since, HostWork::Drain);
     }
 
     /// Gives all of the arena's memory back. Graphs that were split before are void.
@@ -361,7 +375,9 @@ impl Runtime {
             if self.units.iter().any(|u| !u.pinned()) {
                 copier.prepare_staging()?;
             }
+            let since = self.trace.since();
             let result = arena.carve(&wanted, &mut self.units, copier);
+            self.trace.worked(since, HostWork::Carve);
             self.note_arena();
             match result {
                 Ok(()) => {

@@ -6,6 +6,7 @@ use super::config::Config;
 use super::log;
 use super::runtime::{Runtime, Sched};
 use crate::ffi;
+use crate::trace::record::HostWork;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -151,6 +152,7 @@ unsafe extern "C" fn sched_freed(user: *mut c_void, sched: ffi::ggml_backend_sch
         if runtime.ring_reader == Some(key) {
             runtime.ring_reader = None;
         }
+        runtime.trace.sched_freed(key);
         runtime.ledger.remove_scratch(key);
         runtime.replan();
     })
@@ -165,7 +167,10 @@ unsafe extern "C" fn graph_begin(
     let shared = shared_of(user);
     shared.guard(false, || {
         let mut runtime = shared.lock_idle();
-        match runtime.graph_begin(sched, graph, measuring) {
+        let since = runtime.trace.since();
+        let placed = runtime.graph_begin(sched, graph, measuring);
+        runtime.trace.worked(since, HostWork::GraphBegin);
+        match placed {
             Ok(()) => true,
             Err(why) if measuring => {
                 runtime.retry.fail(why);
@@ -198,15 +203,17 @@ unsafe extern "C" fn cut(
 unsafe extern "C" fn split_made(
     user: *mut c_void,
     sched: ffi::ggml_backend_sched_t,
-    _split: i32,
+    split: i32,
     _backend: ffi::ggml_backend_t,
     nodes: *mut ffi::ggml_cgraph,
 ) {
     let shared = shared_of(user);
     shared.guard((), || {
         let mut runtime = shared.lock();
+        let nodes = super::placement::graph_nodes(nodes);
+        runtime.trace.split_made(sched as usize, split, nodes);
         if let Some(entry) = runtime.scheds.get_mut(&(sched as usize)) {
-            entry.graph.add_split(super::placement::graph_nodes(nodes));
+            entry.graph.add_split(nodes);
         }
     })
 }
@@ -250,7 +257,7 @@ unsafe extern "C" fn pass_begin(
     sched: ffi::ggml_backend_sched_t,
 ) -> ffi::ggml_status {
     status(shared_of(user), Shared::lock_idle, |runtime| {
-        runtime.pass_begin(sched as usize)
+        runtime.traced_pass_begin(sched as usize)
     })
 }
 
@@ -261,7 +268,7 @@ unsafe extern "C" fn split_before(
     backend: ffi::ggml_backend_t,
 ) -> ffi::ggml_status {
     status(shared_of(user), Shared::lock, |runtime| {
-        runtime.split_before(sched as usize, split as usize, backend)
+        runtime.traced_split_before(sched as usize, split as usize, backend)
     })
 }
 
@@ -272,7 +279,7 @@ unsafe extern "C" fn split_after(
     backend: ffi::ggml_backend_t,
 ) -> ffi::ggml_status {
     status(shared_of(user), Shared::lock, |runtime| {
-        runtime.split_after(sched as usize, split as usize, backend)
+        runtime.traced_split_after(sched as usize, split as usize, backend)
     })
 }
 
@@ -285,7 +292,7 @@ unsafe extern "C" fn pass_end(
     shared.guard((), || {
         shared
             .lock()
-            .pass_end(sched as usize, result == ffi::GGML_STATUS_SUCCESS);
+            .traced_pass_end(sched as usize, result == ffi::GGML_STATUS_SUCCESS);
         shared.pass_submitted.notify_all();
     })
 }
@@ -296,12 +303,16 @@ unsafe extern "C" fn host_wait(
     why: ffi::ggml_sched_host_wait,
 ) {
     let shared = shared_of(user);
-    shared.guard((), || shared.lock().outcome.count_host_wait(why))
+    shared.guard((), || shared.lock().host_wait(why))
 }
 
 unsafe extern "C" fn epoch(user: *mut c_void) -> u64 {
     let shared = shared_of(user);
-    shared.guard(0, || shared.lock().epoch)
+    shared.guard(0, || {
+        let runtime = shared.lock();
+        runtime.trace.epoch_asked();
+        runtime.epoch
+    })
 }
 
 unsafe extern "C" fn device(user: *mut c_void) -> ffi::ggml_backend_dev_t {
@@ -323,7 +334,11 @@ unsafe extern "C" fn weights_ready(
     let shared = shared_of(user);
     shared.guard(false, || {
         let mut runtime = shared.lock_idle();
-        match runtime.weights_ready(model as usize, std::slice::from_raw_parts(tensors, count)) {
+        let since = runtime.trace.since();
+        let tensors = std::slice::from_raw_parts(tensors, count);
+        let ready = runtime.weights_ready(model as usize, tensors);
+        runtime.trace.worked(since, HostWork::WeightsReady);
+        match ready {
             Ok(()) => true,
             Err(why) => {
                 log::error(&why);

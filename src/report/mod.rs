@@ -5,10 +5,13 @@
 //! ([`Report::render_table`]).
 
 mod table;
+mod timeline;
 mod types;
 mod write;
 
+pub use timeline::{LaneDuringGap, LinkGap, TierTimeline, TimelineSummary};
 pub use types::{
-    HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements, REPORT_SCHEMA_VERSION,
+    HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements, PROMPT_ROWS,
+    REPORT_SCHEMA_VERSION,
 };
 pub use write::ReportError;

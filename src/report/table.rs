@@ -94,6 +94,9 @@ impl Report {
                 field(text, label, &placements(units));
             }
         }
+        for tier in self.timeline.iter().flat_map(|t| &t.tiers) {
+            field(text, "timeline", &tier.in_one_line());
+        }
         let waits = &self.host_waits;
         let waited = format!(
             "{} for hand-overs, {} for user inputs, {} other",

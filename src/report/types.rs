@@ -1,10 +1,14 @@
 //! The fields of a report.
 
+use super::timeline::TimelineSummary;
 use serde::{Deserialize, Serialize};
 
 /// Version of the JSON form of [`Report`]; raised whenever a reader of the old form would be
 /// misled. New fields do not raise it.
 pub const REPORT_SCHEMA_VERSION: u32 = 1;
+
+/// Rows from which a pass counts as a prompt's; the planner streams from there on.
+pub const PROMPT_ROWS: u32 = 32;
 
 /// What happened in a run. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +42,8 @@ pub struct Report {
     pub bytes_uploaded: u64,
     /// Copies of streamed groups.
     pub copies: u64,
+    /// Splits submitted, those of the CPU included.
+    pub splits: u64,
     /// Times that a split was to be submitted and the copy of its group had not been issued yet.
     pub stalls: u64,
     /// Times that the host waited for the device.
@@ -72,6 +78,8 @@ pub struct Report {
     pub not_resident: Vec<String>,
     /// What the simulated device counted on its own side.
     pub simulated_device: Option<serde_json::Value>,
+    /// What the lanes were busy with, if a trace was asked for.
+    pub timeline: Option<TimelineSummary>,
 }
 
 /// The most device memory that was held, in bytes. Classes peak at different times, so the total
@@ -163,6 +171,7 @@ impl Default for Report {
             bytes_streamed: 0,
             bytes_uploaded: 0,
             copies: 0,
+            splits: 0,
             stalls: 0,
             host_waits: HostWaits::default(),
             units: UnitPlacements::default(),
@@ -180,6 +189,7 @@ impl Default for Report {
             declined_nodes: 0,
             not_resident: Vec::new(),
             simulated_device: None,
+            timeline: None,
         }
     }
 }

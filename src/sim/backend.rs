@@ -39,7 +39,7 @@ pub(super) fn open(device: &'static Device) -> ffi::ggml_backend_t {
 
 /// # Safety
 /// `backend` must be one that `open` made, and not yet freed.
-unsafe fn stream_of<'a>(backend: ffi::ggml_backend_t) -> &'a Stream {
+pub(super) unsafe fn stream_of<'a>(backend: ffi::ggml_backend_t) -> &'a Stream {
     // SAFETY: the context of these backends is a stream, of which they hold a reference.
     unsafe { &*(*backend).context.cast::<Stream>() }
 }

@@ -134,6 +134,8 @@ pub(super) struct Meter {
     /// Asynchronous copies since the device was made.
     copies_ever: u64,
     window_start: u64,
+    /// Per stream, when the first thing that it was given since its mark begins.
+    begun_since_mark: Vec<Option<u64>>,
 }
 
 impl Meter {
@@ -144,10 +146,12 @@ impl Meter {
             timeline: VecDeque::new(),
             copies_ever: 0,
             window_start: 0,
+            begun_since_mark: Vec::new(),
         }
     }
 
     pub fn add_stream(&mut self) -> usize {
+        self.begun_since_mark.push(None);
         self.clocks.add_stream()
     }
 
@@ -282,6 +286,33 @@ impl Meter {
         }
     }
 
+    pub fn host_clock(&self) -> u64 {
+        self.clocks.host()
+    }
+
+    /// Forgets what a stream was given so far, for [`Self::since_mark`]; when it is done.
+    pub fn mark(&mut self, stream: usize) -> u64 {
+        self.begun_since_mark[stream] = None;
+        self.clocks.record(stream)
+    }
+
+    /// From the begin of the first to the end of the last thing that a stream was given since its mark.
+    pub fn since_mark(&self, stream: usize) -> Span {
+        match self.begun_since_mark[stream] {
+            Some(start) => Span {
+                start,
+                end: self.clocks.stream(stream),
+            },
+            None => {
+                let now = self.clocks.record(stream);
+                Span {
+                    start: now,
+                    end: now,
+                }
+            }
+        }
+    }
+
     pub fn timeline(&self) -> Vec<TimelineEntry> {
         self.timeline.iter().cloned().collect()
     }
@@ -337,6 +368,9 @@ impl Meter {
         bytes: u64,
         label: &str,
     ) {
+        if let Some(stream) = stream {
+            self.begun_since_mark[stream].get_or_insert(span.start);
+        }
         if self.timeline.len() == TIMELINE_LEN {
             self.timeline.pop_front();
             self.counters.timeline_dropped += 1;
@@ -428,6 +462,32 @@ mod tests {
         assert_eq!(counters.host_wait_ns, 700);
         let kinds: Vec<EntryKind> = meter.timeline().iter().map(|e| e.kind).collect();
         assert_eq!(kinds, [EntryKind::Graph, EntryKind::HostWait]);
+    }
+
+    #[test]
+    fn a_mark_finds_what_came_after_it() {
+        let (spec, mut meter) = (spec(), Meter::new());
+        let (lane, other) = (meter.add_stream(), meter.add_stream());
+        meter.link_copy(&spec, &up(100, true), lane);
+        assert_eq!(meter.mark(lane), 100);
+        assert_eq!(
+            meter.since_mark(lane),
+            Span {
+                start: 100,
+                end: 100
+            }
+        );
+        // the link is taken by another stream first
+        meter.link_copy(&spec, &up(50, true), other);
+        meter.link_copy(&spec, &up(10, true), lane);
+        meter.link_copy(&spec, &up(20, true), lane);
+        assert_eq!(
+            meter.since_mark(lane),
+            Span {
+                start: 150,
+                end: 180
+            }
+        );
     }
 
     #[test]

@@ -110,6 +110,36 @@ pub fn advance_host_clock(ns: u64) {
     }
 }
 
+/// The host's virtual clock, in nanoseconds.
+///
+/// # Panics
+/// If the device is not simulated.
+pub fn host_clock(device: ffi::ggml_backend_dev_t) -> u64 {
+    simulated(device).meter.lock().host_clock()
+}
+
+/// Marks where a stream is, for [`since_mark`]; when what it was given so far is done, in nanoseconds.
+///
+/// # Safety
+/// `stream` is a live backend of a simulated device.
+pub unsafe fn mark(stream: ffi::ggml_backend_t) -> u64 {
+    // SAFETY: the caller vouches for the stream.
+    let stream = unsafe { backend::stream_of(stream) };
+    stream.device.meter.lock().mark(stream.id)
+}
+
+/// When what a stream was given since its mark begins and ends on the virtual clock, in nanoseconds: twice the same
+/// moment if it was given nothing.
+///
+/// # Safety
+/// As for [`mark`].
+pub unsafe fn since_mark(stream: ffi::ggml_backend_t) -> (u64, u64) {
+    // SAFETY: the caller vouches for the stream.
+    let stream = unsafe { backend::stream_of(stream) };
+    let span = stream.device.meter.lock().since_mark(stream.id);
+    (span.start, span.end)
+}
+
 /// Why the device does nothing any more; nothing if it is well, or is not simulated.
 pub fn failure(device: ffi::ggml_backend_dev_t) -> Option<String> {
     Device::find(device).and_then(Device::failure)
