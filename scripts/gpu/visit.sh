@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [sanitize] [speed] — what to do; all of it by default. Expects the unpacked tools in ./bin.
+# Usage: visit.sh [correct] [sanitize] [trace] [speed] — what to do; all of it by default. Expects the unpacked tools in ./bin.
 set -uo pipefail
 cd "$(dirname "$0")"
 OUT=${OUT:-$PWD/out}
@@ -10,7 +10,7 @@ mkdir -p "$models"
 bin=$PWD/bin
 export LD_LIBRARY_PATH="$bin:/usr/local/cuda/lib64:${LD_LIBRARY_PATH:-}"
 threads=${THREADS:-$(nproc)}
-what=${*:-correct sanitize speed}
+what=${*:-correct sanitize trace speed}
 summary=()
 note() { summary+=("$*"); echo "== $*" | tee -a "$OUT/visit.log"; }
 log() { echo "--- $*" >> "$OUT/visit.log"; "$@" >> "$OUT/visit.log" 2>&1; }
@@ -95,6 +95,23 @@ PY
 )
     note "$(printf '%-46s peak %6s MiB  %s' "$label" "$(( $(cat "$peak_file" 2>/dev/null || echo 0) - before ))" "$results")"
 }
+
+if [[ $what == *trace* ]]; then
+    # where the time of a pass goes: one timeline per model and budget
+    synth 8b llama3-8b --type f16
+    synth 30b qwen3-30b-a3b --type q4_0
+    context=${CONTEXT_MIB:-527}
+    for gib in ${GIBS:-4}; do
+        for model in 8b 30b; do
+            for prompt in ${TRACE_PROMPTS:-2048}; do
+                log timeout 100 "$bin/llama-bench" -m "$models/$model.gguf" -t "$threads" -p "$prompt" -n 16 -r 3 -b "$prompt" -ub "$prompt" \
+                    --pipeshard --pipeshard-vram $((gib * 1024 - context))M \
+                    --pipeshard-report "$OUT/trace-$model-${gib}g-$prompt.report.json" --pipeshard-trace "$OUT/trace-$model-${gib}g-$prompt.json"
+                note "trace $model ${gib}G pp$prompt: $(grep -E "pp$prompt|tg16" "$OUT/visit.log" | tail -n 2 | awk -F'|' '{print $(NF-2), $(NF-1)}' | tr '\n' ';')"
+            done
+        done
+    done
+fi
 
 if [[ $what == *speed* ]]; then
     synth 8b llama3-8b --type f16

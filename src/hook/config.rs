@@ -45,6 +45,10 @@ pub struct Debug {
     pub fill: bool,
     /// Rewrite each graph into an equivalent one (`PIPESHARD_DEBUG_REWRITE=1`).
     pub rewrite: bool,
+    /// The most that one copy command moves (`PIPESHARD_DEBUG_COPY_BYTES`).
+    pub copy_bytes: Option<u64>,
+    /// Every operation runs where stock llama.cpp with the same residents runs it (`PIPESHARD_DEBUG_LIKE_STOCK=1`).
+    pub like_stock: bool,
     /// Page-lock in steps of this many bytes (`PIPESHARD_DEBUG_LOCK_STEP`).
     pub lock_step: Option<u64>,
 }
@@ -140,6 +144,10 @@ impl Config {
                     .transpose()?,
                 fill: on("PIPESHARD_DEBUG_FILL"),
                 rewrite: on("PIPESHARD_DEBUG_REWRITE"),
+                copy_bytes: get("PIPESHARD_DEBUG_COPY_BYTES")
+                    .map(|v| size("PIPESHARD_DEBUG_COPY_BYTES", v))
+                    .transpose()?,
+                like_stock: on("PIPESHARD_DEBUG_LIKE_STOCK"),
                 lock_step: get("PIPESHARD_DEBUG_LOCK_STEP")
                     .map(|v| size("PIPESHARD_DEBUG_LOCK_STEP", v))
                     .transpose()?,

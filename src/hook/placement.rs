@@ -13,8 +13,8 @@ use std::collections::HashMap;
 /// What the hook knows of the graph that a scheduler split last.
 #[derive(Debug, Default)]
 pub struct SplitGraph {
-    /// Nodes that read a streamed group.
-    group_of: HashMap<usize, GroupId>,
+    /// Nodes that read a group of the ring, and whether it is copied in this pass: what is kept there cuts nothing.
+    group_of: HashMap<usize, (GroupId, bool)>,
     /// The group that the latest node with one read, while splits are being cut.
     open_group: Option<GroupId>,
     /// Streamed groups that each split reads.
@@ -52,7 +52,7 @@ impl SplitGraph {
     /// Must a new split start at this node?
     pub fn cut(&mut self, node: usize) -> bool {
         match self.group_of.get(&node) {
-            Some(&group) if self.open_group != Some(group) => {
+            Some(&(group, true)) if self.open_group != Some(group) => {
                 self.open_group = Some(group);
                 true
             }
@@ -64,7 +64,7 @@ impl SplitGraph {
     pub fn add_split(&mut self, nodes: &[*mut ffi::ggml_tensor]) {
         let mut groups: Vec<GroupId> = Vec::new();
         for node in nodes {
-            if let Some(&group) = self.group_of.get(&(*node as usize)) {
+            if let Some(&(group, _)) = self.group_of.get(&(*node as usize)) {
                 if !groups.contains(&group) {
                     groups.push(group);
                 }
@@ -98,6 +98,10 @@ struct Decider<'a> {
     /// Nodes that were sent to the CPU.
     on_cpu: HashMap<usize, ()>,
     graph: &'a mut SplitGraph,
+    /// The graph has operations that stream their weights.
+    streaming: bool,
+    /// See [`super::config::Debug::like_stock`].
+    like_stock: bool,
 }
 
 impl Runtime {
@@ -162,7 +166,14 @@ impl Runtime {
             backends,
             on_cpu: HashMap::new(),
             graph: &mut entry.graph,
+            streaming: false,
+            like_stock: self.config.debug.like_stock,
         };
+        for &node in nodes {
+            decider.count_rows(node);
+        }
+        let streams = plan.tiers.last();
+        decider.streaming = streams.is_some_and(|tier| tier.contains(decider.graph.rows));
         for &node in nodes {
             decider.decide(node);
         }
@@ -176,6 +187,18 @@ impl Runtime {
 }
 
 impl Decider<'_> {
+    /// How many rows the graph's operations with large weights see.
+    unsafe fn count_rows(&mut self, node: *mut ffi::ggml_tensor) {
+        if is_view(node) || (*node).op == ffi::GGML_OP_GET_ROWS {
+            return;
+        }
+        let ids = sources(node).filter_map(|source| self.index.get(&(source as usize)));
+        let mut classes = ids.map(|id| self.plan.units[id.index()].class);
+        if classes.any(|class| !matches!(class, UnitClass::Small | UnitClass::Output)) {
+            self.graph.rows = self.graph.rows.max(rows(node));
+        }
+    }
+
     unsafe fn decide(&mut self, node: *mut ffi::ggml_tensor) {
         if is_view(node) || (*node).op == ffi::GGML_OP_GET_ROWS {
             return;
@@ -204,9 +227,13 @@ impl Decider<'_> {
         let rows = rows(node);
         let placement = match large {
             Some(id) => {
-                if self.plan.units[id.index()].class != UnitClass::Output {
-                    self.graph.rows = self.graph.rows.max(rows);
-                }
+                // The last layer of a prompt sees few rows; what is read for each of them streams with the rest all the same.
+                let class = self.plan.units[id.index()].class;
+                let dense = matches!(class, UnitClass::Attention | UnitClass::FeedForward);
+                let rows = match dense && self.streaming && !self.like_stock {
+                    true => self.graph.rows,
+                    false => rows,
+                };
                 let tier = self.plan.tier(rows.max(1));
                 tier.map_or(Placement::Host, |t| t.placements[id.index()])
             }
@@ -244,7 +271,8 @@ impl Decider<'_> {
             match self.locations[id.index()] {
                 Location::Chunk { .. } => self.graph.bound.push((id, Placement::Resident)),
                 Location::Ring { group, .. } => {
-                    self.graph.group_of.insert(node as usize, group);
+                    let copied = self.streaming || placement == Placement::Streamed;
+                    self.graph.group_of.insert(node as usize, (group, copied));
                     self.graph.bound.push((id, placement));
                 }
                 Location::Host => continue,

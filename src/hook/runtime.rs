@@ -206,7 +206,11 @@ impl Runtime {
         };
         if self.copier.is_none() {
             let debug = &self.config.debug;
-            self.copier = Some(Copier::open(device, debug.dropped_wait, debug.noise)?);
+            let mut copier = Copier::open(device, debug.dropped_wait, debug.noise)?;
+            if let Some(bytes) = debug.copy_bytes {
+                copier.copy_bytes = bytes.max(1) as usize;
+            }
+            self.copier = Some(copier);
         }
         if self.placeholder.is_none() {
             let refused = || format!("{} refused the smallest allocation", device.name());
@@ -258,6 +262,7 @@ impl Runtime {
     pub fn plan_input(&self, extra_scratch: u64) -> PlanInput {
         let mut input = PlanInput::new(self.plan_units.clone(), Vec::new(), self.budget);
         input.output_on_host = self.retry.output_on_host;
+        input.keep_in_ring = !self.config.debug.like_stock;
         input.kv_fixed = Some(self.ledger.kv_placements());
         let known = self.ledger.scratch() + extra_scratch;
         input.scratch = known.max(self.retry.expected_scratch);

@@ -27,11 +27,12 @@ fn spread(count: usize) -> Vec<usize> {
 /// Indices of the large units that may be resident, first choice first: by class, within a class
 /// by layer in van der Corput order, within a layer in order of use. `output`: so may the head.
 pub(super) fn priority(units: &[Unit], output: bool) -> Vec<usize> {
+    // a token reads all of the head, but few of the experts
     let classes = [
         UnitClass::Attention,
         UnitClass::FeedForward,
-        UnitClass::Experts,
         UnitClass::Output,
+        UnitClass::Experts,
     ];
     let mut order = Vec::new();
     for class in classes {

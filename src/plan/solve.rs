@@ -8,12 +8,13 @@ use super::types::{
 };
 use super::{order, ring};
 
-/// The derived ring takes this share of the room for weights, within the limits below.
-const RING_SHARE: u64 = 16;
+/// The derived ring takes this share of the room for weights, within the limits below. It is no loss: short batches use what it
+/// holds, and between two prompts or ubatches, while the host prepares the next, the link fills it.
+const RING_SHARE: u64 = 4;
 /// The derived ring holds this many of the largest group, if it can.
 const RING_GROUPS: u64 = 3;
 /// The derived ring is no larger than this, unless [`RING_GROUPS`] need it.
-const RING_MAX: u64 = 512 << 20;
+const RING_MAX: u64 = 1536 << 20;
 
 /// Plans what lives where.
 ///
@@ -346,7 +347,11 @@ fn tiers(input: &PlanInput, residents: &[UnitId], ring: &Ring) -> Vec<Tier> {
     }
     let mut prompt = decode.clone();
     // a short batch streams nothing, so what the ring holds may as well be used
-    for (id, _) in ring.first_lap().iter().flat_map(|group| &group.units) {
+    let kept = match input.keep_in_ring {
+        true => ring.first_lap(),
+        false => &[],
+    };
+    for (id, _) in kept.iter().flat_map(|group| &group.units) {
         decode[id.index()] = Placement::Kept;
     }
     for (id, _) in ring.groups.iter().flat_map(|group| &group.units) {

@@ -126,6 +126,8 @@ pub struct PlanInput {
     /// Stream the output head for long batches. Off, it is computed on the CPU unless resident: a
     /// prompt usually needs one row of it.
     pub output_streams: bool,
+    /// Short batches use what the ring holds; else the CPU computes all that is not resident.
+    pub keep_in_ring: bool,
     /// Consecutive tensors of a layer and class are copied as one group up to this many bytes.
     pub group_target: u64,
     /// Size of the ring of slots; none derives it from the budget.
@@ -151,6 +153,7 @@ impl PlanInput {
             kv_fixed: None,
             output_on_host: false,
             output_streams: false,
+            keep_in_ring: true,
             group_target: 32 * MIB,
             ring_target: None,
             stream_min_rows: 32,
