@@ -210,10 +210,12 @@ fn the_link_is_busy_while_a_prompt_streams() {
         .arg("ctx", 2304)
         .generate(0);
     let budget = all_streamed(&eval);
-    let (ours, trace, path) = traced(&eval.within(budget, SLOW_LINK), "prompt");
+    // computing takes a seventh of the time: one after the other would show
+    let device = format!("{SLOW_LINK},flops=10T");
+    let (ours, trace, path) = traced(&eval.within(budget, &device), "prompt");
     ours.assert_healthy(budget);
     let report = ours.report();
-    assert_eq!((report.passes.prompt, report.stalls), (4, 0));
+    assert_eq!(report.passes.prompt, 4);
     assert!(report.units.prompt.streamed > 30, "{:?}", report.units);
 
     // weights and the user's inputs, mostly the mask, share the link
@@ -224,6 +226,7 @@ fn the_link_is_busy_while_a_prompt_streams() {
         busy >= 0.95 * length,
         "the link was busy for {busy} of {length} us"
     );
+    assert_eq!(report.stalls, 0);
     // weights alone keep it for most of that
     let weights = trace.busy(&["copy"], window);
     assert!(weights >= 0.85 * length, "{weights} of {length} us");
