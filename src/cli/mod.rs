@@ -19,7 +19,8 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:\n  \
         pipeshard plan model.gguf --vram 4G          what would live where\n  \
         pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
-        pipeshard synth --shape tiny-llama tiny.gguf a small model of random weights"
+        pipeshard synth --shape tiny-llama tiny.gguf a small model of random weights\n  \
+        pipeshard trace trace.json                   where the time of a run went"
 )]
 pub struct Cli {
     /// The command.

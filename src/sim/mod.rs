@@ -118,14 +118,14 @@ pub fn host_clock(device: ffi::ggml_backend_dev_t) -> u64 {
     simulated(device).meter.lock().host_clock()
 }
 
-/// Marks where a stream is, for [`since_mark`]; when what it was given so far is done, in nanoseconds.
+/// Marks where a stream is, for [`since_mark`].
 ///
 /// # Safety
 /// `stream` is a live backend of a simulated device.
-pub unsafe fn mark(stream: ffi::ggml_backend_t) -> u64 {
+pub unsafe fn mark(stream: ffi::ggml_backend_t) {
     // SAFETY: the caller vouches for the stream.
     let stream = unsafe { backend::stream_of(stream) };
-    stream.device.meter.lock().mark(stream.id)
+    stream.device.meter.lock().mark(stream.id);
 }
 
 /// When what a stream was given since its mark begins and ends on the virtual clock, in nanoseconds: twice the same

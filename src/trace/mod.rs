@@ -4,10 +4,13 @@
 //! an empty option that is tested per callback. At the end [`timeline`] makes slices on tracks of them, [`summary`] figures
 //! for the report, [`chrome`] a file that Perfetto and Chrome show.
 
+mod builder;
 pub mod chrome;
 pub mod clock;
 pub mod record;
 pub mod summary;
+#[cfg(test)]
+mod tests;
 pub mod timeline;
 
 use crate::ffi;
@@ -47,7 +50,7 @@ struct Tracing {
     scheds: HashMap<usize, SchedInfo>,
     /// Where the groups of the arena's present shape begin among the names.
     first_group: u32,
-    /// The latest point of a compute stream: what the host waits for when it waits for the device.
+    /// The end of the split that was submitted last: what the host waits for when it waits for the device.
     latest_point: Option<Stamp>,
     /// Where the split that is being submitted begins on the device.
     open_split: Option<Stamp>,
@@ -174,9 +177,6 @@ impl Recorder {
                 let lane = t.compute_lane(sched);
                 t.clock.begin(lane, stream)
             });
-            if ready.is_some() {
-                t.latest_point = ready;
-            }
             t.open_split = ready;
             let info = t.scheds.get(&sched).and_then(|s| s.splits.get(split));
             let (node, nodes) = info.map_or((0, 0), |info| (info.node, info.nodes));

@@ -38,8 +38,13 @@ impl DeviceLane {
 pub struct Stamp {
     /// The lane.
     pub lane: DeviceLane,
-    /// Which of its points, counted from 1; 0 is none.
+    /// Which of its points, counted from 1; or [`Self::NONE`].
     pub number: u64,
+}
+
+impl Stamp {
+    /// The number of no point.
+    pub const NONE: u64 = 0;
 }
 
 /// From one point of a lane to another.
@@ -82,7 +87,7 @@ impl StampTimes {
     /// When the device passed a stamp; `None` if it is not known.
     pub fn get(&self, number: u64) -> Option<u64> {
         let time = self.0[slot(number)].load(Ordering::Acquire);
-        (number > 0 && time != UNKNOWN).then_some(time)
+        (number != Stamp::NONE && time != UNKNOWN).then_some(time)
     }
 }
 

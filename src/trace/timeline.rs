@@ -1,6 +1,7 @@
 //! From records to slices: who did what from when to when. Pure; times are nanoseconds since the trace began.
 
-use super::record::{DeviceLane, HostWork, Names, Record, Stamp, Stretch, WaitReason, What};
+use super::builder::Builder;
+use super::record::{HostWork, Names, Record, Stamp, WaitReason, What};
 use crate::report::PROMPT_ROWS;
 use std::collections::HashMap;
 
@@ -120,9 +121,7 @@ impl Timeline {
         passes: u64,
         most_passes: usize,
     ) -> Self {
-        let mut builder = Builder::new(time);
-        pieces[0].iter().for_each(|r| builder.add(r));
-        let mut slices = builder.slices;
+        let mut slices = Builder::new(time, 0, 0).slices_of(&pieces[0]);
         if !pieces[1].is_empty() {
             slices.retain(|s| s.pass <= 1);
             // it may begin in the middle of a pass
@@ -130,11 +129,8 @@ impl Timeline {
             let from = pieces[1].iter().position(ends).map_or(0, |at| at + 1);
             let rest = &pieces[1][from..];
             let begins = |r: &&Record| matches!(r.what, What::PassBegin { .. });
-            let mut builder = Builder::new(time);
-            builder.pass = passes - rest.iter().filter(begins).count() as u64;
-            builder.base = slices.len();
-            rest.iter().for_each(|r| builder.add(r));
-            slices.extend(builder.slices);
+            let before = passes - rest.iter().filter(begins).count() as u64;
+            slices.extend(Builder::new(time, before, slices.len()).slices_of(rest));
         }
         let mut timeline = Timeline {
             slices,
@@ -235,234 +231,5 @@ pub fn tier(rows: u32) -> &'static str {
         0 => "other",
         PROMPT_ROWS.. => "prompt",
         _ => "decode",
-    }
-}
-
-/// A split that was begun and has not been ended.
-struct OpenSplit {
-    begin: Record,
-    reads: Vec<usize>,
-    reads_forgotten: u32,
-    /// The host is through with the latest thing that it did for the split.
-    host: u64,
-    waited: bool,
-}
-
-struct Builder<'a> {
-    time: &'a dyn Fn(Stamp) -> Option<u64>,
-    slices: Vec<Slice>,
-    /// What the slices' indices begin with.
-    base: usize,
-    pass: u64,
-    open_pass: Option<(u64, u32)>,
-    /// When the pass before was submitted.
-    last_pass_submitted: Option<u64>,
-    open_split: Option<OpenSplit>,
-    /// Groups that the next split reads.
-    reads: Vec<u32>,
-    /// A host wait whose end is known when the host does the next thing.
-    open_wait: Option<(Record, WaitReason, Option<Stamp>)>,
-    /// The slice of each group's latest copy.
-    copies: HashMap<u32, usize>,
-    /// The end of the latest slice on each of the device's tracks.
-    busy_until: HashMap<Track, u64>,
-    epoch_asked: Option<u64>,
-}
-
-impl<'a> Builder<'a> {
-    fn new(time: &'a dyn Fn(Stamp) -> Option<u64>) -> Self {
-        Builder {
-            time,
-            slices: Vec::new(),
-            base: 0,
-            pass: 0,
-            open_pass: None,
-            last_pass_submitted: None,
-            open_split: None,
-            reads: Vec::new(),
-            open_wait: None,
-            copies: HashMap::new(),
-            busy_until: HashMap::new(),
-            epoch_asked: None,
-        }
-    }
-
-    fn push(&mut self, track: Track, start: u64, end: u64, kind: Kind) -> usize {
-        let within = u64::from(self.open_pass.is_none());
-        self.slices.push(Slice {
-            track,
-            start,
-            end: end.max(start),
-            kind,
-            // passes are counted from 1; before and between them is the next one's
-            pass: self.pass + within,
-        });
-        self.base + self.slices.len() - 1
-    }
-
-    /// A slice of a lane that does one thing after the other.
-    fn push_in_order(&mut self, track: Track, start: u64, end: u64, kind: Kind) -> usize {
-        let start = start.max(self.busy_until.get(&track).copied().unwrap_or(0));
-        let end = end.max(start);
-        self.busy_until.insert(track, end);
-        self.push(track, start, end, kind)
-    }
-
-    fn slice(&self, index: usize) -> Option<&Slice> {
-        index
-            .checked_sub(self.base)
-            .and_then(|i| self.slices.get(i))
-    }
-
-    fn add(&mut self, record: &Record) {
-        let (start, end) = (record.start, record.end);
-        self.close_wait(record);
-        match record.what {
-            What::EpochAsked => {
-                self.epoch_asked.get_or_insert(start);
-            }
-            What::PassBegin { rows } => self.begin_pass(start, rows),
-            What::PassEnd => self.end_pass(start),
-            What::Copy {
-                group,
-                bytes,
-                on_link,
-            } => {
-                let kind = Kind::Copy {
-                    group,
-                    bytes,
-                    submitted: start,
-                };
-                let index = self.device_slice(Track::Copy, start, on_link, kind);
-                self.copies.insert(group, index);
-            }
-            What::Residents { bytes, on_link } => {
-                let kind = Kind::Residents { bytes };
-                self.device_slice(Track::Copy, start, on_link, kind);
-            }
-            What::Read { group } => self.reads.push(group),
-            What::SplitBegin { .. } => self.begin_split(record),
-            What::SplitEnd { on_device } => self.end_split(start, on_device),
-            What::HostWait { why, until } => self.open_wait = Some((*record, why, until)),
-            What::Work(work) => {
-                self.push(Track::Host, start, end, Kind::Work(work));
-            }
-        }
-    }
-
-    /// A slice between two stamps; of no length where the second has no time.
-    fn device_slice(
-        &mut self,
-        track: Track,
-        submitted: u64,
-        stretch: Stretch,
-        kind: Kind,
-    ) -> usize {
-        let start = (self.time)(stretch.begin).unwrap_or(submitted);
-        let start = start.max(submitted);
-        let end = (self.time)(stretch.end).unwrap_or(start);
-        self.push_in_order(track, start, end, kind)
-    }
-
-    fn begin_pass(&mut self, at: u64, rows: u32) {
-        if let Some(submitted) = self.last_pass_submitted {
-            let graph = self.epoch_asked.unwrap_or(at).max(submitted);
-            self.push(Track::Host, submitted, graph, Kind::Between);
-            self.push(Track::Host, graph, at, Kind::Graph);
-        }
-        self.pass += 1;
-        self.open_pass = Some((at, rows));
-        self.epoch_asked = None;
-    }
-
-    fn end_pass(&mut self, at: u64) {
-        let Some((start, rows)) = self.open_pass else {
-            return;
-        };
-        let on_device = |s: &&Slice| s.pass == self.pass && matches!(s.track, Track::Compute(_));
-        let device = self.slices.iter().rev().take_while(|s| s.pass == self.pass);
-        let device = device.filter(on_device).map(|s| s.end).max();
-        let end = at.max(device.unwrap_or(0));
-        self.push_in_order(Track::Passes, start, end, Kind::Pass { rows });
-        self.open_pass = None;
-        self.open_split = None;
-        self.last_pass_submitted = Some(at);
-        self.epoch_asked = None;
-    }
-
-    fn begin_split(&mut self, record: &Record) {
-        let groups = std::mem::take(&mut self.reads);
-        let known: Vec<usize> = groups
-            .iter()
-            .filter_map(|g| self.copies.get(g).copied())
-            .collect();
-        self.open_split = Some(OpenSplit {
-            begin: *record,
-            reads_forgotten: (groups.len() - known.len()) as u32,
-            reads: known,
-            host: record.end,
-            waited: false,
-        });
-    }
-
-    /// The host's wait is over when the device got to the point, at the latest when the host does the next thing.
-    fn close_wait(&mut self, next: &Record) {
-        let Some((wait, why, until)) = self.open_wait.take() else {
-            return;
-        };
-        if let Some(open) = &mut self.open_split {
-            if open.waited {
-                let from = open.host;
-                self.push(Track::Host, from, wait.start, Kind::Inputs);
-            }
-        }
-        let until = until.map_or(wait.start, |stamp| (self.time)(stamp).unwrap_or(next.start));
-        let end = until.clamp(wait.start, next.start.max(wait.start));
-        self.push(Track::Host, wait.start, end, Kind::HostWait(why));
-        if let Some(open) = &mut self.open_split {
-            open.host = end;
-            open.waited = true;
-        }
-    }
-
-    fn end_split(&mut self, at: u64, on_device: Option<Stretch>) {
-        let Some(open) = self.open_split.take() else {
-            return;
-        };
-        let What::SplitBegin { split, node, nodes } = open.begin.what else {
-            return;
-        };
-        let kind = Kind::Split {
-            split,
-            node,
-            nodes,
-            reads: open.reads.clone(),
-            reads_forgotten: open.reads_forgotten,
-        };
-        let Some(stretch) = on_device else {
-            self.push_in_order(Track::Cpu, open.host, at, kind);
-            return;
-        };
-        let submission = match open.waited {
-            true => Kind::Inputs,
-            false => Kind::Submit,
-        };
-        self.push(Track::Host, open.host, at, submission);
-        let DeviceLane::Compute(lane) = stretch.begin.lane else {
-            return;
-        };
-        let track = Track::Compute(lane);
-        let begin = (self.time)(stretch.begin).unwrap_or(open.host);
-        let begin = begin.max(open.host);
-        let filled = open.reads.iter().filter_map(|&r| self.slice(r));
-        if let Some(filled) = filled.map(|s| s.end).max() {
-            let busy_until = self.busy_until.get(&track).copied().unwrap_or(0);
-            let from = open.begin.start.max(busy_until);
-            let until = filled.min(begin);
-            if until > from {
-                self.push_in_order(track, from, until, Kind::WaitForCopies { split });
-            }
-        }
-        self.device_slice(track, begin, stretch, kind);
     }
 }
