@@ -2,6 +2,7 @@
 
 pub mod eval;
 pub mod plan;
+pub mod routing;
 pub mod synth;
 pub mod verify;
 
@@ -37,6 +38,8 @@ pub enum Command {
     Eval(eval::EvalArgs),
     /// Write a model of random weights
     Synth(synth::SynthArgs),
+    /// Count the experts that prompts touch
+    Routing(routing::RoutingArgs),
 }
 
 /// Runs a command; the error is a text for the user.
@@ -46,5 +49,6 @@ pub fn run(cli: Cli) -> Result<(), String> {
         Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),
         Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
         Command::Synth(args) => synth::run(&args).map_err(|e| e.to_string()),
+        Command::Routing(args) => routing::run(&args),
     }
 }

@@ -20,6 +20,12 @@ const BLANK: &str = "\u{2581}";
 /// Base of the rotary embedding in layers with a sliding window.
 const WINDOW_ROPE_BASE: f32 = 10_000.0;
 
+/// How a conversation becomes text. Multimodal tools insist on knowing; other models are better without, because tools
+/// start a chat with a model that has one.
+const CHAT: &str =
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}\
+                    {% if add_generation_prompt %}assistant: {% endif %}";
+
 /// What norms add to the variance before they divide by its root.
 const NORM_EPSILON: f32 = 1e-6;
 
@@ -279,6 +285,12 @@ fn tokenizer(spec: &SynthSpec) -> Vec<(String, Value)> {
         pair("add_eos_token", Value::Bool(encoder)),
         pair("add_space_prefix", Value::Bool(false)),
     ];
+    if spec.architecture == Architecture::Qwen2Vl {
+        pairs.push((
+            "tokenizer.chat_template".to_owned(),
+            Value::Text(CHAT.to_owned()),
+        ));
+    }
     if encoder {
         pairs.push(pair("token_type_count", Value::U32(TOKEN_TYPES)));
         pairs.push(pair("seperator_token_id", Value::U32(2)));
