@@ -2,7 +2,7 @@
 
 use crate::ffi;
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub struct RoutingArgs {
 }
 
 /// What one prompt touched.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Touched {
     /// Length of the prompt in tokens.
     pub prompt: u32,
