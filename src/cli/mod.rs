@@ -2,6 +2,7 @@
 
 pub mod eval;
 pub mod plan;
+pub mod routing;
 pub mod synth;
 pub mod trace;
 pub mod verify;
@@ -41,6 +42,8 @@ pub enum Command {
     Synth(synth::SynthArgs),
     /// Show where time goes in a trace that --pipeshard-trace wrote
     Trace(trace::TraceArgs),
+    /// Count the experts that prompts touch
+    Routing(routing::RoutingArgs),
 }
 
 /// Runs a command; the error is a text for the user.
@@ -51,5 +54,6 @@ pub fn run(cli: Cli) -> Result<(), String> {
         Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
         Command::Synth(args) => synth::run(&args).map_err(|e| e.to_string()),
         Command::Trace(args) => trace::run(&args).map_err(|e| e.to_string()),
+        Command::Routing(args) => routing::run(&args),
     }
 }
