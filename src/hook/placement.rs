@@ -135,6 +135,9 @@ impl Runtime {
             }
             return Ok(());
         }
+        if let Some(failure) = self.device_failure() {
+            return Err(failure);
+        }
         if measuring {
             self.plan_for_measuring()?;
             if let Some(placeholder) = &self.placeholder {
@@ -145,6 +148,7 @@ impl Runtime {
                 }
             }
         } else {
+            self.note_written_files();
             if self.carved.is_none() {
                 self.units.iter_mut().for_each(|u| u.unplace());
             }
