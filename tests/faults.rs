@@ -43,6 +43,11 @@ fn dense() -> PathBuf {
     synthetic("tiny-llama", &["--layers=3"])
 }
 
+/// A budget for these models under which most weights are streamed.
+const STREAMED: u64 = 17 << 20;
+/// One under which KV has to move to host memory.
+const KV_ON_HOST: u64 = 21 << 19;
+
 /// What a process with a fault in it left behind.
 #[derive(Debug, PartialEq)]
 enum Ending {
@@ -97,4 +102,23 @@ fn check(finished: &Finished, stock: &[String], what: &str) -> Ending {
     let answers = |lines: &[String]| lines.iter().filter(|l| l.contains(" logits ")).count();
     assert_eq!(answers(&ours), answers(stock), "{what}: {ours:?}");
     Ending::Answers
+}
+
+#[test]
+fn two_threads_and_a_budget_that_changes_all_the_time() {
+    let play = driver::Play::new("threads", &dense());
+    let stock = play.lines();
+    assert!(stock.len() == 72 && stock.iter().all(|l| l.contains("Logits")));
+    let seeds = if all() { 1..=12 } else { 1..=3 };
+    for seed in seeds {
+        let delays = format!("delay=200,seed={seed}");
+        let mut ours = play.clone().within(256 << 20, &delays).lines();
+        let report = ours.pop().expect("the last line");
+        assert!(
+            report.starts_with("report recarvings ") && report.ends_with("errors "),
+            "{report}"
+        );
+        assert!(!report.starts_with("report recarvings 0 "), "{report}");
+        assert_eq!(ours, stock, "seed {seed}");
+    }
 }

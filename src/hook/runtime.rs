@@ -246,7 +246,8 @@ impl Runtime {
 
     /// What is kept for the backend's own memory.
     pub fn reserve(&self) -> u64 {
-        self.own_bytes() + self.pools.reserve()
+        // no card has a pebibyte, and sums do not overflow
+        self.own_bytes() + self.pools.reserve().min(1 << 50)
     }
 
     /// The planner's view of now, with `extra_scratch` bytes of compute buffers to come.

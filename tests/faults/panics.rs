@@ -2,11 +2,8 @@
 
 use crate::common::Finished;
 use crate::driver::{lines, Play};
-use crate::{all, check, dense, Ending};
+use crate::{all, check, dense, Ending, KV_ON_HOST, STREAMED};
 use pipeshard::hook::table::CALLBACKS;
-
-/// A budget under which the model is streamed in part, and some of its KV is on the host.
-const BUDGET: u64 = 24 << 20;
 
 fn internal_errors(finished: &Finished) -> usize {
     finished
@@ -19,7 +16,7 @@ fn internal_errors(finished: &Finished) -> usize {
 fn in_every_callback() {
     let play = Play::new("rounds", &dense());
     let stock = play.lines();
-    let sound = play.clone().within(BUDGET, "").run();
+    let sound = play.clone().within(STREAMED, "").run();
     assert_eq!(check(&sound, &stock, "no panic"), Ending::Answers);
     let numbers: &[u32] = if all() {
         &[1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 500, 2000]
@@ -32,7 +29,7 @@ fn in_every_callback() {
             let what = format!("{callback}:{number}");
             let finished = play
                 .clone()
-                .within(BUDGET, "")
+                .within(STREAMED, "")
                 .env("PIPESHARD_DEBUG_PANIC", &what)
                 .run();
             let ending = check(&finished, &stock, &what);
@@ -83,4 +80,15 @@ fn while_a_context_is_tried_again() {
         assert_eq!(check(&finished, &[], "context_failed"), Ending::Failures);
         assert_eq!(internal_errors(&finished), 1, "{}", finished.stderr);
     }
+}
+
+#[test]
+fn while_a_context_that_would_fit_in_the_end_is_tried_again() {
+    let play = Play::new("rounds", &dense());
+    let stock = play.lines();
+    let play = play.within(KV_ON_HOST, "");
+    assert_eq!(check(&play.run(), &stock, "no panic"), Ending::Answers);
+    let finished = play.env("PIPESHARD_DEBUG_PANIC", "context_failed").run();
+    assert_eq!(check(&finished, &stock, "context_failed"), Ending::Failures);
+    assert_eq!(internal_errors(&finished), 1, "{}", finished.stderr);
 }
