@@ -75,7 +75,9 @@ impl Play {
         ]);
         command
             .env(SCENARIO, &self.scenario)
-            .env(MODEL, &self.model);
+            .env(MODEL, &self.model)
+            // a thousand lines that nobody reads take longer than the scenario
+            .env("RUST_BACKTRACE", "0");
         command.envs(self.env.iter().map(|(n, v)| (n, v)));
         finish(&mut command)
     }
