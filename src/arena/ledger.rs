@@ -143,6 +143,14 @@ impl Ledger {
         self.note();
     }
 
+    /// Nothing is held any more. Peaks stay.
+    pub fn forget_all(&mut self) {
+        self.kv.clear();
+        self.kv_order.clear();
+        self.scratch.clear();
+        self.arena = (0, 0);
+    }
+
     /// What is held now.
     pub fn now(&self) -> ByClass {
         ByClass {

@@ -1,6 +1,7 @@
 //! What the environment asks for. Flags of the tools arrive here as well: they are turned into these variables before the
 //! library is loaded.
 
+use super::panics::PanicAt;
 use crate::lanes::copy::DroppedWait;
 use crate::sim::{SimSpec, SpecError};
 use crate::size::ByteSize;
@@ -51,6 +52,8 @@ pub struct Debug {
     pub like_stock: bool,
     /// Page-lock in steps of this many bytes (`PIPESHARD_DEBUG_LOCK_STEP`).
     pub lock_step: Option<u64>,
+    /// A call of a callback that panics (`PIPESHARD_DEBUG_PANIC`).
+    pub panic_at: Option<PanicAt>,
 }
 
 /// A setting that makes no sense.
@@ -150,6 +153,16 @@ impl Config {
                 like_stock: on("PIPESHARD_DEBUG_LIKE_STOCK"),
                 lock_step: get("PIPESHARD_DEBUG_LOCK_STEP")
                     .map(|v| size("PIPESHARD_DEBUG_LOCK_STEP", v))
+                    .transpose()?,
+                panic_at: get("PIPESHARD_DEBUG_PANIC")
+                    .map(|v| {
+                        PanicAt::parse(&v).ok_or_else(|| {
+                            bad(
+                                "PIPESHARD_DEBUG_PANIC",
+                                "CALLBACK or CALLBACK:NUMBER, with a callback of the hook's table such as pass_begin",
+                            )(v)
+                        })
+                    })
                     .transpose()?,
             },
         })

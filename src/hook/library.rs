@@ -77,6 +77,14 @@ fn attach(config: Config) -> Result<(), String> {
         std::env::set_var("GGML_CUDA_REGISTER_HOST", "1");
     }
     let build_id = CString::new(BUILD_ID).map_err(|e| e.to_string())?;
+    // SAFETY: no preconditions; a table that is attached lives as long as the process.
+    let attached = unsafe { ffi::ggml_sched_hook_get() };
+    if !attached.is_null() && HOOK.get().is_none_or(|ours| attached != &ours.0 .0) {
+        return Err(
+            "another copy of this library is attached to this process already; load one of them"
+                .to_string(),
+        );
+    }
     let hook = HOOK.get_or_init(|| {
         let shared = table::install(config);
         // the table points to the text of the CString, which does not move when the value does

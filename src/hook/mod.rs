@@ -7,6 +7,8 @@
 //! | [`runtime`] | what is known: models, schedulers, plan, arena, and its upkeep |
 //! | [`models`] | weights that come and go |
 //! | [`admission`] | KV placement, compute buffers, the budget |
+//! | [`panics`] | what becomes of a panic in a callback |
+//! | [`turns`] | who may change the arena's shape, and when |
 //! | [`placement`] | a graph about to be split: who computes what, from which copy of the weights |
 //! | [`pass`] | a pass: copies ahead of their use, waits, counts |
 //! | [`traced`] | the same steps, with notes for a trace |
@@ -20,6 +22,7 @@ pub mod library;
 pub mod log;
 pub mod models;
 pub mod outcome;
+pub mod panics;
 pub mod pass;
 pub mod placement;
 pub mod pools;
@@ -27,3 +30,4 @@ pub mod rewrite;
 pub mod runtime;
 pub mod table;
 pub mod traced;
+pub mod turns;

@@ -7,6 +7,7 @@ use crate::ffi;
 use crate::inventory::{Inventory, LoadedTensor};
 use crate::lanes::device::Memory;
 use crate::lanes::host_memory::LockedMemory;
+use crate::lanes::mapped_file::MappedFiles;
 use crate::plan::{default_small_threshold, units_from_inventory, UnitClass, UnitId};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CStr;
@@ -67,12 +68,16 @@ impl Runtime {
             self.units.push(LoadedUnit::new(tensor, unit.device_bytes));
             self.plan_units.push(unit);
         }
+        let extent = |unit: &LoadedUnit| (unit.host() as usize, unit.bytes());
+        let ranges: Vec<_> = self.units[first..].iter().map(extent).collect();
+        let files = MappedFiles::of(&ranges);
         let locked = self.page_lock(first, tensors);
         self.models.push(Model {
             key: model,
             inventory,
             units: first..self.units.len(),
             locked,
+            files,
         });
         self.outcome.models += 1;
         Ok(())
@@ -124,6 +129,19 @@ impl Runtime {
         }
         self.outcome.page_locked_bytes += locked.bytes();
         locked
+    }
+
+    /// Says which files were written to while they are in use. Nobody can tell whether the weights are still the same.
+    pub fn note_written_files(&mut self) {
+        for model in &mut self.models {
+            if let Some(path) = model.files.written() {
+                let what = format!(
+                    "{path} was written to while it is in use: answers may be wrong from here on; load the model again"
+                );
+                log::warn(&what);
+                self.outcome.note_error(what);
+            }
+        }
     }
 
     /// A model's weights are about to be freed: nothing may read them any more.

@@ -58,6 +58,18 @@ impl Outcome {
         self.reason_off = Some(why.to_string());
     }
 
+    /// What switched it off is over.
+    pub fn on_again(&mut self) {
+        self.reason_off = None;
+    }
+
+    /// Notes what went wrong, once.
+    pub fn note_error(&mut self, why: String) {
+        if !self.errors.contains(&why) {
+            self.errors.push(why);
+        }
+    }
+
     /// The smallest budget that the latest plan could have been made for.
     pub fn set_minimum(&mut self, bytes: u64) {
         self.minimum_budget = bytes;

@@ -5,10 +5,12 @@
 
 use super::log;
 use super::runtime::Runtime;
+use crate::arena::unit::LoadedUnit;
 use crate::ffi;
 use crate::lanes::device::Event;
+use crate::lanes::mapped_file::Shrunk;
 use crate::lanes::ring::RingError;
-use crate::plan::plan;
+use crate::plan::{plan, Placement, UnitClass};
 
 /// Why a pass cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +21,15 @@ pub enum PassError {
     /// The ring cannot hold what a split needs.
     #[error("the ring cannot serve a split: {0:?}")]
     Ring(RingError),
+    /// The device does nothing any more.
+    #[error("{0}")]
+    DeviceFailed(String),
+    /// Weights that the graph reads are lost.
+    #[error(transparent)]
+    FileShrunk(Shrunk),
+    /// A callback panicked before.
+    #[error("nothing is computed after an internal error")]
+    Broken,
 }
 
 impl Runtime {
@@ -30,6 +41,10 @@ impl Runtime {
         if entry.graph.carving.is_some_and(|c| c != self.carving) {
             return Err(PassError::Stale);
         }
+        self.check_sources(sched)?;
+        let Some(entry) = self.scheds.get_mut(&sched) else {
+            return Ok(());
+        };
         if !std::mem::replace(&mut entry.graph.fresh, false) {
             self.outcome.graph_reuses += 1;
         }
@@ -53,10 +68,7 @@ impl Runtime {
                 ring.change_reader(&mut lanes);
             }
             ring.begin_pass(&entry.graph.uses);
-            if let Err(error) = ring.fill_ahead(&mut lanes) {
-                self.active_pass = None;
-                return Err(PassError::Ring(error));
-            }
+            ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
         }
         Ok(())
     }
@@ -74,6 +86,7 @@ impl Runtime {
         let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
             return Ok(());
         };
+        self.check_sources(sched)?;
         let (Some(arena), Some(copier)) = (&mut self.arena, &mut self.copier) else {
             return Ok(());
         };
@@ -97,6 +110,7 @@ impl Runtime {
         let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
             return Ok(());
         };
+        self.check_sources(sched)?;
         let (Some(arena), Some(copier)) = (&mut self.arena, &mut self.copier) else {
             return Ok(());
         };
@@ -107,9 +121,53 @@ impl Runtime {
         Ok(())
     }
 
+    /// Looks whether what the graph reads from host memory is still there.
+    fn check_sources(&self, sched: usize) -> Result<(), PassError> {
+        let (Some(shrunk), Some(entry)) = (self.shrunk_file(), self.scheds.get(&sched)) else {
+            return Ok(());
+        };
+        let lost = |unit: &LoadedUnit| shrunk.affects(unit.host(), unit.bytes());
+        let bound = entry.graph.bound.iter().any(|&(id, placement)| {
+            placement != Placement::Resident && lost(&self.units[id.index()])
+        });
+        // rows of embeddings are looked up without being asked for here
+        let looked_up = self
+            .units
+            .iter()
+            .zip(&self.plan_units)
+            .any(|(unit, info)| info.class == UnitClass::HostOnly && lost(unit));
+        match entry.graph.carving.is_some() && (bound || looked_up) {
+            true => Err(PassError::FileShrunk(shrunk)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the latest graph of `sched` refers to the arena.
+    pub fn refers_to_arena(&self, sched: usize) -> bool {
+        let entry = self.scheds.get(&sched);
+        entry.is_some_and(|entry| entry.graph.carving.is_some())
+    }
+
+    /// No pass of `sched` is being submitted any more.
+    pub fn pass_over(&mut self, sched: usize) {
+        if self.active_pass == Some(sched) {
+            self.active_pass = None;
+        }
+        self.turns.pass_ended();
+    }
+
+    /// Waits for what `sched` submitted, in place of an event at the end of its pass.
+    pub fn settle(&mut self, sched: usize) {
+        let entry = self.scheds.get(&sched);
+        for &backend in entry.iter().flat_map(|entry| &entry.device_backends) {
+            // SAFETY: the scheduler is in a pass, so its backends are alive.
+            unsafe { ffi::ggml_backend_synchronize(backend) }
+        }
+    }
+
     /// The last split was submitted, or the pass failed.
-    pub fn pass_end(&mut self, sched: usize, ok: bool) {
-        self.active_pass = None;
+    pub fn pass_end(&mut self, sched: usize, result: ffi::ggml_status) {
+        let ok = result == ffi::GGML_STATUS_SUCCESS;
         let device = self.device;
         let Some(entry) = self.scheds.get_mut(&sched) else {
             return;
@@ -125,14 +183,22 @@ impl Runtime {
             // SAFETY: the scheduler passed this backend of the event's device and is alive.
             unsafe { done.record(compute) }
         }
-        if !ok || entry.graph.carving.is_none() {
+        let streams = !entry.graph.uses.is_empty();
+        let (counted, rows) = (entry.graph.carving.is_some(), entry.graph.rows);
+        if let (false, Some(failure)) = (ok, self.device_failure()) {
+            self.outcome.note_error(failure);
+        }
+        if !ok || !counted {
             return;
         }
-        self.outcome.count_pass(entry.graph.rows);
+        self.outcome.count_pass(rows);
         self.retry.succeeded();
         // the next pass most likely streams the same groups: fetch what fits already
-        if !entry.graph.uses.is_empty() {
-            if let (Some(arena), Some(copier)) = (&mut self.arena, &mut self.copier) {
+        if streams && self.shrunk_file().is_none() {
+            let entry = self.scheds.get(&sched);
+            if let (Some(entry), Some(arena), Some(copier)) =
+                (entry, &mut self.arena, &mut self.copier)
+            {
                 if let Some((ring, mut lanes)) = arena.pipeline(copier, compute) {
                     ring.begin_pass(&entry.graph.uses);
                     // a refused copy shows again, and fails the pass, when a split needs it

@@ -139,6 +139,9 @@ impl Runtime {
             }
             return Ok(());
         }
+        if let Some(failure) = self.device_failure() {
+            return Err(failure);
+        }
         if measuring {
             self.plan_for_measuring()?;
             if let Some(placeholder) = &self.placeholder {
@@ -149,6 +152,7 @@ impl Runtime {
                 }
             }
         } else {
+            self.note_written_files();
             if self.carved.is_none() {
                 self.units.iter_mut().for_each(|u| u.unplace());
             }

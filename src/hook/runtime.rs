@@ -5,6 +5,7 @@ use super::log;
 use super::outcome::Outcome;
 use super::placement::SplitGraph;
 use super::pools::Pools;
+use super::turns::Turns;
 use crate::arena::ledger::Ledger;
 use crate::arena::unit::LoadedUnit;
 use crate::arena::Arena;
@@ -13,6 +14,7 @@ use crate::inventory::Inventory;
 use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::host_memory::LockedMemory;
+use crate::lanes::mapped_file::{MappedFiles, Shrunk};
 use crate::plan::{plan, Plan, PlanError, PlanInput, Unit, UnitId};
 use crate::trace::record::HostWork;
 use crate::trace::Recorder;
@@ -34,6 +36,8 @@ pub struct Model {
     pub units: Range<usize>,
     /// Its page-locked memory.
     pub locked: LockedMemory,
+    /// The files that its weights are mapped from.
+    pub files: MappedFiles,
 }
 
 /// A scheduler.
@@ -92,6 +96,10 @@ pub struct Runtime {
     pub ring_reader: Option<usize>,
     /// What the device's backend takes on its own account.
     pub pools: Pools,
+    /// Threads that have a graph which refers to the arena, and those that wait for them.
+    pub turns: Turns,
+    /// A callback panicked: nothing that is known can be relied on, and nothing is computed.
+    pub broken: bool,
     /// How contexts are retried.
     pub retry: super::admission::Retry,
     /// What happened.
@@ -133,6 +141,8 @@ impl Runtime {
             carving: 0,
             active_pass: None,
             ring_reader: None,
+            turns: Turns::default(),
+            broken: false,
             retry: Default::default(),
             outcome: Outcome::default(),
             trace,
@@ -255,7 +265,8 @@ impl Runtime {
 
     /// What is kept for the backend's own memory.
     pub fn reserve(&self) -> u64 {
-        self.own_bytes() + self.pools.reserve()
+        // no card has a pebibyte, and sums do not overflow
+        self.own_bytes() + self.pools.reserve().min(1 << 50)
     }
 
     /// The planner's view of now, with `extra_scratch` bytes of compute buffers to come.
@@ -368,6 +379,10 @@ impl Runtime {
                 self.graphs_void = false;
                 return Ok(());
             }
+            // residents are about to be read
+            if let Some(shrunk) = self.shrunk_file() {
+                return Err(shrunk.to_string());
+            }
             self.drain();
             if self.carved.take().is_some() {
                 self.outcome.recarvings += 1;
@@ -396,9 +411,50 @@ impl Runtime {
         }
     }
 
+    /// Why the device does nothing any more. Only the simulated one says so; others end the process.
+    pub fn device_failure(&self) -> Option<String> {
+        self.config.sim.as_ref()?;
+        let device = self.device?;
+        let why = crate::sim::failure(device.raw())?;
+        let name = device.name();
+        Some(format!(
+            "{name} failed: {why}. Nothing can be computed on it any more; restart the program"
+        ))
+    }
+
+    /// A file that has become shorter since its weights were loaded.
+    pub fn shrunk_file(&self) -> Option<Shrunk> {
+        self.models.iter().find_map(|model| model.files.shrunk())
+    }
+
+    /// Whether [`Runtime::carve`] would change the arena's shape.
+    pub fn will_carve(&mut self) -> bool {
+        if self.current_plan().is_err() {
+            return false;
+        }
+        match (&self.carved, &self.plan) {
+            (Some(have), Some(wanted)) => !same_shape(have, wanted),
+            _ => true,
+        }
+    }
+
+    /// A scheduler is about to be freed. Its owner has waited for its work, and may have freed the backends already.
+    pub fn sched_freed(&mut self, sched: usize) {
+        self.scheds.remove(&sched);
+        if self.ring_reader == Some(sched) {
+            self.ring_reader = None;
+        }
+        self.trace.sched_freed(sched);
+        self.ledger.remove_scratch(sched);
+        self.replan();
+    }
+
     /// After a refused allocation: lowers the budget to what the device still has, or gives up.
     fn make_do(&mut self, wanted: &Plan, why: &str) -> Result<(), String> {
         self.units.iter_mut().for_each(LoadedUnit::unplace);
+        if let Some(failure) = self.device_failure() {
+            return Err(failure);
+        }
         let free = self.device.map_or(0, |d| d.memory().0);
         let held = self.ledger.now().total() + self.reserve();
         let lowered =
@@ -407,7 +463,7 @@ impl Runtime {
             "{why}; going on with a budget of {} MiB",
             lowered >> 20
         ));
-        self.outcome.errors.push(why.to_string());
+        self.outcome.note_error(why.to_string());
         self.budget = lowered;
         self.replan();
         match self.current_plan() {

@@ -1,34 +1,32 @@
 //! The C callbacks: each takes the lock, asks the runtime, and turns the answer into C's. A panic inside becomes the answer
-//! that fails the operation cleanly, and is logged once.
+//! that fails the operation cleanly ([`super::panics`]).
 
 use super::admission::ContextSize;
 use super::config::Config;
 use super::log;
+use super::panics::PanicAt;
+use super::pass::PassError;
 use super::runtime::{Runtime, Sched};
 use crate::ffi;
 use crate::trace::record::HostWork;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::ffi::c_void;
-use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 
-/// The runtime of the process and the signal that a pass has been submitted.
+/// The runtime of the process, and the signal that something happened that others may wait for.
 pub struct Shared {
     runtime: Mutex<Runtime>,
-    pass_submitted: Condvar,
-    panicked: AtomicBool,
+    /// A pass was submitted, or a graph run or given up.
+    pub step: Condvar,
+    /// A test wants a callback to panic.
+    pub panic_at: Option<PanicAt>,
 }
 
 static SHARED: OnceLock<Shared> = OnceLock::new();
 
 /// The process's runtime, made on the first call.
 pub fn install(config: Config) -> &'static Shared {
-    SHARED.get_or_init(|| Shared {
-        runtime: Mutex::new(Runtime::new(config)),
-        pass_submitted: Condvar::new(),
-        panicked: AtomicBool::new(false),
-    })
+    SHARED.get_or_init(|| Shared::new(config))
 }
 
 /// The process's runtime, if there is one.
@@ -37,6 +35,15 @@ pub fn shared() -> Option<&'static Shared> {
 }
 
 impl Shared {
+    /// A runtime that has seen nothing yet.
+    pub fn new(config: Config) -> Self {
+        Shared {
+            panic_at: config.debug.panic_at.clone(),
+            runtime: Mutex::new(Runtime::new(config)),
+            step: Condvar::new(),
+        }
+    }
+
     /// Locks the runtime.
     pub fn lock(&self) -> MutexGuard<'_, Runtime> {
         self.runtime.lock()
@@ -46,31 +53,35 @@ impl Shared {
     pub fn lock_idle(&self) -> MutexGuard<'_, Runtime> {
         let mut runtime = self.runtime.lock();
         while runtime.active_pass.is_some() {
-            self.pass_submitted.wait(&mut runtime);
+            self.step.wait(&mut runtime);
         }
         runtime
     }
-
-    /// Runs `work`; a panic is logged once and becomes `otherwise`.
-    fn guard<T>(&self, otherwise: T, work: impl FnOnce() -> T) -> T {
-        match catch_unwind(AssertUnwindSafe(work)) {
-            Ok(answer) => answer,
-            Err(panic) => {
-                let what = panic
-                    .downcast_ref::<&str>()
-                    .map(|s| s.to_string())
-                    .or_else(|| panic.downcast_ref::<String>().cloned())
-                    .unwrap_or_else(|| "no message".to_string());
-                if !self.panicked.swap(true, Ordering::Relaxed) {
-                    log::error(&format!(
-                        "internal error ({what}); what was being computed fails. Please report it."
-                    ));
-                }
-                otherwise
-            }
-        }
-    }
 }
+
+/// The table's callbacks, by name.
+pub const CALLBACKS: &[&str] = &[
+    "sched_made",
+    "sched_freed",
+    "graph_begin",
+    "cut",
+    "split_made",
+    "scratch_wanted",
+    "pass_begin",
+    "split_before",
+    "split_after",
+    "pass_end",
+    "host_wait",
+    "epoch",
+    "device",
+    "weights_ready",
+    "weights_gone",
+    "ubatch",
+    "kv_on_host",
+    "kv_gone",
+    "layer_on_host",
+    "context_failed",
+];
 
 /// The shared state behind the table's `user` pointer.
 ///
@@ -116,7 +127,7 @@ pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi:
 
 unsafe extern "C" fn sched_made(user: *mut c_void, sched: ffi::ggml_backend_sched_t) {
     let shared = shared_of(user);
-    shared.guard((), || {
+    shared.guard("sched_made", (), || {
         let mut runtime = shared.lock();
         let count = ffi::ggml_backend_sched_get_n_backends(sched);
         let backends: Vec<_> = (0..count)
@@ -144,18 +155,16 @@ unsafe extern "C" fn sched_made(user: *mut c_void, sched: ffi::ggml_backend_sche
 
 unsafe extern "C" fn sched_freed(user: *mut c_void, sched: ffi::ggml_backend_sched_t) {
     let shared = shared_of(user);
-    shared.guard((), || {
-        let mut runtime = shared.lock_idle();
-        let key = sched as usize;
-        // the owner has waited for its work, and may have freed the backends already
-        runtime.scheds.remove(&key);
-        if runtime.ring_reader == Some(key) {
-            runtime.ring_reader = None;
-        }
-        runtime.trace.sched_freed(key);
-        runtime.ledger.remove_scratch(key);
-        runtime.replan();
-    })
+    shared.guard_or(
+        "sched_freed",
+        (),
+        || {
+            let mut runtime = shared.lock_idle();
+            shared.end_preparing(&mut runtime);
+            runtime.sched_freed(sched as usize);
+        },
+        || shared.lock_idle().sched_freed(sched as usize),
+    )
 }
 
 unsafe extern "C" fn graph_begin(
@@ -165,20 +174,34 @@ unsafe extern "C" fn graph_begin(
     measuring: bool,
 ) -> bool {
     let shared = shared_of(user);
-    shared.guard(false, || {
+    shared.guard("graph_begin", false, || {
         let mut runtime = shared.lock_idle();
+        // the graph before it will not run again
+        shared.end_preparing(&mut runtime);
+        if runtime.broken {
+            return false;
+        }
+        if !measuring && runtime.will_carve() {
+            drop(runtime);
+            runtime = shared.lock_alone();
+        }
         let since = runtime.trace.since();
         let placed = runtime.graph_begin(sched, graph, measuring);
         runtime.trace.worked(since, HostWork::GraphBegin);
         match placed {
-            Ok(()) => true,
+            Ok(()) => {
+                if runtime.refers_to_arena(sched as usize) {
+                    shared.begin_preparing(&mut runtime);
+                }
+                true
+            }
             Err(why) if measuring => {
                 runtime.retry.fail(why);
                 false
             }
             Err(why) => {
                 log::error(&why);
-                runtime.outcome.errors.push(why);
+                runtime.outcome.note_error(why);
                 false
             }
         }
@@ -191,7 +214,7 @@ unsafe extern "C" fn cut(
     node: *const ffi::ggml_tensor,
 ) -> bool {
     let shared = shared_of(user);
-    shared.guard(false, || {
+    shared.guard("cut", false, || {
         let mut runtime = shared.lock();
         runtime
             .scheds
@@ -208,7 +231,7 @@ unsafe extern "C" fn split_made(
     nodes: *mut ffi::ggml_cgraph,
 ) {
     let shared = shared_of(user);
-    shared.guard((), || {
+    shared.guard("split_made", (), || {
         let mut runtime = shared.lock();
         let nodes = super::placement::graph_nodes(nodes);
         runtime.trace.split_made(sched as usize, split, nodes);
@@ -226,26 +249,42 @@ unsafe extern "C" fn scratch_wanted(
     measuring: bool,
 ) -> bool {
     let shared = shared_of(user);
-    shared.guard(false, || {
-        let mut runtime = shared.lock_idle();
-        !runtime.on_device(backend)
-            || runtime.scratch_wanted(sched as usize, size as u64, measuring)
+    shared.guard("scratch_wanted", false, || {
+        let mut runtime = match measuring {
+            true => shared.lock_alone(),
+            false => shared.lock_idle(),
+        };
+        let granted = !runtime.broken
+            && (!runtime.on_device(backend)
+                || runtime.scratch_wanted(sched as usize, size as u64, measuring));
+        if !granted {
+            shared.end_preparing(&mut runtime);
+        }
+        granted
     })
 }
 
 /// The status of a step of a pass. Failures are logged by the caller as well, with the name of what failed.
 fn status<'a>(
     shared: &'a Shared,
+    callback: &'static str,
     lock: impl FnOnce(&'a Shared) -> MutexGuard<'a, Runtime>,
-    step: impl FnOnce(&mut Runtime) -> Result<(), super::pass::PassError>,
+    step: impl FnOnce(&mut Runtime) -> Result<(), PassError>,
 ) -> ffi::ggml_status {
-    shared.guard(ffi::GGML_STATUS_FAILED, || {
+    shared.guard(callback, ffi::GGML_STATUS_FAILED, || {
         let mut runtime = lock(shared);
-        match step(&mut runtime) {
+        let result = match (runtime.broken, runtime.device_failure()) {
+            (true, _) => Err(PassError::Broken),
+            (false, Some(failure)) => Err(PassError::DeviceFailed(failure)),
+            (false, None) => step(&mut runtime),
+        };
+        match result {
             Ok(()) => ffi::GGML_STATUS_SUCCESS,
+            // logged when it happened
+            Err(PassError::Broken) => ffi::GGML_STATUS_FAILED,
             Err(error) => {
                 log::error(&error.to_string());
-                runtime.outcome.errors.push(error.to_string());
+                runtime.outcome.note_error(error.to_string());
                 ffi::GGML_STATUS_FAILED
             }
         }
@@ -256,9 +295,18 @@ unsafe extern "C" fn pass_begin(
     user: *mut c_void,
     sched: ffi::ggml_backend_sched_t,
 ) -> ffi::ggml_status {
-    status(shared_of(user), Shared::lock_idle, |runtime| {
+    let shared = shared_of(user);
+    let result = status(shared, "pass_begin", Shared::lock_idle, |runtime| {
         runtime.traced_pass_begin(sched as usize)
-    })
+    });
+    if result != ffi::GGML_STATUS_SUCCESS {
+        // there is no pass, and pass_end will not be called
+        let mut runtime = shared.lock();
+        runtime.pass_over(sched as usize);
+        shared.end_preparing(&mut runtime);
+        shared.step.notify_all();
+    }
+    result
 }
 
 unsafe extern "C" fn split_before(
@@ -267,7 +315,7 @@ unsafe extern "C" fn split_before(
     split: i32,
     backend: ffi::ggml_backend_t,
 ) -> ffi::ggml_status {
-    status(shared_of(user), Shared::lock, |runtime| {
+    status(shared_of(user), "split_before", Shared::lock, |runtime| {
         runtime.traced_split_before(sched as usize, split as usize, backend)
     })
 }
@@ -278,7 +326,7 @@ unsafe extern "C" fn split_after(
     split: i32,
     backend: ffi::ggml_backend_t,
 ) -> ffi::ggml_status {
-    status(shared_of(user), Shared::lock, |runtime| {
+    status(shared_of(user), "split_after", Shared::lock, |runtime| {
         runtime.traced_split_after(sched as usize, split as usize, backend)
     })
 }
@@ -289,12 +337,16 @@ unsafe extern "C" fn pass_end(
     result: ffi::ggml_status,
 ) {
     let shared = shared_of(user);
-    shared.guard((), || {
-        shared
-            .lock()
-            .traced_pass_end(sched as usize, result == ffi::GGML_STATUS_SUCCESS);
-        shared.pass_submitted.notify_all();
-    })
+    shared.guard_or(
+        "pass_end",
+        (),
+        || shared.lock().traced_pass_end(sched as usize, result),
+        || shared.lock().settle(sched as usize),
+    );
+    let mut runtime = shared.lock();
+    runtime.pass_over(sched as usize);
+    shared.end_preparing(&mut runtime);
+    shared.step.notify_all();
 }
 
 unsafe extern "C" fn host_wait(
@@ -303,13 +355,15 @@ unsafe extern "C" fn host_wait(
     why: ffi::ggml_sched_host_wait,
 ) {
     let shared = shared_of(user);
-    shared.guard((), || shared.lock().host_wait(why))
+    shared.guard("host_wait", (), || shared.lock().host_wait(why))
 }
 
 unsafe extern "C" fn epoch(user: *mut c_void) -> u64 {
     let shared = shared_of(user);
-    shared.guard(0, || {
-        let runtime = shared.lock();
+    shared.guard("epoch", 0, || {
+        let mut runtime = shared.lock_in_turn();
+        // the graph before may be used again: what it refers to stays until its pass
+        shared.begin_preparing(&mut runtime);
         runtime.trace.epoch_asked();
         runtime.epoch
     })
@@ -317,11 +371,15 @@ unsafe extern "C" fn epoch(user: *mut c_void) -> u64 {
 
 unsafe extern "C" fn device(user: *mut c_void) -> ffi::ggml_backend_dev_t {
     let shared = shared_of(user);
-    shared.guard(std::ptr::null_mut(), || {
-        shared
-            .lock()
-            .find_device()
-            .map_or(std::ptr::null_mut(), |d| d.raw())
+    shared.guard("device", std::ptr::null_mut(), || {
+        let mut runtime = shared.lock_alone();
+        runtime.mend();
+        if runtime.broken {
+            log::error("after an internal error no model is loaded until all others are gone");
+            return std::ptr::null_mut();
+        }
+        let device = runtime.find_device();
+        device.map_or(std::ptr::null_mut(), |d| d.raw())
     })
 }
 
@@ -332,8 +390,11 @@ unsafe extern "C" fn weights_ready(
     count: usize,
 ) -> bool {
     let shared = shared_of(user);
-    shared.guard(false, || {
-        let mut runtime = shared.lock_idle();
+    shared.guard("weights_ready", false, || {
+        let mut runtime = shared.lock_alone();
+        if runtime.broken {
+            return false;
+        }
         let since = runtime.trace.since();
         let tensors = std::slice::from_raw_parts(tensors, count);
         let ready = runtime.weights_ready(model as usize, tensors);
@@ -351,14 +412,20 @@ unsafe extern "C" fn weights_ready(
 
 unsafe extern "C" fn weights_gone(user: *mut c_void, model: *const c_void) {
     let shared = shared_of(user);
-    shared.guard((), || {
-        let mut runtime = shared.lock_idle();
-        let last = runtime.models.iter().all(|m| m.key == model as usize);
-        if last && !runtime.models.is_empty() {
-            super::outcome::publish(&runtime);
-        }
-        runtime.weights_gone(model as usize);
-    })
+    shared.guard_or(
+        "weights_gone",
+        (),
+        || {
+            let mut runtime = shared.lock_alone();
+            let last = runtime.models.iter().all(|m| m.key == model as usize);
+            if last && !runtime.models.is_empty() {
+                super::outcome::publish(&runtime);
+            }
+            runtime.weights_gone(model as usize);
+        },
+        // nothing may read them any more, whatever happened
+        || shared.lock_alone().weights_gone(model as usize),
+    )
 }
 
 unsafe extern "C" fn ubatch(
@@ -370,7 +437,7 @@ unsafe extern "C" fn ubatch(
     n_expert_used: u32,
 ) -> u32 {
     let shared = shared_of(user);
-    shared.guard(n_ubatch, || {
+    shared.guard("ubatch", n_ubatch, || {
         let wanted = ContextSize {
             context: n_ctx,
             batch: n_batch,
@@ -389,22 +456,28 @@ unsafe extern "C" fn kv_on_host(
     size: usize,
 ) -> bool {
     let shared = shared_of(user);
-    shared.guard(false, || {
+    // in host memory it takes nothing from the budget; a context with it will not be made
+    shared.guard("kv_on_host", true, || {
         let layer = u32::try_from(layer).unwrap_or(0);
         shared
-            .lock_idle()
+            .lock_alone()
             .kv_on_host(model as usize, owner as usize, layer, size as u64)
     })
 }
 
 unsafe extern "C" fn kv_gone(user: *mut c_void, owner: *const c_void) {
     let shared = shared_of(user);
-    shared.guard((), || shared.lock_idle().kv_gone(owner as usize))
+    shared.guard_or(
+        "kv_gone",
+        (),
+        || shared.lock_idle().kv_gone(owner as usize),
+        || shared.lock_idle().kv_gone(owner as usize),
+    )
 }
 
 unsafe extern "C" fn layer_on_host(user: *mut c_void, model: *const c_void, layer: i32) -> bool {
     let shared = shared_of(user);
-    shared.guard(false, || {
+    shared.guard("layer_on_host", false, || {
         u32::try_from(layer)
             .is_ok_and(|layer| shared.lock().ledger.layer_on_host(model as usize, layer))
     })
@@ -412,5 +485,7 @@ unsafe extern "C" fn layer_on_host(user: *mut c_void, model: *const c_void, laye
 
 unsafe extern "C" fn context_failed(user: *mut c_void, _model: *const c_void) -> bool {
     let shared = shared_of(user);
-    shared.guard(false, || shared.lock_idle().context_failed())
+    shared.guard("context_failed", false, || {
+        shared.lock_idle().context_failed()
+    })
 }

@@ -56,11 +56,11 @@ impl Runtime {
     }
 
     /// [`Runtime::pass_end`], noted.
-    pub fn traced_pass_end(&mut self, sched: usize, ok: bool) {
+    pub fn traced_pass_end(&mut self, sched: usize, result: ffi::ggml_status) {
         let trace = self.trace.clone();
         trace.pass_ends();
         let since = trace.since();
-        self.pass_end(sched, ok);
+        self.pass_end(sched, result);
         trace.worked(since, HostWork::PassEnd);
     }
 

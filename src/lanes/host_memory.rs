@@ -50,7 +50,7 @@ impl LockedMemory {
         LockedMemory {
             ranges: Vec::new(),
             refused: None,
-            step: step.next_multiple_of(page_size()),
+            step: step.clamp(1, 1 << 40).next_multiple_of(page_size()),
         }
     }
 

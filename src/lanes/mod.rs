@@ -7,4 +7,5 @@
 pub mod copy;
 pub mod device;
 pub mod host_memory;
+pub mod mapped_file;
 pub mod ring;

@@ -12,6 +12,7 @@ use super::compute::GraphCopy;
 use super::counters::LinkCopy;
 use super::device::Device;
 use super::event::event_of;
+use super::faults::lost_byte;
 use super::guard::{abort, guard};
 use super::pins::Coverage;
 use super::stream::{exiting, Command, Source, Stream};
@@ -123,12 +124,16 @@ unsafe extern "C" fn backend_get(
             )
         };
         let Some(pinned) = begin_link_copy(stream, Direction::Down, tensor, data, size) else {
+            // SAFETY: as above.
+            unsafe { ptr::write_bytes(data.cast::<u8>(), lost_byte((*tensor).type_), size) };
             return;
         };
         stream.submit(Command::Download {
             to: data.cast(),
             from,
             len: size,
+            // SAFETY: as above.
+            when_lost: lost_byte(unsafe { (*tensor).type_ }),
         });
         if !pinned {
             stream.drain();
@@ -145,6 +150,9 @@ fn begin_link_copy(
     size: usize,
 ) -> Option<bool> {
     let device = stream.device;
+    if !device.health.begin_operation() {
+        return None;
+    }
     // SAFETY: the callers got the tensor from ggml.
     let label = unsafe { name_of(tensor) };
     let coverage = device.coverage(host, size);
@@ -162,7 +170,7 @@ fn begin_link_copy(
         return Some(pinned);
     }
     drop(meter);
-    device.fail(&match fails {
+    device.health.fail(&match fails {
         true => format!("the copy of '{label}', {size} bytes, failed because the specification says so (failcopy)"),
         false => format!(
             "the {size} bytes of host memory that '{label}' is copied from or to are page-locked in part only, which \
@@ -188,6 +196,9 @@ unsafe extern "C" fn backend_copy(
                 return false;
             }
             let (source, target) = (stream_of(from_backend), stream_of(to_backend));
+            if !device.health.begin_operation() {
+                return true;
+            }
             let len = ffi::ggml_nbytes(from);
             let command = Command::Copy {
                 to: locate(target, to, 0, len),
@@ -198,7 +209,7 @@ unsafe extern "C" fn backend_copy(
             let mut meter = device.meter.lock();
             if meter.next_copy_fails(&device.spec) {
                 drop(meter);
-                device.fail(&format!(
+                device.health.fail(&format!(
                     "the copy of '{label}', {len} bytes, failed because the specification says so (failcopy)"
                 ));
                 return true;
@@ -241,7 +252,7 @@ unsafe extern "C" fn backend_compute(
         // SAFETY: ggml calls this with a backend of ours.
         let stream = unsafe { stream_of(backend) };
         let device = stream.device;
-        if device.failure().is_some() {
+        if !device.health.begin_operation() {
             device.report_failure("graph_compute");
             return ffi::GGML_STATUS_FAILED;
         }
@@ -249,7 +260,7 @@ unsafe extern "C" fn backend_compute(
         let graph = match unsafe { GraphCopy::new(graph, &device.memory) } {
             Ok(graph) => graph,
             Err(error) => {
-                device.fail(&error.to_string());
+                device.health.fail(&error.to_string());
                 return ffi::GGML_STATUS_FAILED;
             }
         };
@@ -270,6 +281,8 @@ unsafe extern "C" fn backend_event_record(
     guard("event_record", (), || {
         // SAFETY: ggml calls this with a backend of ours and an event of its device.
         let (stream, event) = unsafe { (stream_of(backend), event_of(event)) };
+        // streams go on when the device is gone: nobody waits for ever
+        stream.device.health.begin_operation();
         event.record(|fence| {
             let moment = stream.device.meter.lock().record_event(stream.id);
             stream.submit(Command::Signal(fence));
@@ -285,6 +298,7 @@ unsafe extern "C" fn backend_event_wait(
     guard("event_wait", (), || {
         // SAFETY: ggml calls this with a backend of ours and an event of its device.
         let (stream, event) = unsafe { (stream_of(backend), event_of(event)) };
+        stream.device.health.begin_operation();
         let latest = event.latest();
         let moment = latest.as_ref().map(|r| r.moment);
         stream.device.meter.lock().wait_event(stream.id, moment);

@@ -8,6 +8,7 @@ use crate::ffi;
 use super::clock::Direction;
 use super::counters::LinkCopy;
 use super::device::Device;
+use super::faults::lost_byte;
 use super::guard::{abort, guard};
 use super::memory::ALIGNMENT;
 use super::pins::Coverage;
@@ -90,6 +91,10 @@ unsafe extern "C" fn memory_type_alloc(
     guard("alloc_buffer", ptr::null_mut(), || {
         // SAFETY: ggml calls this with a type of ours.
         let device = unsafe { device_of(buft) };
+        if !device.health.begin_operation() {
+            device.report_failure("alloc_buffer");
+            return ptr::null_mut();
+        }
         let address = match device.memory.allocate(size) {
             Ok(address) => address,
             Err(error) => {
@@ -167,7 +172,9 @@ unsafe extern "C" fn buffer_memset(
         unsafe {
             let buffer = buffer_of(buffer);
             let place = buffer.locate(tensor, offset, size);
-            ptr::write_bytes(place, value, size);
+            if buffer.device.health.begin_operation() {
+                ptr::write_bytes(place, value, size);
+            }
         }
     });
 }
@@ -185,6 +192,9 @@ unsafe extern "C" fn buffer_set(
         unsafe {
             let buffer = buffer_of(buffer);
             let place = buffer.locate(tensor, offset, size);
+            if !buffer.device.health.begin_operation() {
+                return;
+            }
             ptr::copy_nonoverlapping(data.cast::<u8>(), place, size);
             buffer.meter_sync(Direction::Up, tensor, data, size);
         }
@@ -204,6 +214,10 @@ unsafe extern "C" fn buffer_get(
         unsafe {
             let buffer = buffer_of(buffer);
             let place = buffer.locate(tensor, offset, size);
+            if !buffer.device.health.begin_operation() {
+                ptr::write_bytes(data.cast::<u8>(), lost_byte((*tensor).type_), size);
+                return;
+            }
             ptr::copy_nonoverlapping(place, data.cast::<u8>(), size);
             buffer.meter_sync(Direction::Down, tensor, data, size);
         }
@@ -222,6 +236,9 @@ unsafe extern "C" fn buffer_copy(
             let Some(source) = buffer_of_tensor(from, buffer.device) else {
                 return false;
             };
+            if !buffer.device.health.begin_operation() {
+                return true;
+            }
             let len = ffi::ggml_nbytes(from);
             ptr::copy(source.locate(from, 0, len), buffer.locate(to, 0, len), len);
             let label = name_of(from);
@@ -242,6 +259,7 @@ unsafe extern "C" fn buffer_clear(buffer: ffi::ggml_backend_buffer_t, value: u8)
             let buffer = buffer_of(buffer);
             let place = buffer.device.memory.translate(buffer.address, buffer.size);
             match place {
+                Ok(_) if !buffer.device.health.begin_operation() => {}
                 Ok(place) => ptr::write_bytes(place, value, buffer.size),
                 Err(error) => abort(&format!("cannot clear a buffer: {error}")),
             }

@@ -13,6 +13,7 @@ use super::buffer;
 use super::compute::cpu_device;
 use super::counters::Meter;
 use super::event;
+use super::faults::Health;
 use super::guard::{guard, log_once};
 use super::memory::{DeviceMemory, MemoryConfig, MemoryError};
 use super::pins::{Coverage, PinError, Pins};
@@ -32,7 +33,7 @@ pub(super) struct Device {
     pub meter: Mutex<Meter>,
     pins: Mutex<Pins>,
     streams: Mutex<Vec<Weak<Stream>>>,
-    failure: Mutex<Option<String>>,
+    pub health: Health,
     description: CString,
     offload_min_batch: i64,
     handles: OnceLock<Handles>,
@@ -72,7 +73,7 @@ impl Device {
             meter: Mutex::new(Meter::new()),
             pins: Mutex::new(Pins::new(spec.pin)),
             streams: Mutex::new(Vec::new()),
-            failure: Mutex::new(None),
+            health: Health::new(&spec),
             description: CString::new(spec.to_string()).unwrap_or_default(),
             offload_min_batch,
             handles: OnceLock::new(),
@@ -122,16 +123,7 @@ impl Device {
 
     /// Why the device does nothing any more, if so.
     pub fn failure(&self) -> Option<String> {
-        self.failure.lock().clone()
-    }
-
-    /// From here on the device does nothing any more, and says so.
-    pub fn fail(&self, what: &str) {
-        let mut failure = self.failure.lock();
-        if failure.is_none() {
-            log::error!("the simulated GPU failed: {what}; it does nothing any more");
-            *failure = Some(what.to_owned());
-        }
+        self.health.failure()
     }
 
     /// Says in the log that a wait ended for a device that failed.
@@ -143,7 +135,15 @@ impl Device {
 
     /// Brings a failed device back to life.
     pub fn revive(&self) {
-        *self.failure.lock() = None;
+        self.health.revive();
+    }
+
+    /// Free and total memory in bytes; none of a device that is gone.
+    fn free_and_total(&self) -> (u64, u64) {
+        match self.failure() {
+            Some(_) => (0, 0),
+            None => self.memory.free_and_total(),
+        }
     }
 
     pub fn coverage(&self, address: *const c_void, len: usize) -> Coverage {
@@ -155,16 +155,27 @@ impl Device {
     }
 
     pub fn may_pin(&self, len: usize) -> Result<(), PinError> {
+        if !self.health.begin_operation() {
+            return Err(PinError::Gone);
+        }
         self.pins.lock().check(len)
     }
 
     pub fn pin(&self, address: *const c_void, len: usize) -> Result<(), PinError> {
+        if !self.health.begin_operation() {
+            return Err(PinError::Gone);
+        }
         self.pins.lock().lock(address as usize, len)
     }
 
     /// Releases page-locked memory, once no copy uses it any more.
     pub fn unpin(&self, address: *const c_void, len: usize) -> Result<(), PinError> {
         self.synchronize("unpin");
+        if !self.spec.unpin {
+            return Err(PinError::Kept {
+                address: address as usize,
+            });
+        }
         self.pins.lock().unlock(address as usize, len)
     }
 
@@ -254,7 +265,7 @@ unsafe extern "C" fn device_memory(
     guard("get_memory", (), || {
         // SAFETY: ggml calls this with a handle of ours and with places for two numbers.
         unsafe {
-            let (f, t) = device_of(device).memory.free_and_total();
+            let (f, t) = device_of(device).free_and_total();
             *free = f as usize;
             *total = t as usize;
         }
@@ -272,7 +283,7 @@ unsafe extern "C" fn device_props(
     guard("get_props", (), || {
         // SAFETY: ggml calls this with a handle of ours and with a place for the answer.
         unsafe {
-            let (free, total) = device_of(device).memory.free_and_total();
+            let (free, total) = device_of(device).free_and_total();
             *props = ffi::ggml_backend_dev_props {
                 name: NAME.as_ptr(),
                 description: device_of(device).description.as_ptr(),
@@ -298,7 +309,11 @@ unsafe extern "C" fn device_init_backend(
 ) -> ffi::ggml_backend_t {
     guard("init_backend", ptr::null_mut(), || {
         // SAFETY: ggml calls this with a handle of ours.
-        backend::open(unsafe { device_of(device) })
+        let device = unsafe { device_of(device) };
+        match device.health.begin_operation() {
+            true => backend::open(device),
+            false => ptr::null_mut(),
+        }
     })
 }
 
@@ -449,8 +464,9 @@ unsafe extern "C" fn unregister_host_buffer(address: *mut c_void) {
         for device in Device::all() {
             let len = device.pins.lock().locked_at(address as usize);
             if let Some(len) = len {
-                // nothing to tell anyone: the range is locked, as the lookup just said
-                let _ = device.unpin(address, len);
+                if let Err(error) = device.unpin(address, len) {
+                    log::error!("{error}");
+                }
             }
         }
     })

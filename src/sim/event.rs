@@ -66,6 +66,10 @@ pub(super) unsafe extern "C" fn device_event_new(
     device: ffi::ggml_backend_dev_t,
 ) -> ffi::ggml_backend_event_t {
     guard("event_new", ptr::null_mut(), || {
+        // SAFETY: ggml calls this with a handle of ours.
+        if !unsafe { device_of(device) }.health.begin_event() {
+            return ptr::null_mut();
+        }
         Box::into_raw(Box::new(ffi::ggml_backend_event {
             device,
             context: Box::into_raw(Box::new(Event::default())).cast(),

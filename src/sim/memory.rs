@@ -13,6 +13,8 @@ use parking_lot::RwLock;
 
 use crate::size::ByteSize;
 
+use super::faults::Faults;
+
 /// Alignment of everything that is allocated, in bytes.
 pub(super) const ALIGNMENT: usize = 256;
 
@@ -78,7 +80,7 @@ pub(super) struct MemoryConfig {
     pub context: u64,
     pub granularity: u64,
     pub poison: bool,
-    pub fail_alloc: Option<u64>,
+    pub fail_alloc: Option<Faults>,
 }
 
 #[derive(Debug)]
@@ -233,7 +235,11 @@ impl DeviceMemory {
 
     fn try_allocate(&self, state: &mut State, size: usize) -> Result<usize, MemoryError> {
         state.attempts += 1;
-        if self.config.fail_alloc == Some(state.attempts) {
+        if self
+            .config
+            .fail_alloc
+            .is_some_and(|f| f.hit(state.attempts))
+        {
             return Err(MemoryError::Injected(state.attempts));
         }
         let free = self.available(state.used);
@@ -460,7 +466,7 @@ mod tests {
     #[test]
     fn the_chosen_allocation_fails_once() {
         let memory = memory(MemoryConfig {
-            fail_alloc: Some(2),
+            fail_alloc: Faults::parse("2"),
             ..config(1 << 20)
         });
         memory.allocate(1).expect("the first");

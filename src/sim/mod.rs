@@ -21,6 +21,7 @@ mod compute;
 mod counters;
 mod device;
 mod event;
+mod faults;
 mod guard;
 mod memory;
 mod pins;
@@ -37,6 +38,7 @@ use crate::ffi;
 use device::Device;
 
 pub use counters::{EntryKind, SimCounters, TimelineEntry};
+pub use faults::Faults;
 pub use pins::PinError;
 pub use spec::{PinPolicy, SimSpec, SpecError};
 

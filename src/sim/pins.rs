@@ -41,6 +41,15 @@ pub enum PinError {
         /// Its length in bytes.
         len: usize,
     },
+    /// The specification says `unpin=off`.
+    #[error("the simulated GPU does not release the page-locked memory at {address:#x} because the specification says so (unpin)")]
+    Kept {
+        /// Where the range begins.
+        address: usize,
+    },
+    /// The device is gone.
+    #[error("the simulated GPU is gone: it page-locks nothing")]
+    Gone,
     /// Not the start and length of a locked range.
     #[error("the {len} bytes of host memory at {address:#x} are not a range that was page-locked")]
     NotLocked {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use crate::size::{ByteSize, ParseSizeError};
 
+use super::faults::Faults;
+
 /// The most memory a simulated GPU may have: its address space is reserved several times over.
 const MAX_VRAM: u64 = 4 << 40;
 
@@ -57,10 +59,16 @@ pub struct SimSpec {
     pub pin: PinPolicy,
     /// Bytes that are in use from the start, as by a driver's context.
     pub context: u64,
-    /// This allocation of device memory fails, counted from 1.
-    pub fail_alloc: Option<u64>,
+    /// Allocations of device memory that fail, counted from 1.
+    pub fail_alloc: Option<Faults>,
+    /// Events that cannot be made, counted from 1.
+    pub fail_event: Option<Faults>,
     /// This asynchronous copy fails, counted from 1, and takes the device down with it.
     pub fail_copy: Option<u64>,
+    /// After so many operations (allocations, copies, graphs, events, streams) the device is gone.
+    pub lost: Option<u64>,
+    /// Whether page-locked memory is released when it is asked for. Off, it stays locked.
+    pub unpin: bool,
     /// Whether memory that is not yet filled, or not any more, reads as NaN.
     pub poison: bool,
     /// Freeing memory waits until the streams are idle, as CUDA's does. Off, whoever still uses it reads what is gone.
@@ -138,7 +146,7 @@ pub enum SpecError {
     },
 }
 
-const KEYS: &str = "vram, pcie, pageable, flops, membw, launch, cpu, granularity, seed, delay, pin, context, failalloc, failcopy, poison, freewait";
+const KEYS: &str = "vram, pcie, pageable, flops, membw, launch, cpu, granularity, seed, delay, pin, context, failalloc, failevent, failcopy, lost, unpin, poison, freewait";
 
 impl SimSpec {
     /// A card with this many bytes of memory and defaults for the rest.
@@ -157,7 +165,10 @@ impl SimSpec {
             pin: PinPolicy::Unlimited,
             context: 0,
             fail_alloc: None,
+            fail_event: None,
             fail_copy: None,
+            lost: None,
+            unpin: true,
             poison: true,
             free_waits: true,
         }
@@ -214,8 +225,11 @@ impl SimSpec {
             "delay" => self.delay_us = duration_ns(key, value, 1_000)?.div_ceil(1_000),
             "pin" => self.pin = pin_policy(key, value)?,
             "context" => self.context = size(key, value)?,
-            "failalloc" => self.fail_alloc = Some(number(key, value, 1)?),
+            "failalloc" => self.fail_alloc = Some(faults(key, value)?),
+            "failevent" => self.fail_event = Some(faults(key, value)?),
             "failcopy" => self.fail_copy = Some(number(key, value, 1)?),
+            "lost" => self.lost = Some(number(key, value, 0)?),
+            "unpin" => self.unpin = switch(key, value)?,
             "poison" => self.poison = switch(key, value)?,
             "freewait" => self.free_waits = switch(key, value)?,
             _ => return Err(SpecError::UnknownKey(key.to_owned())),
@@ -285,6 +299,14 @@ fn number(key: &str, value: &str, least: u64) -> Result<u64, SpecError> {
             value: value.to_owned(),
             least,
         })
+}
+
+fn faults(key: &str, value: &str) -> Result<Faults, SpecError> {
+    Faults::parse(value).ok_or_else(|| SpecError::Number {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        least: 1,
+    })
 }
 
 fn switch(key: &str, value: &str) -> Result<bool, SpecError> {
@@ -389,7 +411,8 @@ mod tests {
     #[test]
     fn every_property_is_read() {
         let text = "vram=8G, pcie=12.5G,pageable=3G,flops=80T,membw=1.2T,launch=5us,cpu=40G,granularity=2M,\
-                    seed=7,delay=500,pin=1G,context=300M,failalloc=3,failcopy=4,poison=off,freewait=off";
+                    seed=7,delay=500,pin=1G,context=300M,failalloc=3+,failevent=2,failcopy=4,lost=9,unpin=off,\
+                    poison=off,freewait=off";
         let spec = SimSpec::parse(text).expect("all properties at once");
         let expected = SimSpec {
             vram: 8 << 30,
@@ -404,8 +427,11 @@ mod tests {
             delay_us: 500,
             pin: PinPolicy::Limited(1 << 30),
             context: 300 << 20,
-            fail_alloc: Some(3),
+            fail_alloc: Faults::parse("3+"),
+            fail_event: Faults::parse("2"),
             fail_copy: Some(4),
+            lost: Some(9),
+            unpin: false,
             poison: false,
             free_waits: false,
         };
@@ -470,6 +496,8 @@ mod tests {
             ("vram=1G,delay=5min", "'5min' is no duration"),
             ("vram=1G,seed=x", "'x' is no whole number"),
             ("vram=1G,failcopy=0", "'0' is no whole number above 0"),
+            ("vram=1G,failalloc=2-", "'2-' is no whole number above 0"),
+            ("vram=1G,lost=soon", "'soon' is no whole number"),
             ("vram=1G,poison=yes", "'yes' is neither on nor off"),
             (
                 "vram=1G,pin=some",

@@ -48,6 +48,8 @@ pub(super) enum Command {
         to: *mut u8,
         from: *const u8,
         len: usize,
+        /// What a failed device fills the target with.
+        when_lost: u8,
     },
     Copy {
         to: *mut u8,
@@ -164,7 +166,9 @@ impl Stream {
             let staged = staged(&command);
             let done = catch_unwind(AssertUnwindSafe(|| self.execute(command, &mut delays)));
             if done.is_err() {
-                self.device.fail("a command of a simulated stream panicked");
+                self.device
+                    .health
+                    .fail("a command of a simulated stream panicked");
             }
             let mut queue = self.queue.lock();
             queue.busy = false;
@@ -201,19 +205,23 @@ impl Stream {
         match command {
             Command::Signal(fence) => fence.signal(),
             Command::Wait(fence) => fence.wait(),
+            // SAFETY: the target is as long as the submitter said, and stays so until the stream is drained.
+            Command::Download {
+                to, len, when_lost, ..
+            } if dead => unsafe { ptr::write_bytes(to, when_lost, len) },
             _ if dead => {}
             Command::Upload { to, from } => match &from {
                 Source::Staged(bytes) => copy(to, bytes.as_ptr(), bytes.len(), delays),
                 Source::Host(from, len) => copy(to, *from, *len, delays),
             },
-            Command::Download { to, from, len } | Command::Copy { to, from, len } => {
+            Command::Download { to, from, len, .. } | Command::Copy { to, from, len } => {
                 copy(to, from, len, delays);
             }
             Command::Graph { mut graph, threads } => {
                 let pieces = delays.pieces(graph.len());
                 let result = graph.compute(threads, &pieces, || delays.pause());
                 if let Err(error) = result {
-                    self.device.fail(&error.to_string());
+                    self.device.health.fail(&error.to_string());
                 }
             }
         }

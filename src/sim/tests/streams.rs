@@ -212,8 +212,16 @@ fn a_failed_copy_takes_the_device_down_until_it_is_revived() {
     assert!(reason.contains("failcopy"), "{reason}");
     lane.set(tensors.all[0], &values(3.0));
     lane.synchronize();
-    assert_eq!(peek(tensors.all[0])[0], 1.0, "a dead device does nothing");
+    assert!(
+        peek(tensors.all[0])[0].is_nan(),
+        "a dead device tells nothing"
+    );
+    let mut read = values(5.0);
+    lane.get(tensors.all[0], &mut read);
+    lane.synchronize();
+    assert!(read[0].is_nan());
     revive(card.handle);
+    assert_eq!(peek(tensors.all[0])[0], 1.0, "a dead device does nothing");
     lane.set(tensors.all[0], &values(4.0));
     lane.synchronize();
     assert_eq!(peek(tensors.all[0])[0], 4.0);

@@ -1,0 +1,234 @@
+//! What a player does. Without pipeshard the same lines come from stock llama.cpp.
+
+use crate::driver::{load_backends, model_path, report, say, set_budget, Batch, Context, Model};
+use pipeshard::ffi;
+use std::ffi::CString;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+pub fn play(scenario: &str) {
+    match scenario {
+        "rounds" => rounds(),
+        "threads" => threads(),
+        "file" => file(),
+        "handshake" => handshake(),
+        "two-copies" => two_copies(),
+        other => panic!("no scenario '{other}'"),
+    }
+}
+
+/// Two rounds of: load, a context, a prompt, some tokens, another prompt, and all freed. A batch that fails is tried once more;
+/// a round ends where that fails too.
+fn rounds() {
+    load_backends();
+    for round in 0..2 {
+        let Some(model) = Model::load(&model_path()) else {
+            say(&format!("{round} no-model"));
+            continue;
+        };
+        let Some(context) = model.context() else {
+            say(&format!("{round} no-context"));
+            continue;
+        };
+        one_round(round, &context);
+        if let Some(report) = report() {
+            say(&format!("{round} errors {}", report.errors.join("; ")));
+        }
+    }
+    say("end");
+}
+
+fn one_round(round: u32, context: &Context) {
+    for (seed, count) in [(1, 33), (2, 40)] {
+        context.clear();
+        let mut tokens = context.prompt(seed, count);
+        for step in 0..3 {
+            let mut batch = context.decode(&tokens);
+            if let Batch::Failed(code) = batch {
+                say(&format!("{round} {seed}.{step} failed {code}"));
+                batch = context.decode(&tokens);
+            }
+            match batch {
+                Batch::Logits(hash, next) => {
+                    say(&format!("{round} {seed}.{step} logits {hash:016x}"));
+                    tokens = vec![next];
+                }
+                Batch::NotANumber => {
+                    say(&format!("{round} {seed}.{step} nan"));
+                    return;
+                }
+                Batch::Failed(code) => {
+                    say(&format!("{round} {seed}.{step} failed {code}"));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Two threads drive two contexts each, while a third changes the budget all the time.
+fn threads() {
+    load_backends();
+    let model = Model::load(&model_path()).expect("a model");
+    let contexts: Vec<Context> = (0..4)
+        .map(|_| model.context().expect("a context"))
+        .collect();
+    // once each, so that all compute buffers are there and the smallest budget is known
+    for context in &contexts {
+        assert!(matches!(
+            context.decode(&context.prompt(9, 33)),
+            Batch::Logits(..)
+        ));
+    }
+    let sizes = report().map_or(Vec::new(), |report| {
+        let (least, most) = (report.minimum_budget, report.peak.total);
+        assert!(least < most);
+        vec![least, most, (least + most) / 2]
+    });
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let changer = scope.spawn(|| {
+            let mut changes = 0;
+            while !done.load(Ordering::SeqCst) && !sizes.is_empty() {
+                assert!(set_budget(sizes[changes % sizes.len()]));
+                changes += 1;
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            changes
+        });
+        let drivers: Vec<_> = contexts
+            .chunks(2)
+            .enumerate()
+            .map(|(thread, pair)| {
+                let pair: Vec<&Context> = pair.iter().collect();
+                scope.spawn(move || drive(thread, &pair))
+            })
+            .collect();
+        let lines: Vec<String> = drivers
+            .into_iter()
+            .flat_map(|d| d.join().expect("a driver"))
+            .collect();
+        lines.iter().for_each(|line| say(line));
+        done.store(true, Ordering::SeqCst);
+        assert!(changer.join().expect("a changer") > 3 || sizes.is_empty());
+    });
+    if let Some(report) = report() {
+        say(&format!(
+            "report recarvings {} errors {}",
+            report.recarvings,
+            report.errors.join("; ")
+        ));
+    }
+}
+
+fn drive(thread: usize, contexts: &[&Context]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for round in 0..3 {
+        let mut tokens: Vec<Vec<i32>> = Vec::new();
+        for (index, context) in contexts.iter().enumerate() {
+            context.clear();
+            tokens.push(context.prompt((thread * 10 + index * 3 + round) as u32, 33));
+        }
+        for step in 0..6 {
+            for (index, context) in contexts.iter().enumerate() {
+                let batch = context.decode(&tokens[index]);
+                lines.push(format!("{thread}.{index}.{round}.{step} {batch:?}"));
+                if let Batch::Logits(_, next) = batch {
+                    tokens[index] = vec![next];
+                }
+            }
+        }
+    }
+    lines
+}
+
+/// The model's file changes while it is mapped. `FAULTS_FILE` says how.
+fn file() {
+    load_backends();
+    let path = model_path();
+    let model = Model::load(&path).expect("a model");
+    let context = model.context().expect("a context");
+    let bytes = std::fs::metadata(&path).expect("the model").len();
+    one_round(0, &context);
+    // copies ahead for a batch that never comes are made
+    std::thread::sleep(Duration::from_millis(200));
+    let what = std::env::var("FAULTS_FILE").expect("what to do with the file");
+    let whole = std::fs::read(&path).expect("the model");
+    match what.as_str() {
+        "delete" => std::fs::remove_file(&path).expect("ours"),
+        "replace" => {
+            let other = format!("{path}.other");
+            std::fs::write(&other, b"something else").expect("ours");
+            std::fs::rename(&other, &path).expect("ours");
+        }
+        "shrink" => {
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .expect("ours");
+            file.set_len(bytes / 2).expect("ours");
+        }
+        other => panic!("no way to change a file: '{other}'"),
+    }
+    say("changed");
+    one_round(1, &context);
+    if what == "shrink" {
+        std::fs::write(&path, whole).expect("ours");
+        say("restored");
+        one_round(2, &context);
+    }
+    if let Some(report) = report() {
+        say(&format!("errors {}", report.errors.join("; ")));
+    }
+    drop(context);
+    drop(model);
+    say("end");
+}
+
+/// Tables of callbacks that are not of this build are refused, and what was attached stays so.
+fn handshake() {
+    load_backends();
+    // SAFETY: tables are copies of the one that is attached, and live for the life of the process.
+    unsafe {
+        let attached = ffi::ggml_sched_hook_get();
+        assert!(!attached.is_null());
+        let id = CString::new("another build").expect("no NUL");
+        let (mut abi, mut table, mut tensor, mut build) =
+            (*attached, *attached, *attached, *attached);
+        abi.abi += 1;
+        table.table_size -= 8;
+        tensor.tensor_size += 16;
+        build.build_id = id.as_ptr();
+        for wrong in [abi, table, tensor, build] {
+            assert!(!ffi::ggml_sched_hook_set(Box::leak(Box::new(wrong))));
+            assert_eq!(ffi::ggml_sched_hook_get(), attached);
+        }
+        assert!(ffi::ggml_sched_hook_set(attached));
+    }
+    let model = Model::load(&model_path()).expect("a model");
+    one_round(0, &model.context().expect("a context"));
+    say("end");
+}
+
+/// The library again, and a copy of it.
+fn two_copies() {
+    load_backends();
+    let library = std::env::var("PIPESHARD_LIBRARY").expect("the library under test");
+    let copy = std::env::var("FAULTS_COPY").expect("a copy of it");
+    let load = |path: &str| {
+        let path = CString::new(path).expect("a path");
+        // SAFETY: the path is valid.
+        unsafe { ffi::ggml_backend_load(path.as_ptr()) }
+    };
+    // SAFETY: no preconditions.
+    let attached = unsafe { ffi::ggml_sched_hook_get() };
+    assert!(!attached.is_null());
+    load(&library);
+    load_backends();
+    assert!(load(&copy).is_null(), "a second provider");
+    // SAFETY: no preconditions.
+    assert_eq!(unsafe { ffi::ggml_sched_hook_get() }, attached);
+    let model = Model::load(&model_path()).expect("a model");
+    one_round(0, &model.context().expect("a context"));
+    say("end");
+}
