@@ -38,6 +38,10 @@ pub struct Debug {
     pub rewrite: bool,
     /// Page-lock in steps of this many bytes (`PIPESHARD_DEBUG_LOCK_STEP`).
     pub lock_step: Option<u64>,
+    /// Stream experts from this many rows on (`PIPESHARD_DEBUG_EXPERT_ROWS`).
+    pub expert_rows: Option<u32>,
+    /// Fetch chosen experts only while at most this share of them is expected (`PIPESHARD_DEBUG_CHOSEN_PERCENT`).
+    pub chosen_percent: Option<u32>,
 }
 
 /// A setting that makes no sense.
@@ -89,6 +93,10 @@ impl Config {
                 expected,
             }
         };
+        let number = |variable: &'static str| {
+            let parse = |v: String| v.parse().map_err(|_| bad(variable, "a whole number")(v));
+            get(variable).map(parse).transpose()
+        };
         Ok(Config {
             attach: on("LLAMA_ARG_PIPESHARD"),
             budget: get("LLAMA_ARG_PIPESHARD_VRAM")
@@ -109,7 +117,7 @@ impl Config {
                         DroppedWait::parse(&v).ok_or_else(|| {
                             bad(
                                 "PIPESHARD_DEBUG_DROP_WAIT",
-                                "filled, read, upload, drain, staging",
+                                "filled, read, upload, drain, staging, choice",
                             )(v)
                         })
                     })
@@ -125,6 +133,8 @@ impl Config {
                 lock_step: get("PIPESHARD_DEBUG_LOCK_STEP")
                     .map(|v| size("PIPESHARD_DEBUG_LOCK_STEP", v))
                     .transpose()?,
+                expert_rows: number("PIPESHARD_DEBUG_EXPERT_ROWS")?,
+                chosen_percent: number("PIPESHARD_DEBUG_CHOSEN_PERCENT")?,
             },
         })
     }

@@ -9,6 +9,7 @@
 //! | [`admission`] | KV placement, compute buffers, the budget |
 //! | [`placement`] | a graph about to be split: who computes what, from which copy of the weights |
 //! | [`pass`] | a pass: copies ahead of their use, waits, counts |
+//! | [`routing`] | which experts a batch has chosen |
 //! | [`pools`] | what the device's backend takes on its own account |
 //! | [`outcome`] | the report |
 //! | [`rewrite`] | graph rewrites |
@@ -23,5 +24,6 @@ pub mod pass;
 pub mod placement;
 pub mod pools;
 pub mod rewrite;
+pub mod routing;
 pub mod runtime;
 pub mod table;

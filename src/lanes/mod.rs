@@ -6,5 +6,6 @@
 
 pub mod copy;
 pub mod device;
+pub mod experts;
 pub mod host_memory;
 pub mod ring;

@@ -340,31 +340,44 @@ fn ids(input: &PlanInput, wanted: impl Fn(UnitClass) -> bool) -> Vec<UnitId> {
 }
 
 fn tiers(input: &PlanInput, residents: &[UnitId], ring: &Ring) -> Vec<Tier> {
-    let mut decode = vec![Placement::Host; input.units.len()];
+    let mut resident = vec![Placement::Host; input.units.len()];
     for id in residents {
-        decode[id.index()] = Placement::Resident;
+        resident[id.index()] = Placement::Resident;
     }
-    let mut prompt = decode.clone();
-    for (id, _) in ring.groups.iter().flat_map(|group| &group.units) {
-        prompt[id.index()] = Placement::Streamed;
-    }
-    let first = input.stream_min_rows.max(1);
-    let mut tiers = Vec::new();
-    if first > 1 {
-        tiers.push(Tier {
-            name: "decode".to_owned(),
-            min_rows: 1,
-            max_rows: Some(first - 1),
-            placements: decode,
-        });
-    }
-    tiers.push(Tier {
-        name: "prompt".to_owned(),
-        min_rows: first,
-        max_rows: None,
-        placements: prompt,
-    });
-    tiers
+    let members = ring.groups.iter().flat_map(|group| &group.units);
+    let streamed: Vec<UnitId> = members.map(|&(id, _)| id).collect();
+    let min_rows = |id: &UnitId| {
+        let own = match input.units[id.index()].class {
+            UnitClass::Experts => input.expert_min_rows,
+            _ => None,
+        };
+        own.unwrap_or(input.stream_min_rows).max(1)
+    };
+    let mut starts: Vec<u32> = streamed.iter().map(min_rows).collect();
+    // the tiers are the same ones where nothing is streamed
+    starts.extend([1, input.stream_min_rows.max(1)]);
+    starts.sort_unstable();
+    starts.dedup();
+    let last = starts.len() - 1;
+    let tier = |(index, &start): (usize, &u32)| {
+        let mut placements = resident.clone();
+        for id in streamed.iter().filter(|id| min_rows(id) <= start) {
+            placements[id.index()] = Placement::Streamed;
+        }
+        Tier {
+            name: match index {
+                _ if index == last => "prompt",
+                0 => "decode",
+                _ => "batch",
+            }
+            .to_owned(),
+            min_rows: start,
+            max_rows: starts.get(index + 1).map(|next| next - 1),
+            placements,
+            chosen_percent: input.chosen_percent,
+        }
+    };
+    starts.iter().enumerate().map(tier).collect()
 }
 
 /// Refuses settings that make no sense, and sizes whose sums might not fit 64 bits: no sum that

@@ -9,6 +9,7 @@ mod types;
 mod write;
 
 pub use types::{
-    HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements, REPORT_SCHEMA_VERSION,
+    ExpertCounts, HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements,
+    REPORT_SCHEMA_VERSION,
 };
 pub use write::ReportError;
