@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{synthetic, Eval, MIB};
+use common::{synthetic, Eval, MANY_EXPERTS, MIB};
 
 /// Seeds that are tried until the loss of a wait shows.
 const SEEDS: u64 = 5;
@@ -67,6 +67,32 @@ fn a_group_is_not_overwritten_before_it_was_read() {
     let budget = streamed(&eval);
     assert_needed("read", &eval, |seed| {
         let delays = format!("delay=200,seed={seed}");
+        eval.clone().within(budget, &delays)
+    });
+}
+
+fn chosen_experts(tokens: u32) -> Eval {
+    Eval::of(&synthetic("tiny-qwen3moe", MANY_EXPERTS))
+        .prompts(&[tokens])
+        .generate(1)
+}
+
+#[test]
+fn compute_waits_until_chosen_experts_are_there() {
+    let eval = chosen_experts(32);
+    let budget = streamed(&eval);
+    assert_needed("filled", &eval, |seed| {
+        let delays = format!("delay=3000,seed={seed}");
+        eval.clone().within(budget, &delays)
+    });
+}
+
+#[test]
+fn the_host_waits_until_it_knows_which_experts_were_chosen() {
+    let eval = chosen_experts(32);
+    let budget = streamed(&eval);
+    assert_needed("choice", &eval, |seed| {
+        let delays = format!("delay=1000,seed={seed}");
         eval.clone().within(budget, &delays)
     });
 }

@@ -9,8 +9,8 @@ pub mod unit;
 
 use crate::lanes::copy::{Copier, CopyTask, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
-use crate::lanes::ring::{CopyLane, GroupId, Place, Ring};
-use crate::plan::{Chunk, Location, Plan};
+use crate::lanes::ring::{CopyLane, Experts, GroupId, Place, Ring};
+use crate::plan::{Chunk, Location, Plan, StreamGroup};
 use crate::size::ByteSize;
 use crate::trace::record::{GroupName, HostWork};
 use crate::trace::Recorder;
@@ -50,6 +50,17 @@ struct Group {
     bytes: u64,
 }
 
+/// What became of experts that batches have chosen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ExpertCounters {
+    /// Experts copied, counted per tensor.
+    pub copied: u64,
+    /// Experts that were still in place.
+    pub reused: u64,
+    /// Bytes that copies of the whole tensors would have moved beside.
+    pub bytes_saved: u64,
+}
+
 /// The ring of slots: one allocation, the streamed groups with their places and events.
 struct RingMemory {
     buffer: Buffer,
@@ -66,6 +77,7 @@ pub struct Arena {
     uploaded_bytes: u64,
     streamed_bytes: u64,
     group_copies: u64,
+    experts: ExpertCounters,
     /// Stalls of rings that are gone.
     past_stalls: u64,
     /// Writes down what the copy lane is given.
@@ -87,6 +99,7 @@ impl Arena {
             uploaded_bytes: 0,
             streamed_bytes: 0,
             group_copies: 0,
+            experts: ExpertCounters::default(),
             past_stalls: 0,
             trace: Recorder::default(),
         }
@@ -105,6 +118,11 @@ impl Arena {
     /// Copies of streamed groups since the arena was made.
     pub fn group_copies(&self) -> u64 {
         self.group_copies
+    }
+
+    /// What was fetched of chosen experts since the arena was made.
+    pub fn experts(&self) -> ExpertCounters {
+        self.experts
     }
 
     /// Bytes of residents' chunks.
@@ -250,10 +268,16 @@ impl Arena {
                 bytes: g.bytes,
             })
             .collect();
+        let mut ring = Ring::new(&places);
+        for (index, group) in plan.ring.groups.iter().enumerate() {
+            if let Some(experts) = stacked_experts(group, units) {
+                ring.stack(index, experts);
+            }
+        }
         Ok(RingMemory {
             buffer,
             groups,
-            ring: Ring::new(&places),
+            ring,
         })
     }
 
@@ -284,6 +308,7 @@ impl Arena {
             compute,
             streamed: &mut self.streamed_bytes,
             copies: &mut self.group_copies,
+            experts: &mut self.experts,
         };
         Some((&mut memory.ring, lanes))
     }
@@ -302,7 +327,20 @@ pub struct Lanes<'a> {
     compute: crate::ffi::ggml_backend_t,
     streamed: &'a mut u64,
     copies: &'a mut u64,
+    experts: &'a mut ExpertCounters,
 }
+
+/// How many experts a group consists of, if it is a tensor of stacked experts and nothing else.
+pub fn stacked_experts(group: &StreamGroup, units: &[LoadedUnit]) -> Option<u32> {
+    match group.units[..] {
+        [(id, _)] => units[id.index()].experts(),
+        _ => None,
+    }
+}
+
+/// Kernels for quantised rows read up to this many bytes past the end of an expert, and must not find a NaN there: behind a
+/// chosen expert so much of the next one is copied.
+const READ_PAST_EXPERT: usize = 512;
 
 // SAFETY of the calls below: `compute` is the backend that the scheduler passed to the hook for the split being submitted,
 // alive during the call; the copy lane's stream and the events belong to the same device and to live values.
@@ -330,6 +368,35 @@ impl CopyLane for Lanes<'_> {
             group.filled.record(stream);
             self.trace.group_copied(begin, stream, id, group.bytes);
         }
+        true
+    }
+
+    fn copy_experts(&mut self, group: GroupId, experts: &Experts) -> bool {
+        let group = &self.groups[group];
+        let Some(task) = group.tasks.first() else {
+            return false;
+        };
+        let slice = task.bytes / experts.wanted.of().max(1) as usize;
+        let (mut copied, mut bytes) = (0, 0);
+        for run in experts.wanted.missing(&experts.in_place) {
+            copied += u64::from(run.end - run.start);
+            let behind = match experts.in_place.contains(run.end) {
+                true => 0,
+                false => READ_PAST_EXPERT,
+            };
+            let start = run.start as usize * slice;
+            let end = (run.end as usize * slice + behind).min(task.bytes);
+            bytes += (end - start) as u64;
+            // SAFETY: as in `copy`.
+            unsafe { self.copier.submit_range(task, start..end) };
+        }
+        *self.streamed += bytes;
+        *self.copies += u64::from(copied > 0);
+        self.experts.copied += copied;
+        self.experts.reused += u64::from(experts.wanted.len()) - copied;
+        self.experts.bytes_saved += group.bytes.saturating_sub(bytes);
+        // SAFETY: see above.
+        unsafe { group.filled.record(self.copier.stream().raw()) };
         true
     }
 

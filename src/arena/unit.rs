@@ -65,6 +65,13 @@ impl LoadedUnit {
         self.bytes
     }
 
+    /// How many experts are stacked in it, one after the other; none for a tensor of another kind.
+    pub fn experts(&self) -> Option<u32> {
+        let (ne, nb) = (self.device.ne, self.device.nb);
+        let experts = u32::try_from(ne[2]).ok().filter(|&n| n > 1 && ne[3] == 1)?;
+        (nb[2].checked_mul(experts as usize) == Some(self.bytes)).then_some(experts)
+    }
+
     /// Notes whether the host memory is page-locked, and at which offsets one locked range ends and the next begins.
     pub fn set_pinned(&mut self, pinned: bool, seams: Box<[usize]>) {
         self.pinned = pinned;

@@ -54,6 +54,10 @@ pub struct Debug {
     pub lock_step: Option<u64>,
     /// A call of a callback that panics (`PIPESHARD_DEBUG_PANIC`).
     pub panic_at: Option<PanicAt>,
+    /// Stream experts from this many rows on (`PIPESHARD_DEBUG_EXPERT_ROWS`).
+    pub expert_rows: Option<u32>,
+    /// Fetch chosen experts only while at most this share of them is expected (`PIPESHARD_DEBUG_CHOSEN_PERCENT`).
+    pub chosen_percent: Option<u32>,
 }
 
 /// A setting that makes no sense.
@@ -105,6 +109,10 @@ impl Config {
                 expected,
             }
         };
+        let number = |variable: &'static str| {
+            let parse = |v: String| v.parse().map_err(|_| bad(variable, "a whole number")(v));
+            get(variable).map(parse).transpose()
+        };
         Ok(Config {
             attach: on("LLAMA_ARG_PIPESHARD"),
             budget: get("LLAMA_ARG_PIPESHARD_VRAM")
@@ -134,7 +142,7 @@ impl Config {
                         DroppedWait::parse(&v).ok_or_else(|| {
                             bad(
                                 "PIPESHARD_DEBUG_DROP_WAIT",
-                                "filled, read, upload, drain, staging",
+                                "filled, read, upload, drain, staging, choice",
                             )(v)
                         })
                     })
@@ -164,6 +172,8 @@ impl Config {
                         })
                     })
                     .transpose()?,
+                expert_rows: number("PIPESHARD_DEBUG_EXPERT_ROWS")?,
+                chosen_percent: number("PIPESHARD_DEBUG_CHOSEN_PERCENT")?,
             },
         })
     }

@@ -12,6 +12,7 @@
 //! | [`placement`] | a graph about to be split: who computes what, from which copy of the weights |
 //! | [`pass`] | a pass: copies ahead of their use, waits, counts |
 //! | [`traced`] | the same steps, with notes for a trace |
+//! | [`routing`] | which experts a batch has chosen |
 //! | [`pools`] | what the device's backend takes on its own account |
 //! | [`outcome`] | the report |
 //! | [`rewrite`] | graph rewrites |
@@ -27,6 +28,7 @@ pub mod pass;
 pub mod placement;
 pub mod pools;
 pub mod rewrite;
+pub mod routing;
 pub mod runtime;
 pub mod table;
 pub mod traced;

@@ -6,7 +6,8 @@ use super::{log, table};
 use crate::ffi;
 use crate::plan::{Placement, Unit, UnitClass};
 use crate::report::{
-    HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements, PROMPT_ROWS,
+    ExpertCounts, HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements,
+    PROMPT_ROWS,
 };
 use crate::sim;
 use crate::trace::summary::summary;
@@ -112,6 +113,11 @@ impl Outcome {
         }
     }
 
+    /// The host waited so many times for the router's choice.
+    pub fn count_choices(&mut self, waits: u64) {
+        self.host_waits.expert_choices += waits;
+    }
+
     fn unit_counts(&self, tier: usize) -> UnitCounts {
         let count = |p: Placement| self.seen[tier].iter().filter(|&&s| s == Some(p)).count() as u64;
         UnitCounts {
@@ -199,6 +205,11 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         errors: outcome.errors.clone(),
         contexts: outcome.contexts,
         models: outcome.models,
+        experts: arena.map_or_else(Default::default, |a| ExpertCounts {
+            copied: a.experts().copied,
+            reused: a.experts().reused,
+            bytes_saved: a.experts().bytes_saved,
+        }),
         staged_bytes: copies.staged_bytes,
         recarvings: outcome.recarvings,
         rewritten_nodes: outcome.rewritten_nodes,

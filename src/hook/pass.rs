@@ -1,12 +1,13 @@
 //! A pass: the splits of one graph, submitted in order.
 //!
 //! What runs here runs for every split of every token. It allocates nothing and waits for nothing but another scheduler's
-//! pass being submitted on another thread.
+//! pass being submitted on another thread, and for the choice of experts where only those are fetched.
 
 use super::log;
 use super::runtime::Runtime;
 use crate::arena::unit::LoadedUnit;
 use crate::ffi;
+use crate::lanes::copy::DroppedWait;
 use crate::lanes::device::Event;
 use crate::lanes::mapped_file::Shrunk;
 use crate::lanes::ring::RingError;
@@ -30,6 +31,19 @@ pub enum PassError {
     /// A callback panicked before.
     #[error("nothing is computed after an internal error")]
     Broken,
+    /// The router's choice is not where it should be.
+    #[error("which experts were chosen cannot be read back: the router's result has no memory")]
+    NoChoice,
+    /// The router's choice makes no sense.
+    #[error(
+        "the router chose expert {expert} of {experts}; the device's results cannot be trusted"
+    )]
+    NoSuchExpert {
+        /// What was read back.
+        expert: i32,
+        /// How many there are.
+        experts: u32,
+    },
 }
 
 impl Runtime {
@@ -68,6 +82,7 @@ impl Runtime {
                 ring.change_reader(&mut lanes);
             }
             ring.begin_pass(&entry.graph.uses);
+            entry.graph.routings.announce(ring);
             ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
         }
         Ok(())
@@ -80,17 +95,31 @@ impl Runtime {
         split: usize,
         backend: ffi::ggml_backend_t,
     ) -> Result<(), PassError> {
-        let Some(entry) = self.scheds.get(&sched) else {
+        let splits = self.scheds.get(&sched).map(|entry| &entry.graph.splits);
+        if splits.and_then(|s| s.get(split)).is_none_or(Vec::is_empty) {
             return Ok(());
-        };
-        let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
-            return Ok(());
-        };
+        }
         self.check_sources(sched)?;
+        let Some(entry) = self.scheds.get_mut(&sched) else {
+            return Ok(());
+        };
+        let groups = &entry.graph.splits[split];
         let (Some(arena), Some(copier)) = (&mut self.arena, &mut self.copier) else {
             return Ok(());
         };
+        let wait = copier.dropped != Some(DroppedWait::Choice);
         if let Some((ring, mut lanes)) = arena.pipeline(copier, backend) {
+            let (raw, routings) = (
+                sched as ffi::ggml_backend_sched_t,
+                &mut entry.graph.routings,
+            );
+            // SAFETY: the scheduler is submitting the graph that the routings were made from, split by split.
+            let waits = unsafe { self.choices.choose(raw, routings, groups, ring, wait)? };
+            if let Some(waits) = waits {
+                self.outcome.count_choices(waits);
+                // the other groups that the same choice is about are copied while this one is used
+                ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
+            }
             ring.before_split(groups, &mut lanes)
                 .map_err(PassError::Ring)?;
         }
@@ -201,6 +230,7 @@ impl Runtime {
             {
                 if let Some((ring, mut lanes)) = arena.pipeline(copier, compute) {
                     ring.begin_pass(&entry.graph.uses);
+                    entry.graph.routings.announce(ring);
                     // a refused copy shows again, and fails the pass, when a split needs it
                     let _ = ring.fill_ahead(&mut lanes);
                 }

@@ -4,7 +4,9 @@
 //! weight like any other that lies in device memory: it is no input of a split and cuts nothing. Only where a streamed
 //! group begins is a new split asked for, so that the wait for its copy stands in front of it.
 
+use super::routing::Routings;
 use super::runtime::Runtime;
+use crate::arena::stacked_experts;
 use crate::ffi;
 use crate::lanes::ring::GroupId;
 use crate::plan::{Location, Placement, Plan, UnitClass, UnitId};
@@ -33,6 +35,8 @@ pub struct SplitGraph {
     pub declined: u32,
     /// What the device's backend is expected to take from its own pool for the widest product, in bytes.
     pub pool_bytes: u64,
+    /// Which groups are read in part, by whose choice.
+    pub routings: Routings,
 }
 
 impl SplitGraph {
@@ -46,6 +50,7 @@ impl SplitGraph {
         self.carving = None;
         self.declined = 0;
         self.pool_bytes = 0;
+        self.routings.clear();
         self.fresh = true;
     }
 
@@ -87,6 +92,9 @@ struct Backends {
     device: ffi::ggml_backend_t,
     cpu: ffi::ggml_backend_t,
 }
+
+/// A weight, the number of experts stacked in it, and the indices of those that are read.
+type Choice = (*mut ffi::ggml_tensor, u32, *mut ffi::ggml_tensor);
 
 /// What the nodes of one graph are decided from.
 struct Decider<'a> {
@@ -176,13 +184,16 @@ impl Runtime {
         for &node in nodes {
             decider.count_rows(node);
         }
-        let streams = plan.tiers.last();
-        decider.streaming = streams.is_some_and(|tier| tier.contains(decider.graph.rows));
+        let tier = plan.tier(decider.graph.rows.max(1));
+        decider.streaming = tier.is_some_and(|t| t.placements.contains(&Placement::Streamed));
         for &node in nodes {
             decider.decide(node);
         }
         self.pools.expect(entry.graph.pool_bytes);
         if !measuring {
+            if let Some(device) = self.device {
+                self.choices.reserve(device, entry.graph.routings.bytes())?;
+            }
             entry.graph.carving = Some(self.carving);
             self.outcome.note_graph(&entry.graph, &self.plan_units);
         }
@@ -268,6 +279,11 @@ impl Decider<'_> {
     unsafe fn run_on_device(&mut self, node: *mut ffi::ggml_tensor, placement: Placement) {
         ffi::ggml_backend_sched_set_tensor_backend(self.backends.sched, node, self.backends.device);
         self.graph.pool_bytes = self.graph.pool_bytes.max(super::pools::bytes_for(node));
+        // what is kept in the ring is there as a whole
+        let choice = match placement {
+            Placement::Streamed => self.chosen_experts(node),
+            _ => None,
+        };
         for slot in (*node).src.iter_mut().filter(|s| !s.is_null()) {
             let Some(&id) = self.index.get(&(*slot as usize)) else {
                 continue;
@@ -277,12 +293,37 @@ impl Decider<'_> {
                 Location::Ring { group, .. } => {
                     let copied = self.streaming || placement == Placement::Streamed;
                     self.graph.group_of.insert(node as usize, (group, copied));
+                    match choice {
+                        Some((source, experts, indices)) if source == *slot => {
+                            self.graph.routings.read_chosen(group, experts, indices);
+                        }
+                        _ => self.graph.routings.read_whole(group),
+                    }
                     self.graph.bound.push((id, placement));
                 }
                 Location::Host => continue,
             }
             *slot = self.units[id.index()].device_tensor();
         }
+    }
+
+    /// If the node should fetch only chosen experts: of which weight, how many it has, and by whose choice.
+    unsafe fn chosen_experts(&self, node: *mut ffi::ggml_tensor) -> Option<Choice> {
+        let [source, _, indices, ..] = (*node).src;
+        if (*node).op != ffi::GGML_OP_MUL_MAT_ID || indices.is_null() {
+            return None;
+        }
+        let id = self.index.get(&(source as usize))?;
+        let Location::Ring { group, .. } = self.locations[id.index()] else {
+            return None;
+        };
+        let experts = stacked_experts(&self.plan.ring.groups[group], self.units)?;
+        let ([used, lists, ..], rows) = ((*indices).ne, rows(node));
+        let is_list = (*indices).type_ == ffi::GGML_TYPE_I32
+            && (lists, (*indices).ne[2], (*indices).ne[3]) == (i64::from(rows), 1, 1);
+        let tier = self.plan.tier(rows.max(1)).filter(|_| is_list)?;
+        tier.fetches_chosen(experts, u32::try_from(used).ok()?, rows)
+            .then_some((source, experts, indices))
     }
 
     /// Does the node add to or scale what the CPU computed?

@@ -5,6 +5,7 @@ use super::log;
 use super::outcome::Outcome;
 use super::placement::SplitGraph;
 use super::pools::Pools;
+use super::routing::ChoiceReader;
 use super::turns::Turns;
 use crate::arena::ledger::Ledger;
 use crate::arena::unit::LoadedUnit;
@@ -102,6 +103,8 @@ pub struct Runtime {
     pub broken: bool,
     /// How contexts are retried.
     pub retry: super::admission::Retry,
+    /// How the choice of experts comes back from the device.
+    pub choices: ChoiceReader,
     /// What happened.
     pub outcome: Outcome,
     /// When it happened, if a trace was asked for.
@@ -144,6 +147,7 @@ impl Runtime {
             turns: Turns::default(),
             broken: false,
             retry: Default::default(),
+            choices: ChoiceReader::default(),
             outcome: Outcome::default(),
             trace,
         }
@@ -272,6 +276,9 @@ impl Runtime {
     /// The planner's view of now, with `extra_scratch` bytes of compute buffers to come.
     pub fn plan_input(&self, extra_scratch: u64) -> PlanInput {
         let mut input = PlanInput::new(self.plan_units.clone(), Vec::new(), self.budget);
+        let debug = &self.config.debug;
+        input.expert_min_rows = debug.expert_rows;
+        input.chosen_percent = debug.chosen_percent.unwrap_or(input.chosen_percent);
         input.output_on_host = self.retry.output_on_host;
         input.keep_in_ring = !self.config.debug.like_stock;
         input.kv_fixed = Some(self.ledger.kv_placements());

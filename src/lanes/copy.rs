@@ -3,6 +3,7 @@
 use super::device::{Buffer, Device, Event, Memory, Stream};
 use crate::ffi;
 use std::ffi::c_void;
+use std::ops::Range;
 
 /// One copy command moves at most this many bytes, so that an activation never queues behind a whole large weight. A command
 /// costs some 10 us beside its bytes: at 4 MiB that was a seventh of the link of an H100 on PCIe 5.
@@ -27,6 +28,8 @@ pub enum DroppedWait {
     Drain,
     /// A staging slot is reused before its copy was made.
     Staging,
+    /// Chosen experts are looked at before the device has told them.
+    Choice,
 }
 
 impl DroppedWait {
@@ -38,6 +41,7 @@ impl DroppedWait {
             "upload" => DroppedWait::Upload,
             "drain" => DroppedWait::Drain,
             "staging" => DroppedWait::Staging,
+            "choice" => DroppedWait::Choice,
             _ => return None,
         })
     }
@@ -159,12 +163,21 @@ impl Copier {
     /// # Safety
     /// The task's pointers are valid, and stay so until the copy is complete.
     pub unsafe fn submit(&mut self, task: &CopyTask) {
+        self.submit_range(task, 0..task.bytes);
+    }
+
+    /// Submits the copy of a range of bytes of a weight to where they belong, and of its padding if the range is its end.
+    ///
+    /// # Safety
+    /// As for [`Copier::submit`].
+    pub unsafe fn submit_range(&mut self, task: &CopyTask, range: Range<usize>) {
         self.disturb(self.stream.raw());
         let mut seams = (*task.seams).iter().copied().peekable();
-        let mut offset = 0;
-        while offset < task.bytes {
+        let mut offset = range.start;
+        let stop = range.end.min(task.bytes);
+        while offset < stop {
             while seams.next_if(|&seam| seam <= offset).is_some() {}
-            let end = seams.peek().copied().unwrap_or(task.bytes).min(task.bytes);
+            let end = seams.peek().copied().unwrap_or(stop).min(stop);
             let source = task.host.add(offset);
             let direct = task.pinned || self.staging.is_empty();
             let most = if direct {
@@ -180,11 +193,11 @@ impl Copier {
             }
             offset += length;
         }
-        if let Some(tail) = task.tail {
+        if let Some(tail) = task.tail.filter(|_| stop == task.bytes) {
             let length = ffi::ggml_nbytes(tail).min(ZEROS_BYTES as usize);
             self.set_async(tail, self.zeros.base(), 0, length);
         }
-        self.counters.bytes += task.bytes as u64;
+        self.counters.bytes += stop.saturating_sub(range.start) as u64;
     }
 
     unsafe fn set_async(
@@ -248,7 +261,8 @@ impl Copier {
     }
 }
 
-fn host_buffer(device: Device, bytes: u64) -> Result<Buffer, String> {
+/// Host memory for transfers: page-locked where the device has some.
+pub fn host_buffer(device: Device, bytes: u64) -> Result<Buffer, String> {
     device
         .pinned_memory()
         .and_then(|pinned| Buffer::allocate(pinned, bytes))

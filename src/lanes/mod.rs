@@ -6,6 +6,7 @@
 
 pub mod copy;
 pub mod device;
+pub mod experts;
 pub mod host_memory;
 pub mod mapped_file;
 pub mod ring;

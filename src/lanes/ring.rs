@@ -10,6 +10,11 @@
 //! copy lane:     wait(readers of what lay here) → copy → record filled
 //! compute lane:  wait(filled) → split that reads it → record read
 //! ```
+//!
+//! A group of stacked experts may be filled in part: with the experts that a batch has chosen, once they are known. Then the
+//! ring remembers which are in place, and later fills fetch what is missing.
+
+use super::experts::ExpertSet;
 
 /// Index of a streamed group in the plan's ring.
 pub type GroupId = usize;
@@ -20,6 +25,9 @@ pub trait CopyLane {
     fn wait_until_read(&mut self, group: GroupId);
     /// Submits the copy of `group` into its place and records that it is filled. False when the copy could not be submitted.
     fn copy(&mut self, group: GroupId) -> bool;
+    /// Submits the copy of the experts of `group` that are wanted and not in place, and records that it is filled. False when
+    /// a copy could not be submitted.
+    fn copy_experts(&mut self, group: GroupId, experts: &Experts) -> bool;
     /// The compute lane waits until `group` is filled.
     fn compute_waits_until_filled(&mut self, group: GroupId);
     /// Records that the splits submitted so far have read `group`.
@@ -48,12 +56,31 @@ pub enum RingError {
     Conflict(GroupId),
     /// The copy lane refused the copy.
     CopyFailed(GroupId),
+    /// Nobody has said which of the group's experts the split reads.
+    NotChosen(GroupId),
+}
+
+/// The experts of a group that is one tensor of stacked experts.
+#[derive(Debug, Clone)]
+pub struct Experts {
+    /// Chosen by the current pass.
+    pub wanted: ExpertSet,
+    /// In place, or on their way there.
+    pub in_place: ExpertSet,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
-    /// The group's bytes are in its place, or on their way there.
+    /// The group's bytes are in its place, or on their way there: all of them, unless it is `partial`.
     filled: bool,
+    /// Only the experts that are noted as in place are.
+    partial: bool,
+    /// The current pass wants chosen experts only.
+    choosy: bool,
+    /// It is known which.
+    chosen: bool,
+    /// They have been asked for.
+    settled: bool,
     /// A split has read it since it was filled.
     read: bool,
     /// Splits of the current pass that have not been submitted yet and read it.
@@ -67,6 +94,8 @@ struct State {
 pub struct Ring {
     conflicts: Vec<Vec<GroupId>>,
     states: Vec<State>,
+    /// The experts of groups that consist of such; others are always copied as a whole.
+    experts: Vec<Option<Experts>>,
     /// The current pass's groups in order of first use.
     sequence: Vec<GroupId>,
     next: usize,
@@ -89,10 +118,19 @@ impl Ring {
         Ring {
             conflicts,
             states: vec![State::default(); places.len()],
+            experts: vec![None; places.len()],
             sequence: Vec::with_capacity(places.len()),
             next: 0,
             stalls: 0,
         }
+    }
+
+    /// Says that `group` is a tensor of so many stacked experts.
+    pub fn stack(&mut self, group: GroupId, experts: u32) {
+        self.experts[group] = Some(Experts {
+            wanted: ExpertSet::none(experts),
+            in_place: ExpertSet::none(experts),
+        });
     }
 
     /// Copies that had to be submitted only when a split asked for them, since the ring was made.
@@ -105,6 +143,9 @@ impl Ring {
     pub fn begin_pass(&mut self, uses: &[(GroupId, u32)]) {
         for state in &mut self.states {
             state.uses_left = 0;
+            state.choosy = false;
+            state.chosen = false;
+            state.settled = false;
         }
         self.sequence.clear();
         for (position, &(group, count)) in uses.iter().enumerate() {
@@ -113,6 +154,48 @@ impl Ring {
             self.states[group].position = position;
         }
         self.next = 0;
+    }
+
+    /// Says, behind [`Ring::begin_pass`], that the pass reads only some experts of `group` and will say which by
+    /// [`Ring::choose`]. The group must have been [stacked](Ring::stack).
+    pub fn choose_later(&mut self, group: GroupId) {
+        if let Some(experts) = &mut self.experts[group] {
+            experts.wanted.clear();
+            self.states[group].choosy = true;
+        }
+    }
+
+    /// Whether `group` cannot be filled before its experts are [chosen](Ring::choose).
+    pub fn awaits_choice(&self, group: GroupId) -> bool {
+        let state = &self.states[group];
+        state.choosy && !state.chosen && !(state.filled && !state.partial)
+    }
+
+    /// The pass has chosen these experts of `group`, and will read no other.
+    pub fn choose(&mut self, group: GroupId, chosen: &ExpertSet) {
+        if let Some(experts) = &mut self.experts[group] {
+            experts.wanted.add(chosen);
+            self.states[group].chosen = true;
+        }
+    }
+
+    /// Whether all that the pass reads of `group` is in place, or on its way there.
+    fn in_place(&self, group: GroupId) -> bool {
+        let state = &self.states[group];
+        state.filled && (!state.partial || (state.chosen && state.settled))
+    }
+
+    /// What lies in the place of `group` is given up. Whether it has been read.
+    fn vacate(&mut self, group: GroupId) -> bool {
+        let state = &mut self.states[group];
+        let read = state.filled && state.read;
+        if state.filled {
+            state.filled = false;
+            if let Some(experts) = &mut self.experts[group] {
+                experts.in_place.clear();
+            }
+        }
+        read
     }
 
     /// Another compute stream reads from now on. An event tells of one stream only, so the copy lane waits at once for what the
@@ -129,21 +212,28 @@ impl Ring {
 
     /// Submits copies in the pass's order, as far ahead as places are free.
     pub fn fill_ahead<L: CopyLane>(&mut self, lane: &mut L) -> Result<(), RingError> {
-        while let Some(&group) = self.sequence.get(self.next) {
-            if !self.states[group].filled && self.states[group].uses_left > 0 {
+        let mut at = self.next;
+        while let Some(&group) = self.sequence.get(at) {
+            // experts that are not chosen yet are left out, and stay next
+            let awaits_choice = self.states[group].uses_left > 0 && self.awaits_choice(group);
+            let settled = self.next == at && !awaits_choice;
+            if self.states[group].uses_left > 0 && !awaits_choice && !self.in_place(group) {
                 // what is left of an earlier pass and is needed only later gives way
-                let needed_before = |o: &State| {
-                    o.filled && o.uses_left > 0 && o.position < self.states[group].position
+                let needed_before = |&other: &GroupId| {
+                    let state = &self.states[other];
+                    state.uses_left > 0
+                        && state.position < self.states[group].position
+                        && (state.filled || self.awaits_choice(other))
                 };
-                let blocked = self.conflicts[group]
-                    .iter()
-                    .any(|&o| needed_before(&self.states[o]));
-                if blocked {
+                if self.conflicts[group].iter().any(needed_before) {
                     return Ok(());
                 }
                 self.fill(group, lane)?;
             }
-            self.next += 1;
+            at += 1;
+            if settled {
+                self.next = at;
+            }
         }
         Ok(())
     }
@@ -155,7 +245,10 @@ impl Ring {
         lane: &mut L,
     ) -> Result<(), RingError> {
         for &group in groups {
-            if !self.states[group].filled {
+            if !self.in_place(group) {
+                if self.awaits_choice(group) {
+                    return Err(RingError::NotChosen(group));
+                }
                 if self.conflicts[group].iter().any(|o| groups.contains(o)) {
                     return Err(RingError::Conflict(group));
                 }
@@ -180,221 +273,56 @@ impl Ring {
     fn fill<L: CopyLane>(&mut self, group: GroupId, lane: &mut L) -> Result<(), RingError> {
         for i in 0..self.conflicts[group].len() {
             let other = self.conflicts[group][i];
-            let state = &mut self.states[other];
-            if state.filled {
-                state.filled = false;
-                if state.read {
-                    lane.wait_until_read(other);
-                }
+            if self.vacate(other) {
+                lane.wait_until_read(other);
             }
         }
         // The reader of an occupant that was itself evicted by a neighbour is covered: that neighbour's copy waited for
         // it, and copies run in order.
-        if !lane.copy(group) {
+        let copied = match self.states[group] {
+            State { chosen, filled, .. } if chosen || filled => self.fill_missing(group, lane),
+            _ => lane.copy(group),
+        };
+        if !copied {
+            self.states[group].filled = true;
+            self.vacate(group);
             return Err(RingError::CopyFailed(group));
         }
-        self.states[group].filled = true;
-        self.states[group].read = false;
+        let state = &mut self.states[group];
+        let all = self.experts[group].as_mut().is_none_or(|experts| {
+            if !state.chosen {
+                experts.in_place.fill();
+            }
+            experts.in_place.is_full()
+        });
+        *state = State {
+            filled: true,
+            partial: !all,
+            settled: true,
+            read: false,
+            ..*state
+        };
         Ok(())
+    }
+
+    /// Copies those experts that are wanted (the chosen ones, or else all) and not in place.
+    fn fill_missing<L: CopyLane>(&mut self, group: GroupId, lane: &mut L) -> bool {
+        let state = &self.states[group];
+        let Some(experts) = &mut self.experts[group] else {
+            return false;
+        };
+        // what is in place may still be read
+        if state.filled && state.read {
+            lane.wait_until_read(group);
+        }
+        if !state.chosen {
+            experts.wanted.fill();
+        }
+        let copied = lane.copy_experts(group, experts);
+        experts.in_place.add(&experts.wanted);
+        copied
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// A device that runs each lane in order and checks that no read ever sees a place that is being overwritten.
-    #[derive(Default)]
-    struct Model {
-        places: Vec<Place>,
-        /// Number of reads of each group submitted; number of those that copies so far have waited for.
-        reads: Vec<u32>,
-        covered: Vec<u32>,
-        recorded: Vec<u32>,
-        filled_by: Vec<Option<u64>>,
-        content: Vec<Option<GroupId>>,
-        copies: u64,
-        log: Vec<String>,
-    }
-
-    impl Model {
-        fn new(places: &[Place]) -> Self {
-            let n = places.len();
-            let end = places.iter().map(|p| p.offset + p.bytes).max().unwrap_or(0) as usize;
-            Model {
-                places: places.to_vec(),
-                reads: vec![0; n],
-                covered: vec![0; n],
-                recorded: vec![0; n],
-                filled_by: vec![None; n],
-                content: vec![None; end],
-                ..Default::default()
-            }
-        }
-        fn span(&self, g: GroupId) -> std::ops::Range<usize> {
-            let p = self.places[g];
-            p.offset as usize..(p.offset + p.bytes) as usize
-        }
-        fn read(&mut self, g: GroupId) {
-            assert!(
-                self.span(g).all(|i| self.content[i] == Some(g)),
-                "group {g} was read but is not in place"
-            );
-            self.reads[g] += 1;
-        }
-    }
-
-    impl CopyLane for Model {
-        fn wait_until_read(&mut self, group: GroupId) {
-            self.covered[group] = self.recorded[group];
-        }
-        fn copy(&mut self, group: GroupId) -> bool {
-            // everything whose bytes may still be read from this place must have been waited for
-            for o in 0..self.places.len() {
-                if self.places[o].overlaps(&self.places[group]) {
-                    assert_eq!(
-                        self.covered[o], self.reads[o],
-                        "copy of {group} does not wait for the readers of {o}"
-                    );
-                }
-            }
-            for i in self.span(group) {
-                self.content[i] = Some(group);
-            }
-            self.copies += 1;
-            self.filled_by[group] = Some(self.copies);
-            self.log.push(format!("copy {group}"));
-            true
-        }
-        fn compute_waits_until_filled(&mut self, group: GroupId) {
-            assert!(self.filled_by[group].is_some());
-        }
-        fn record_read(&mut self, group: GroupId) {
-            self.recorded[group] = self.reads[group];
-        }
-    }
-
-    fn sequential(sizes: &[u64], capacity: u64) -> Vec<Place> {
-        let mut at = 0;
-        sizes
-            .iter()
-            .map(|&bytes| {
-                if at + bytes > capacity {
-                    at = 0;
-                }
-                let place = Place { offset: at, bytes };
-                at += bytes;
-                place
-            })
-            .collect()
-    }
-
-    fn run_pass(ring: &mut Ring, model: &mut Model, uses: &[(GroupId, u32)]) {
-        ring.begin_pass(uses);
-        ring.fill_ahead(model).unwrap();
-        for &(g, n) in uses {
-            for _ in 0..n {
-                ring.before_split(&[g], model).unwrap();
-                model.read(g);
-                ring.after_split(&[g], model);
-                ring.fill_ahead(model).unwrap();
-            }
-        }
-        ring.begin_pass(uses);
-        ring.fill_ahead(model).unwrap();
-    }
-
-    #[test]
-    fn copies_run_ahead_and_across_the_end_of_a_pass() {
-        let places = sequential(&[10, 10, 10, 10, 10], 20);
-        let (mut ring, mut model) = (Ring::new(&places), Model::new(&places));
-        let uses: Vec<_> = (0..5).map(|g| (g, 1)).collect();
-        run_pass(&mut ring, &mut model, &uses);
-        assert_eq!(ring.stalls(), 0);
-        // five groups, and the first of the next pass already again where the ring allows
-        assert!(model.log.len() > 5, "{:?}", model.log);
-        run_pass(&mut ring, &mut model, &uses);
-        assert_eq!(ring.stalls(), 0);
-    }
-
-    #[test]
-    fn what_an_earlier_pass_left_behind_gives_way() {
-        let places = sequential(&[10, 10, 10], 20);
-        let (mut ring, mut model) = (Ring::new(&places), Model::new(&places));
-        // group 2 lies where group 0 belongs, and is in place when the pass begins
-        run_pass(&mut ring, &mut model, &[(2, 1)]);
-        run_pass(&mut ring, &mut model, &[(0, 1), (1, 1), (2, 1)]);
-        assert_eq!(ring.stalls(), 0);
-    }
-
-    #[test]
-    fn another_stream_reads_what_is_in_place_and_later_copies_wait_for_both() {
-        let places = sequential(&[10, 10, 10, 10], 30);
-        let (mut ring, mut model) = (Ring::new(&places), Model::new(&places));
-        let uses = [(0, 1), (1, 1), (2, 1)];
-        run_pass(&mut ring, &mut model, &uses);
-        assert_eq!(model.copies, 3);
-        run_pass(&mut ring, &mut model, &uses);
-        assert_eq!(model.copies, 3, "everything fits and stays");
-        ring.change_reader(&mut model);
-        assert!((0..3).all(|g| model.covered[g] == model.reads[g]));
-        run_pass(&mut ring, &mut model, &uses);
-        assert_eq!(
-            model.copies, 3,
-            "nothing has to be copied for the other stream"
-        );
-        // the model checks that this copy waits for the readers of what lay there
-        run_pass(&mut ring, &mut model, &[(3, 1)]);
-        assert_eq!(ring.stalls(), 0);
-    }
-
-    #[test]
-    fn a_group_that_no_copy_was_issued_for_is_a_stall_not_an_error() {
-        let places = sequential(&[10, 10], 10);
-        let (mut ring, mut model) = (Ring::new(&places), Model::new(&places));
-        // group 1 is not announced
-        ring.begin_pass(&[(0, 1)]);
-        ring.fill_ahead(&mut model).unwrap();
-        ring.before_split(&[1], &mut model).unwrap();
-        model.read(1);
-        ring.after_split(&[1], &mut model);
-        assert_eq!(ring.stalls(), 1);
-        ring.before_split(&[0], &mut model).unwrap();
-        assert_eq!(ring.stalls(), 2);
-    }
-
-    #[test]
-    fn two_overlapping_groups_in_one_split_are_refused() {
-        let places = sequential(&[10, 10], 10);
-        let (mut ring, mut model) = (Ring::new(&places), Model::new(&places));
-        ring.begin_pass(&[(0, 1), (1, 1)]);
-        assert_eq!(
-            ring.before_split(&[0, 1], &mut model),
-            Err(RingError::Conflict(0))
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn no_read_sees_another_groups_bytes(
-            sizes in prop::collection::vec(1u64..40, 1..12),
-            slack in 0u64..60,
-            passes in prop::collection::vec(prop::collection::vec((0usize..12, 1u32..3), 0..12), 1..5),
-        ) {
-            let largest = *sizes.iter().max().unwrap();
-            let places = sequential(&sizes, largest * 2 + slack);
-            let (mut ring, mut model) = (Ring::new(&places), Model::new(&places));
-            for pass in passes {
-                let mut uses: Vec<(GroupId, u32)> = Vec::new();
-                for (g, n) in pass {
-                    let g = g % sizes.len();
-                    if uses.iter().all(|u| u.0 != g) {
-                        uses.push((g, n));
-                    }
-                }
-                run_pass(&mut ring, &mut model, &uses);
-            }
-        }
-    }
-}
+mod tests;

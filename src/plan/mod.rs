@@ -21,10 +21,12 @@
 //!
 //! What is neither resident nor small depends on the tier, which is a range of rows that an
 //! operation sees: long batches stream it through the ring, short ones compute it on the CPU.
+//! Where a batch leaves enough of a layer's experts alone, it fetches only those that it has chosen.
 
 mod chunks;
 mod error;
 mod estimate;
+mod experts;
 mod explain;
 mod order;
 mod ring;
@@ -38,6 +40,7 @@ pub(crate) mod tests;
 
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;
+pub use experts::expected_distinct;
 pub use solve::{place_kv, plan};
 pub use types::{
     Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,

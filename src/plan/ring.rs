@@ -8,7 +8,8 @@
 use super::types::{Unit, UnitClass};
 
 /// Splits the streamable units into groups: consecutive ones of a layer and class, up to `target`
-/// bytes; a larger unit is a group of its own. `sizes` are the aligned sizes of all units.
+/// bytes; a larger unit is a group of its own, and so is every tensor of experts, so that the next
+/// one is copied while one is used. `sizes` are the aligned sizes of all units.
 ///
 /// The split does not look at residency. A resident unit leaves its group, and the rest stays
 /// together, so no group ever grows when the budget does.
@@ -27,7 +28,11 @@ pub(super) fn group(units: &[Unit], sizes: &[u64], target: u64, output: bool) ->
         }
         let kind = Some((unit.layer, unit.class));
         match groups.last_mut() {
-            Some(last) if current == kind && filled + sizes[index] <= target => {
+            Some(last)
+                if current == kind
+                    && unit.class != UnitClass::Experts
+                    && filled + sizes[index] <= target =>
+            {
                 last.push(index);
                 filled += sizes[index];
             }
@@ -290,5 +295,7 @@ mod tests {
         let groups = group(&units, &sizes, 20, false);
         assert_eq!(groups, [vec![1, 3], vec![4, 5], vec![6], vec![7]]);
         assert_eq!(group(&units, &sizes, 20, true).len(), 5);
+        let experts = [unit(0, UnitClass::Experts), unit(0, UnitClass::Experts)];
+        assert_eq!(group(&experts, &[1, 1], 20, false), [vec![0], vec![1]]);
     }
 }

@@ -341,39 +341,54 @@ fn ids(input: &PlanInput, wanted: impl Fn(UnitClass) -> bool) -> Vec<UnitId> {
 }
 
 fn tiers(input: &PlanInput, residents: &[UnitId], ring: &Ring) -> Vec<Tier> {
-    let mut decode = vec![Placement::Host; input.units.len()];
+    let mut resident = vec![Placement::Host; input.units.len()];
     for id in residents {
-        decode[id.index()] = Placement::Resident;
+        resident[id.index()] = Placement::Resident;
     }
-    let mut prompt = decode.clone();
-    // a short batch streams nothing, so what the ring holds may as well be used
-    let kept = match input.keep_in_ring {
+    let members = ring.groups.iter().flat_map(|group| &group.units);
+    let streamed: Vec<UnitId> = members.map(|&(id, _)| id).collect();
+    let min_rows = |id: &UnitId| {
+        let own = match input.units[id.index()].class {
+            UnitClass::Experts => input.expert_min_rows,
+            _ => None,
+        };
+        own.unwrap_or(input.stream_min_rows).max(1)
+    };
+    let mut starts: Vec<u32> = streamed.iter().map(min_rows).collect();
+    // the tiers are the same ones where nothing is streamed
+    starts.extend([1, input.stream_min_rows.max(1)]);
+    starts.sort_unstable();
+    starts.dedup();
+    let last = starts.len() - 1;
+    // a batch that is too short to stream for may as well use what the ring holds
+    let first_lap = match input.keep_in_ring {
         true => ring.first_lap(),
         false => &[],
     };
-    for (id, _) in kept.iter().flat_map(|group| &group.units) {
-        decode[id.index()] = Placement::Kept;
-    }
-    for (id, _) in ring.groups.iter().flat_map(|group| &group.units) {
-        prompt[id.index()] = Placement::Streamed;
-    }
-    let first = input.stream_min_rows.max(1);
-    let mut tiers = Vec::new();
-    if first > 1 {
-        tiers.push(Tier {
-            name: "decode".to_owned(),
-            min_rows: 1,
-            max_rows: Some(first - 1),
-            placements: decode,
-        });
-    }
-    tiers.push(Tier {
-        name: "prompt".to_owned(),
-        min_rows: first,
-        max_rows: None,
-        placements: prompt,
-    });
-    tiers
+    let kept = first_lap.iter().flat_map(|group| &group.units);
+    let kept: Vec<UnitId> = kept.map(|&(id, _)| id).collect();
+    let tier = |(index, &start): (usize, &u32)| {
+        let mut placements = resident.clone();
+        for id in &kept {
+            placements[id.index()] = Placement::Kept;
+        }
+        for id in streamed.iter().filter(|id| min_rows(id) <= start) {
+            placements[id.index()] = Placement::Streamed;
+        }
+        Tier {
+            name: match index {
+                _ if index == last => "prompt",
+                0 => "decode",
+                _ => "batch",
+            }
+            .to_owned(),
+            min_rows: start,
+            max_rows: starts.get(index + 1).map(|next| next - 1),
+            placements,
+            chosen_percent: input.chosen_percent,
+        }
+    };
+    starts.iter().enumerate().map(tier).collect()
 }
 
 /// Refuses settings that make no sense, and sizes whose sums might not fit 64 bits: no sum that

@@ -134,6 +134,11 @@ pub struct PlanInput {
     pub ring_target: Option<u64>,
     /// Operations that see at least this many rows stream their weights.
     pub stream_min_rows: u32,
+    /// The same for stacked experts; none: as many as for other weights.
+    pub expert_min_rows: Option<u32>,
+    /// Of streamed experts only those are fetched that a batch has chosen, while it is expected to choose at most this share
+    /// of them, in percent. Beyond, all are, ahead of their use. 0: always all.
+    pub chosen_percent: u32,
     /// Residents are packed into chunks of about this size.
     pub chunk_target: u64,
 }
@@ -157,6 +162,8 @@ impl PlanInput {
             group_target: 32 * MIB,
             ring_target: None,
             stream_min_rows: 32,
+            expert_min_rows: None,
+            chosen_percent: 90,
             chunk_target: 64 * MIB,
         }
     }
@@ -231,7 +238,7 @@ impl Ring {
 /// One range of rows and what happens to every unit in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tier {
-    /// `decode` or `prompt`.
+    /// `decode`, `prompt`, or `batch` for what is between: experts and other weights stream from different numbers of rows.
     pub name: String,
     /// The fewest rows that an operation of this tier sees.
     pub min_rows: u32,
@@ -239,6 +246,9 @@ pub struct Tier {
     pub max_rows: Option<u32>,
     /// Per unit, in the order of [`Plan::units`].
     pub placements: Vec<Placement>,
+    /// [`PlanInput::chosen_percent`] for what this tier streams.
+    #[serde(default)]
+    pub chosen_percent: u32,
 }
 
 impl Tier {

@@ -11,7 +11,7 @@ mod write;
 
 pub use timeline::{LaneDuringGap, LinkGap, TierTimeline, TimelineSummary};
 pub use types::{
-    HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements, PROMPT_ROWS,
-    REPORT_SCHEMA_VERSION,
+    ExpertCounts, HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements,
+    PROMPT_ROWS, REPORT_SCHEMA_VERSION,
 };
 pub use write::ReportError;

@@ -84,6 +84,16 @@ impl Report {
             streamed += &format!("; {} through staging", size(self.staged_bytes));
         }
         field(text, "streamed", &streamed);
+        let experts = &self.experts;
+        if experts.copied > 0 || experts.reused > 0 {
+            let chosen = format!(
+                "{} copied, {} reused; {} not moved",
+                experts.copied,
+                experts.reused,
+                size(experts.bytes_saved)
+            );
+            field(text, "chosen experts", &chosen);
+        }
         let uploaded = format!("{} into residents", size(self.bytes_uploaded));
         field(text, "uploaded", &uploaded);
         for (label, units) in [
@@ -99,8 +109,14 @@ impl Report {
         }
         let waits = &self.host_waits;
         let waited = format!(
-            "{} for hand-overs, {} for user inputs, {} other",
-            waits.hand_overs, waits.user_inputs, waits.other
+            "{} for hand-overs, {} for user inputs, {}{} other",
+            waits.hand_overs,
+            waits.user_inputs,
+            match waits.expert_choices {
+                0 => String::new(),
+                choices => format!("{choices} for chosen experts, "),
+            },
+            waits.other
         );
         field(text, "host waits", &waited);
         let rare = [
@@ -219,7 +235,7 @@ mod tests {
             host_waits: HostWaits {
                 hand_overs: 62,
                 user_inputs: 32,
-                other: 0,
+                ..HostWaits::default()
             },
             units: UnitPlacements {
                 decode: UnitCounts {
@@ -254,6 +270,15 @@ mod tests {
             budget_changes: 1,
             replans: 2,
             reallocations_after_reserve: 1,
+            experts: ExpertCounts {
+                copied: 812,
+                reused: 40,
+                bytes_saved: 130 << 20,
+            },
+            host_waits: HostWaits {
+                expert_choices: 48,
+                ..engaged().host_waits
+            },
             errors: vec!["an allocation of 64 MiB failed".to_owned()],
             ..engaged()
         };
@@ -300,7 +325,13 @@ mod tests {
                 copies,
                 stalls: copies,
                 page_locked_bytes: locked,
-                host_waits: HostWaits { hand_overs: copies, user_inputs: copies, other: copies },
+                experts: ExpertCounts { copied: copies, reused: total, bytes_saved: total },
+                host_waits: HostWaits {
+                    hand_overs: copies,
+                    user_inputs: copies,
+                    expert_choices: copies,
+                    other: copies,
+                },
                 ..super::tests::engaged()
             };
             let table = report.render_table();

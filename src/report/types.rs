@@ -46,6 +46,8 @@ pub struct Report {
     pub splits: u64,
     /// Times that a split was to be submitted and the copy of its group had not been issued yet.
     pub stalls: u64,
+    /// What became of experts that batches have chosen.
+    pub experts: ExpertCounts,
     /// Times that the host waited for the device.
     pub host_waits: HostWaits,
     /// Units that graphs used, per placement and tier.
@@ -119,8 +121,23 @@ pub struct HostWaits {
     pub hand_overs: u64,
     /// Inputs of the user: tokens, positions, masks.
     pub user_inputs: u64,
+    /// The router's choice, for layers of which only the chosen experts are fetched.
+    pub expert_choices: u64,
     /// Anything else.
     pub other: u64,
+}
+
+/// Of layers of which only the chosen experts are fetched. An expert of a layer counts once per tensor: three times if it has
+/// an up, a gate and a down projection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExpertCounts {
+    /// Copied because a batch chose them.
+    pub copied: u64,
+    /// Chosen, and still in place from an earlier batch.
+    pub reused: u64,
+    /// What copies of the whole layers would have moved beside.
+    pub bytes_saved: u64,
 }
 
 /// Units per placement, for each tier; zero for a tier that never ran.
@@ -173,6 +190,7 @@ impl Default for Report {
             copies: 0,
             splits: 0,
             stalls: 0,
+            experts: ExpertCounts::default(),
             host_waits: HostWaits::default(),
             units: UnitPlacements::default(),
             page_locked_bytes: 0,

@@ -21,6 +21,9 @@ pub const MIB: u64 = 1 << 20;
 /// are streamed, and more than one ubatch.
 pub const PROMPTS: &[u32] = &[1, 7, 31, 32, 33, 600];
 
+/// Options with which the test model of experts has 128 of them, of which batches of 32 to 72 rows leave some alone.
+pub const MANY_EXPERTS: &[&str] = &["--experts=128", "--expert-feed-forward=32"];
+
 /// How long a process may take before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(180);
 

@@ -65,12 +65,12 @@ fn inputs() -> impl Strategy<Value = PlanInput> {
         1u64..6000,
         1u64..10_000,
         prop::option::of(0u64..20_000),
-        0u32..40,
+        (0u32..40, prop::option::of(0u32..60)),
         (prop::bool::ANY, prop::bool::weighted(0.2)),
     );
     (units(), kv(), sizes, targets).prop_map(|(units, kv, sizes, targets)| {
         let (scratch, reserve, alignment, granularity) = sizes;
-        let (group_target, chunk_target, ring_target, stream_min_rows, output) = targets;
+        let (group_target, chunk_target, ring_target, min_rows, output) = targets;
         PlanInput {
             scratch,
             reserve,
@@ -79,7 +79,8 @@ fn inputs() -> impl Strategy<Value = PlanInput> {
             group_target,
             chunk_target,
             ring_target,
-            stream_min_rows,
+            stream_min_rows: min_rows.0,
+            expert_min_rows: min_rows.1,
             output_streams: output.0,
             output_on_host: output.1,
             ..PlanInput::new(units, kv, 0)
@@ -108,6 +109,14 @@ fn workable() -> impl Strategy<Value = PlanInput> {
         let minimum = minimum_of(&input);
         with_budget(&input, minimum + more)
     })
+}
+
+/// The fewest rows for which a unit is streamed.
+fn streams_from(input: &PlanInput, unit: &Unit) -> u32 {
+    match (unit.class, input.expert_min_rows) {
+        (UnitClass::Experts, Some(rows)) => rows.max(1),
+        _ => input.stream_min_rows.max(1),
+    }
 }
 
 fn disjoint(mut ranges: Vec<Range<u64>>) -> bool {
@@ -235,15 +244,14 @@ proptest! {
                 _ => prop_assert!(place != Placement::Host),
             }
             prop_assert_eq!(prompt.placements[index], place);
-            if decode.name == "decode" {
-                let kept = first_lap.contains(&UnitId(index as u32));
-                let expected = match place {
-                    Placement::Streamed if kept => Placement::Kept,
-                    Placement::Streamed => Placement::Host,
-                    other => other,
-                };
-                prop_assert_eq!(decode.placements[index], expected);
-            }
+            let kept = first_lap.contains(&UnitId(index as u32));
+            let expected = match place {
+                Placement::Streamed if streams_from(&input, unit) <= 1 => Placement::Streamed,
+                Placement::Streamed if kept => Placement::Kept,
+                Placement::Streamed => Placement::Host,
+                other => other,
+            };
+            prop_assert_eq!(decode.placements[index], expected);
             let matches = match locations[index] {
                 Location::Chunk { .. } => place == Placement::Resident,
                 Location::Ring { .. } => place == Placement::Streamed,
@@ -257,8 +265,17 @@ proptest! {
     fn tiers_cover_all_rows_once(input in workable(), rows in 1u32..100) {
         let plan = plan(&input).unwrap();
         prop_assert_eq!(plan.tiers.iter().filter(|tier| tier.contains(rows)).count(), 1);
-        let streams = rows >= input.stream_min_rows;
-        prop_assert_eq!(&plan.tier(rows).unwrap().name, if streams { "prompt" } else { "decode" });
+        let tier = plan.tier(rows).unwrap();
+        prop_assert_eq!(plan.tier(input.stream_min_rows.max(1)).unwrap().min_rows, input.stream_min_rows.max(1));
+        for (index, unit) in plan.units.iter().enumerate() {
+            let streams = plan.tiers[plan.tiers.len() - 1].placements[index] == Placement::Streamed;
+            let now = tier.placements[index] == Placement::Streamed;
+            prop_assert_eq!(now, streams && rows >= streams_from(&input, unit));
+        }
+        if input.expert_min_rows.is_none() {
+            let streams = rows >= input.stream_min_rows;
+            prop_assert_eq!(&tier.name, if streams { "prompt" } else { "decode" });
+        }
     }
 
     #[test]

@@ -1,0 +1,157 @@
+//! Batches that leave some experts alone fetch only those that they have chosen, and give the answers of stock llama.cpp.
+
+mod common;
+
+use common::{synthetic, Answers, Eval, MANY_EXPERTS, MIB};
+
+/// Batches that the CPU computes, that choose some of 128 experts, nearly all, and all: in part, whole and in part again.
+const BATCHES: &[u32] = &[31, 32, 33, 600, 48, 64, 100, 32];
+
+fn many_experts(prompts: &[u32]) -> Eval {
+    Eval::of(&synthetic("tiny-qwen3moe", MANY_EXPERTS))
+        .prompts(prompts)
+        .generate(1)
+}
+
+fn assert_chosen(ours: &Answers) {
+    let report = ours.report();
+    assert!(report.experts.copied > 0, "{report:?}");
+    assert!(report.experts.bytes_saved > 0, "{report:?}");
+    assert!(report.host_waits.expert_choices > 0, "{report:?}");
+}
+
+/// A budget into which all but a few tensors of experts fit, and the head.
+fn nearly_all(eval: &Eval) -> u64 {
+    eval.largest_budget() - 4 * MIB
+}
+
+/// The same with all experts, however few are chosen.
+fn whole(eval: &Eval) -> Eval {
+    eval.clone().env("PIPESHARD_DEBUG_CHOSEN_PERCENT", "0")
+}
+
+#[test]
+fn same_answers_whatever_was_in_place_before() {
+    let eval = many_experts(BATCHES);
+    let stock = eval.answers();
+    let (smallest, largest) = (eval.smallest_budget(), nearly_all(&eval));
+    for (budget, seed) in [(smallest, 1), ((smallest + largest) / 2, 2), (largest, 3)] {
+        let delays = format!("delay=300,seed={seed}");
+        let ours = eval.clone().within(budget, &delays).answers();
+        assert_eq!(stock.outcome(), ours.outcome(), "at {budget} bytes");
+        ours.assert_healthy(budget);
+        assert_chosen(&ours);
+        assert_eq!(ours.report().stalls, 0);
+    }
+}
+
+#[test]
+fn only_what_was_chosen_crosses_the_link() {
+    let eval = many_experts(&[1, 32, 600]).generate(0);
+    let budget = eval.smallest_budget();
+    let eval = eval.within(budget, "");
+    let (ours, whole) = (eval.answers(), whole(&eval).answers());
+    assert_eq!(ours.outcome(), whole.outcome());
+    assert_eq!(whole.report().experts, Default::default());
+    assert_eq!(whole.report().host_waits.expert_choices, 0);
+    let crossed = |a: &Answers, result| a.device_in(result, "bytes_h2d");
+    let experts = ours.report().experts;
+    // 32 rows choose at most 64 % of 128 experts
+    assert!(crossed(&ours, 1) + 5 * MIB < crossed(&whole, 1));
+    assert!(crossed(&ours, 2) > 5 * MIB);
+    // counted by the device, and by the arena
+    assert!(ours.device_in(1, "bytes_h2d") + experts.bytes_saved >= 10 * MIB);
+    // one wait per layer that has experts in the ring; the last layer sees one row
+    let waits = ours.report().host_waits.expert_choices;
+    assert!((4..=5).contains(&waits), "{waits}");
+}
+
+#[test]
+fn experts_that_are_still_in_place_are_used_again() {
+    // what is streamed and read has a place of its own
+    let eval = many_experts(&[32, 32, 40]).generate(0);
+    let stock = eval.answers();
+    let budget = nearly_all(&eval);
+    let ours = eval.clone().within(budget, "delay=300").answers();
+    assert_eq!(stock.outcome(), ours.outcome());
+    let experts = ours.report().experts;
+    // the second prompt is the first one again, and begins the third
+    assert!(experts.reused > experts.copied, "{experts:?}");
+    let again = ours.device_in(1, "bytes_h2d");
+    assert!(
+        again < ours.device_in(0, "bytes_h2d") && again < MIB,
+        "{again}"
+    );
+}
+
+#[test]
+fn ubatches_and_contexts_take_turns() {
+    let eval = many_experts(&[96, 33])
+        .arg("ubatch", 32)
+        .arg("contexts", 2)
+        .generate(2);
+    let stock = eval.answers();
+    let (smallest, largest) = (eval.smallest_budget(), nearly_all(&eval));
+    for (budget, seed) in [(smallest, 1), (largest, 2)] {
+        let delays = format!("delay=500,seed={seed}");
+        let ours = eval.clone().within(budget, &delays).answers();
+        assert_eq!(stock.outcome(), ours.outcome(), "at {budget} bytes");
+        ours.assert_healthy(budget);
+        assert_chosen(&ours);
+    }
+}
+
+#[test]
+fn another_budget_in_mid_run() {
+    let eval = many_experts(&[32, 600, 48]).generate(3);
+    let stock = eval.answers();
+    let (smallest, largest) = (eval.smallest_budget(), nearly_all(&eval));
+    let less = (smallest + largest) / 2;
+    let ours = eval
+        .within(largest, "delay=300")
+        .arg("budget-at", format!("0={less},2={}", largest))
+        .answers();
+    assert_eq!(stock.outcome(), ours.outcome());
+    ours.assert_healthy(largest);
+    assert_chosen(&ours);
+    assert!(ours.report().recarvings > 0);
+}
+
+#[test]
+fn sources_that_are_not_page_locked_in_one_piece() {
+    let eval = many_experts(&[32, 64]);
+    let stock = eval.answers();
+    let budget = eval.smallest_budget();
+    for (variable, value) in [
+        ("PIPESHARD_PAGE_LOCK", "off"),
+        ("PIPESHARD_DEBUG_LOCK_STEP", "64K"),
+    ] {
+        let ours = eval
+            .clone()
+            .within(budget, "delay=300")
+            .env(variable, value)
+            .answers();
+        assert_eq!(stock.outcome(), ours.outcome(), "{variable}={value}");
+        assert_chosen(&ours);
+    }
+}
+
+#[test]
+fn a_router_on_the_cpu() {
+    // 8 to 31 rows: the CPU computes the router, the device experts
+    let eval = Eval::of(&synthetic("tiny-qwen3moe", &[]))
+        .prompts(&[7, 8, 12, 33, 9])
+        .generate(1);
+    let stock = eval.answers();
+    let streamed = eval.env("PIPESHARD_DEBUG_EXPERT_ROWS", "8");
+    let budget = streamed.smallest_budget();
+    let ours = streamed.within(budget, "delay=300").answers();
+    assert_eq!(stock.outcome(), ours.outcome());
+    let report = ours.report();
+    let on_the_cpu = report
+        .not_resident
+        .iter()
+        .filter(|n| n.contains("ffn_gate_inp"));
+    assert!(on_the_cpu.count() > 1, "{:?}", report.not_resident);
+    assert!(report.experts.copied > 0 && report.experts.bytes_saved > 0);
+}
