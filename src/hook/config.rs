@@ -45,6 +45,8 @@ pub struct Debug {
     pub rewrite: bool,
     /// Page-lock in steps of this many bytes (`PIPESHARD_DEBUG_LOCK_STEP`).
     pub lock_step: Option<u64>,
+    /// Trace the simulated GPU as if it were a real one, by events (`PIPESHARD_DEBUG_TRACE_EVENTS=1`).
+    pub trace_events: bool,
 }
 
 /// A setting that makes no sense.
@@ -140,6 +142,7 @@ impl Config {
                 lock_step: get("PIPESHARD_DEBUG_LOCK_STEP")
                     .map(|v| size("PIPESHARD_DEBUG_LOCK_STEP", v))
                     .transpose()?,
+                trace_events: on("PIPESHARD_DEBUG_TRACE_EVENTS"),
             },
         })
     }
