@@ -115,7 +115,8 @@ impl Trace {
     /// Two slices of a row that are in each other's way: on the host's row one may contain another, elsewhere nothing may.
     fn overlap(&self) -> Option<(Slice, Slice)> {
         for (&row, name) in &self.rows {
-            let mut slices: Vec<&Slice> = self.slices.iter().filter(|s| s.row == row).collect();
+            let of_row = |s: &&Slice| s.row == row && s.end > s.start;
+            let mut slices: Vec<&Slice> = self.slices.iter().filter(of_row).collect();
             slices.sort_by(|a, b| a.start.total_cmp(&b.start).then(b.end.total_cmp(&a.end)));
             let mut open: Vec<&Slice> = Vec::new();
             for slice in slices {
@@ -332,6 +333,42 @@ fn a_missing_wait_shows() {
         .env("PIPESHARD_DEBUG_DROP_WAIT", "filled");
     let (_, trace, _) = traced(&eval, "missing-wait");
     assert!(trace.too_early().is_some());
+}
+
+#[test]
+fn events_are_enough_for_a_device_without_virtual_clocks() {
+    let eval = small();
+    let budget = all_streamed(&eval);
+    let alone = eval.clone().within(budget, "").answers();
+    let eval = eval
+        .within(budget, "delay=300")
+        .env("PIPESHARD_DEBUG_TRACE_EVENTS", "1");
+    let (ours, trace, _) = traced(&eval, "events");
+    assert_eq!(alone.outcome(), ours.outcome());
+    let report = ours.report();
+    let figures = report.timeline.as_ref().expect("a trace was asked for");
+    assert!(!figures.virtual_time);
+    assert_eq!((figures.untimed, figures.passes_left_out), (0, 0));
+    assert_eq!(trace.of("copy").count() as u64, report.copies);
+    assert_eq!(trace.of("split").count() as u64, report.splits);
+    assert!(trace.overlap().is_none(), "{:?}", trace.overlap());
+    assert!(trace.too_early().is_none(), "{:?}", trace.too_early());
+    // pauses make every copy last, and the CPU takes time on this clock
+    let lasting = trace.of("copy").filter(|c| c.end > c.start).count();
+    assert!(
+        lasting as u64 * 10 >= report.copies * 9,
+        "{lasting} of {}",
+        report.copies
+    );
+    let figures = &figures.tiers[0];
+    assert!(
+        figures.link_busy > 0.1 && figures.compute_busy > 0.1,
+        "{figures:?}"
+    );
+    assert!(
+        figures.link_busy <= 1.0 && figures.compute_busy <= 1.0,
+        "{figures:?}"
+    );
 }
 
 #[test]

@@ -58,6 +58,8 @@ pub struct Debug {
     pub expert_rows: Option<u32>,
     /// Fetch chosen experts only while at most this share of them is expected (`PIPESHARD_DEBUG_CHOSEN_PERCENT`).
     pub chosen_percent: Option<u32>,
+    /// Trace the simulated GPU as if it were a real one, by events (`PIPESHARD_DEBUG_TRACE_EVENTS=1`).
+    pub trace_events: bool,
 }
 
 /// A setting that makes no sense.
@@ -174,6 +176,7 @@ impl Config {
                     .transpose()?,
                 expert_rows: number("PIPESHARD_DEBUG_EXPERT_ROWS")?,
                 chosen_percent: number("PIPESHARD_DEBUG_CHOSEN_PERCENT")?,
+                trace_events: on("PIPESHARD_DEBUG_TRACE_EVENTS"),
             },
         })
     }

@@ -118,7 +118,7 @@ impl Runtime {
     /// A runtime that has seen nothing yet.
     pub fn new(config: Config) -> Self {
         let trace = match &config.trace {
-            Some(_) => Recorder::on(config.trace_passes),
+            Some(_) => Recorder::on(config.trace_passes, config.debug.trace_events),
             None => Recorder::default(),
         };
         let pools = Pools::new(config.reserve, config.sim.is_none());

@@ -113,6 +113,7 @@ struct LaneClock {
 pub struct Clock {
     origin: Instant,
     device: Option<Device>,
+    events_only: bool,
     simulated: bool,
     lanes: [Option<LaneClock>; DeviceLane::COUNT],
     /// Points whose time was not taken because too many were on their way.
@@ -120,11 +121,12 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The host's clock, from now on.
-    pub fn start() -> Self {
+    /// The host's clock, from now on. `events_only`: a simulated device is treated like a real one.
+    pub fn start(events_only: bool) -> Self {
         Clock {
             origin: Instant::now(),
             device: None,
+            events_only,
             simulated: false,
             lanes: Default::default(),
             untimed: 0,
@@ -134,7 +136,7 @@ impl Clock {
     /// The device whose streams will be looked at.
     pub fn attach(&mut self, device: Device) {
         self.device = Some(device);
-        self.simulated = sim::is_simulated(device.raw());
+        self.simulated = !self.events_only && sim::is_simulated(device.raw());
     }
 
     /// Whether times are those of a simulated device.

@@ -71,9 +71,10 @@ pub struct Since(u64);
 
 impl Recorder {
     /// A recorder that writes down what happens; its trace has the first and the last `most_passes` passes.
-    pub fn on(most_passes: usize) -> Self {
+    /// `events_only`: virtual clocks are not looked at.
+    pub fn on(most_passes: usize, events_only: bool) -> Self {
         Recorder(Some(Arc::new(Mutex::new(Tracing {
-            clock: Clock::start(),
+            clock: Clock::start(events_only),
             log: Log::default(),
             names: Names::default(),
             node_numbers: HashMap::new(),
