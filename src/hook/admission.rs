@@ -12,6 +12,8 @@ pub struct Retry {
     pub output_on_host: bool,
     /// Compute buffers to expect, in bytes.
     pub expected_scratch: u64,
+    /// Compute buffers before a scheduler was freed whose context may be about to make another, in bytes.
+    pub freed_scratch: u64,
     /// The smallest plan there is, with all KV on the host: what the smallest budget that works is named for.
     pub smallest: bool,
     tries: u32,
@@ -32,6 +34,7 @@ impl Retry {
     pub fn succeeded(&mut self) {
         self.tries = 0;
         self.expected_scratch = 0;
+        self.freed_scratch = 0;
         self.wanted_scratch = 0;
         self.error = None;
     }
@@ -61,8 +64,20 @@ impl Runtime {
         !placement.device
     }
 
-    /// The KV of `owner` was freed.
+    /// A scheduler was freed. As a rule its context makes another at once (an adapter was set), with the KV cache that it has:
+    /// so the next plan expects the same compute buffers, or it would give the room to residents, and another choice of
+    /// residents wants other buffers.
+    pub fn sched_gone(&mut self, sched: usize) {
+        let freed = self.ledger.scratch_of(sched);
+        self.ledger.remove_scratch(sched);
+        let expected = self.ledger.scratch() + freed;
+        self.retry.freed_scratch = self.retry.freed_scratch.max(expected);
+        self.replan();
+    }
+
+    /// The KV of `owner` was freed, after its context's scheduler: that one will not come again.
     pub fn kv_gone(&mut self, owner: usize) {
+        self.retry.freed_scratch = 0;
         if self.ledger.has_kv(owner) {
             self.ledger.remove_kv(owner);
             self.replan();
@@ -107,7 +122,7 @@ impl Runtime {
         true
     }
 
-    /// A context could not be made. True: try again, the answers will differ.
+    /// A context could not be made, or has no room for the graphs that it wants to run from now on. True: try again, the answers will differ.
     pub fn context_failed(&mut self) -> bool {
         let Some(error) = self.retry.error.take() else {
             return false;
@@ -125,7 +140,11 @@ impl Runtime {
         } else {
             self.retry = Retry::default();
             log::error(&error);
-            self.outcome.off(&error);
+            // contexts that computed go on, or at least the others do
+            match self.outcome.total_passes() {
+                0 => self.outcome.off(&error),
+                _ => self.outcome.errors.push(error),
+            }
             return false;
         }
         self.ledger.forget_class_peaks();

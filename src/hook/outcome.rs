@@ -5,7 +5,9 @@ use super::runtime::Runtime;
 use super::{log, table};
 use crate::ffi;
 use crate::plan::{Placement, Unit, UnitClass};
-use crate::report::{HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements};
+use crate::report::{
+    HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements,
+};
 use crate::sim;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -116,6 +118,7 @@ pub fn report(runtime: &Runtime) -> Report {
         (None, true) => None,
         (None, false) => Some("no graph with a model's weights has run".to_string()),
     };
+    let now = runtime.ledger.now();
     let peak = runtime.ledger.peak();
     let arena = runtime.arena.as_ref();
     let copies = runtime
@@ -147,6 +150,13 @@ pub fn report(runtime: &Runtime) -> Report {
         device: outcome.device.clone().unwrap_or_default(),
         budget: runtime.budget,
         minimum_budget: outcome.minimum_budget,
+        held: MemoryHeld {
+            resident: now.resident,
+            kv: now.kv,
+            slots: now.slots,
+            scratch: now.scratch,
+            other: now.other,
+        },
         peak: MemoryPeak {
             resident: peak.resident,
             kv: peak.kv,

@@ -245,7 +245,9 @@ impl Runtime {
         input.output_on_host = self.retry.output_on_host;
         input.kv_fixed = Some(self.ledger.kv_placements());
         let known = self.ledger.scratch() + extra_scratch;
-        input.scratch = known.max(self.retry.expected_scratch);
+        input.scratch = known
+            .max(self.retry.expected_scratch)
+            .max(self.retry.freed_scratch);
         input.reserve = self.reserve();
         input.granularity = self.granularity();
         input.alignment = self.device.map_or(256, |d| d.alignment());

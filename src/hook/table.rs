@@ -149,8 +149,7 @@ unsafe extern "C" fn sched_freed(user: *mut c_void, sched: ffi::ggml_backend_sch
         if runtime.ring_reader == Some(key) {
             runtime.ring_reader = None;
         }
-        runtime.ledger.remove_scratch(key);
-        runtime.replan();
+        runtime.sched_gone(key);
     })
 }
 

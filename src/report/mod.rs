@@ -1,14 +1,16 @@
 //! What happened in a run: whether pipeshard was engaged, what it held and what it moved.
 //!
 //! The figures are counted where things happen; nothing in here is derived from a plan. A report
-//! is written as JSON for programs ([`Report::write_json`]) and as a short table for people
-//! ([`Report::render_table`]).
+//! is written as JSON for programs ([`Report::write_json`]), as a short table for people
+//! ([`Report::render_table`]), and while the process runs as Prometheus' text ([`Report::to_prometheus`]).
 
+mod metrics;
 mod table;
 mod types;
 mod write;
 
 pub use types::{
-    HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements, REPORT_SCHEMA_VERSION,
+    HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements,
+    REPORT_SCHEMA_VERSION,
 };
 pub use write::ReportError;
