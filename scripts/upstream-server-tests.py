@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs llama.cpp's own tests of llama-server twice, stock and with pipeshard, and compares.
 
-    upstream-server-tests.py [--quick] [--tools DIR] [--work DIR] [--markdown] [PYTEST ARGUMENT...]
+    upstream-server-tests.py [--quick] [--tools DIR] [--work DIR] [--files unit/FILE...] [PYTEST ARGUMENT...]
 
 The tests come from the pinned archive, and are not changed. A model that is here already, SmolLM2 cut to six layers, takes
 the place of those that they would download: so some fail in stock as well, which is listed. pipeshard is forced on through
@@ -25,16 +25,17 @@ import fetch
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "tests/server/upstream"
+TESTS = "tools/server/tests"
 KEPT_LAYERS, LAYERS = 6, 30
 # 26 MiB of output head and six layers of 3 MiB are in the file: half of it fits.
 PIPESHARD = {"LLAMA_ARG_PIPESHARD": "1", "LLAMA_ARG_PIPESHARD_SIM": "vram=1G", "LLAMA_ARG_PIPESHARD_VRAM": "20M"}
 # The plain kernels of the CPU, which the simulated GPU computes with as well.
 STOCK = {"LLAMA_ARG_REPACK": "0"}
-# Some thirty seconds: one file of each kind.
-QUICK = ["test_basic.py", "test_tokenize.py", "test_template.py", "test_metrics.py", "test_ctx_shift.py", "test_ignore_eos.py"]
+# Some thirty seconds.
+QUICK = ["test_basic.py", "test_tokenize.py", "test_metrics.py", "test_ctx_shift.py", "test_ignore_eos.py"]
 
 
-def extract(work: Path) -> Path:
+def extract(work: Path) -> None:
     """Upstream's tests as they came, and the chat templates that they name."""
     archive = fetch.download("llama.cpp")
     requirements = ROOT / "vendor/llama.cpp.txt"
@@ -47,7 +48,6 @@ def extract(work: Path) -> Path:
                 target = work / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(tar.extractfile(member).read())
-    return work / "tools/server/tests"
 
 
 def small_model(tools: Path, work: Path) -> Path:
@@ -67,7 +67,7 @@ def clean_environment() -> dict:
 def start(name: str, variables: dict, port: int, arguments, tools: Path, model: Path, work: Path):
     """Starts pytest; returns the process and where its notes will be."""
     folder = work / name
-    tests = extract(folder)
+    tests = folder / TESTS
     notes = folder / "notes.json"
     notes.unlink(missing_ok=True)
     packages = fetch.server_tests()
@@ -94,17 +94,42 @@ def start(name: str, variables: dict, port: int, arguments, tools: Path, model: 
 
 
 def run(arguments, tools: Path, model: Path, work: Path) -> tuple:
-    """Notes of the stock run and of that with pipeshard, which run beside each other."""
-    # six numbers are enough for a test; ports of the two must not meet
+    """Notes of the stock run and of that with pipeshard, which run beside each other, and whether they were interrupted."""
+    # the ports of the two must not meet
     stock = start("stock", STOCK, 18080, arguments, tools, model, work)
     ours = start("pipeshard", PIPESHARD, 28080, arguments, tools, model, work)
-    made = []
+    made, ended = [], False
     for process, notes in (stock, ours):
-        process.wait()
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            # pytest was interrupted as well, and writes its notes
+            ended = True
+            process.wait()
         if not notes.exists():
             sys.exit(f"pytest did not run:\n{(notes.parent / 'log').read_text()[-4000:]}")
         made.append(json.loads(notes.read_text()))
-    return tuple(made)
+    if ended:
+        both = set(made[0]["tests"]) & set(made[1]["tests"])
+        for notes in made:
+            notes["tests"] = {name: test for name, test in notes["tests"].items() if name in both and "answers" in test}
+    return (*made, ended)
+
+
+def run_files(files, arguments, tools: Path, model: Path, work: Path) -> tuple:
+    """The same, file by file, so that a run that is ended early has something to tell."""
+    stock, ours = ({"tests": {}, "servers": 0, "with_pipeshard": 0} for _ in range(2))
+    for file in files:
+        print(f"{file} ...", file=sys.stderr, flush=True)
+        *parts, ended = run([file, *arguments], tools, model, work)
+        for total, part in zip((stock, ours), parts):
+            total["tests"].update(part["tests"])
+            total["servers"] += part["servers"]
+            total["with_pipeshard"] += part["with_pipeshard"]
+        if ended:
+            print("ended early: what follows is a part", file=sys.stderr)
+            break
+    return stock, ours
 
 
 def kind(stock: dict, ours: dict) -> str:
@@ -146,21 +171,26 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few files only")
     parser.add_argument("--tools", type=Path, default=os.environ.get("PIPESHARD_TEST_TOOLS", ROOT / "target/release"))
     parser.add_argument("--work", type=Path, default=ROOT / "target/upstream-server-tests")
+    parser.add_argument("--files", nargs="*", default=[], metavar="unit/FILE", help="these files only")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     options, arguments = parser.parse_known_args()
     work, tools = options.work.resolve(), Path(options.tools).resolve()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    selected = [f"unit/{file}" for file in QUICK] if options.quick else []
     model = small_model(tools, work)
+    for name in ("stock", "pipeshard"):
+        extract(work / name)
+    folder = work / "stock" / TESTS
+    files = [f"unit/{file}" for file in QUICK] if options.quick else options.files
+    files = files or sorted(str(path.relative_to(folder)) for path in folder.glob("unit/test_*.py"))
 
-    stock, ours = run([*selected, *arguments], tools, model, work)
+    stock, ours = run_files(files, arguments, tools, model, work)
     kinds = compare(stock, ours)
     doubtful = [name for name, found in kinds.items() if found in ("only pipeshard fails", "only stock fails", "differs")]
     if doubtful:
         print("Run again, for these did not do the same twice: " + ", ".join(doubtful))
         again = run(doubtful, tools, model, work)
-        kinds.update(compare(*again))
+        kinds.update(compare(*again[:2]))
         for first, second in zip((stock, ours), again):
             first["tests"].update(second["tests"])
 

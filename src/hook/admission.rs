@@ -127,6 +127,7 @@ impl Runtime {
         let Some(error) = self.retry.error.take() else {
             return false;
         };
+        let in_use = self.outcome.total_passes() > 0;
         self.retry.tries += 1;
         let may_learn = self.retry.tries < TRIES;
         let knows_more = self.retry.wanted_scratch > self.retry.expected_scratch;
@@ -138,16 +139,24 @@ impl Runtime {
             self.retry.smallest = true;
             self.retry.expected_scratch = 0;
         } else {
-            self.retry = Retry::default();
             log::error(&error);
-            // contexts that computed go on, or at least the others do
-            match self.outcome.total_passes() {
-                0 => self.outcome.off(&error),
-                _ => self.outcome.errors.push(error),
+            if in_use {
+                // whoever computed goes on as before, with the KV cache that was placed under these conditions
+                self.retry = Retry {
+                    output_on_host: self.retry.output_on_host,
+                    freed_scratch: self.retry.freed_scratch,
+                    ..Retry::default()
+                };
+                self.outcome.errors.push(error);
+            } else {
+                self.retry = Retry::default();
+                self.outcome.off(&error);
             }
             return false;
         }
-        self.ledger.forget_class_peaks();
+        if !in_use {
+            self.ledger.forget_class_peaks();
+        }
         log::info("the context did not fit as planned; planning it again with what is known now");
         self.replan();
         true

@@ -92,8 +92,11 @@ def test_an_adapter_for_which_there_is_no_room(tmp_path, smollm2):
             refused = requests.post(server.url("/completion"), json={"prompt": TEXT, "n_predict": 4}, timeout=60)
             assert refused.status_code == 500
         assert "a budget of 40 MiB is too small: the smallest that works is" in server.said()
+        tries = server.said().count("failed to allocate compute buffers")
         server.post_list("/lora-adapters", [{"id": 0, "scale": 0.0}])
         assert server.complete(TEXT, 4)["tokens"] == first
+        # what is wanted now was there before: it is found at the first try
+        assert server.said().count("failed to allocate compute buffers") == tries
         assert server.get("/props").json()["pipeshard"]["errors"] > 0
     finally:
         assert server.stop() == 0
