@@ -146,3 +146,21 @@ def test_the_report_agrees_with_the_metrics(tmp_path, tiny):
     for tier in ["prompt", "decode"]:
         assert value(last, "pipeshard_passes_total", tier=tier) == report["passes"][tier] > 0
     assert value(last, "pipeshard_peak_total_bytes") == report["simulated_device"]["peak_bytes"]
+
+
+def test_a_router_passes_flags_and_questions_on(tmp_path, tiny):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "tiny.gguf").symlink_to(tiny)
+    args = ["--models-dir", folder, "-c", 512, "-np", 1, "--metrics"]
+    server = Server(tmp_path / "log", *args, *budget(32 * MIB)).ready()
+    try:
+        made = server.client().chat.completions.create(
+            model="tiny", max_tokens=4, messages=[{"role": "user", "content": "abc"}]
+        )
+        assert made.usage.completion_tokens > 0
+        assert server.get("/props?model=tiny").json()["pipeshard"]["engaged"] is True
+        shown = families(server.get("/metrics?model=tiny").text)
+        assert value(shown, "pipeshard_budget_bytes") == 32 * MIB
+    finally:
+        assert server.stop() == 0
