@@ -25,6 +25,7 @@ demo: build ## a real model answers under a VRAM budget that it does not fit in
 	@scripts/demo.sh
 
 test: build ## all tests, against stock llama.cpp
+	@python3 scripts/fetch.py server-tests >/dev/null
 	@$(CARGO) test --release $(FEATURE_ARGS)
 
 check: setup patch-lines ## formatting, lints, and the size of the patches

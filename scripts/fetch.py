@@ -3,6 +3,7 @@
 
     fetch.py llama.cpp [--extract DIR]   the source archive; prints its path, or DIR once llama.cpp lies there
     fetch.py demo-model                  the demo model; prints the path of the GGUF file
+    fetch.py server-tests                the Python packages of the server's tests; prints a folder for PYTHONPATH
 
 Files are kept in $PIPESHARD_CACHE (default: $XDG_CACHE_HOME/pipeshard or ~/.cache/pipeshard) and checked on every use.
 """
@@ -144,14 +145,50 @@ def demo_model() -> Path:
     return model
 
 
+def server_tests() -> Path:
+    """A folder with the packages that vendor/server-tests.txt pins, made for this Python; pip checks their hashes."""
+    if sys.version_info < (3, 10):
+        raise FetchError(f"the server's tests need Python 3.10 or later, and this is {sys.version.split()[0]}")
+    requirements = ROOT / "vendor" / "server-tests.txt"
+    kind = f"{sys.implementation.cache_tag}-{sha256(requirements)[:12]}"
+    folder = cache_dir() / "python" / f"server-tests-{kind}"
+    if folder.is_dir():
+        return folder
+    print("installing what the server's tests need (pinned in vendor/server-tests.txt)", file=sys.stderr)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".install-"))
+    try:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary", ":all:", "--require-hashes", "-r", str(requirements), "--target", str(scratch)]
+        environment = dict(os.environ, PIP_ROOT_USER_ACTION="ignore")
+        if subprocess.run(command, stdout=sys.stderr, env=environment).returncode != 0:
+            raise FetchError(
+                "pip could not install the packages of vendor/server-tests.txt. It needs Python's pip and a package index\n"
+                f"that it can reach; `make setup` installs pip where it may. What was tried: {' '.join(command)}"
+            )
+        scratch.chmod(0o755)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            # another process was faster
+            if not folder.is_dir():
+                raise
+        return folder
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["llama.cpp", "demo-model"])
+    parser.add_argument("what", choices=["llama.cpp", "demo-model", "server-tests"])
     parser.add_argument("--extract", type=Path, metavar="DIR", help="extract llama.cpp into DIR")
     options = parser.parse_args()
     try:
         if options.what == "demo-model":
             print(demo_model())
+            return 0
+        if options.what == "server-tests":
+            print(server_tests())
             return 0
         if options.extract and options.extract.is_dir():
             print(options.extract)

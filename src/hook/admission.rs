@@ -13,6 +13,8 @@ pub struct Retry {
     pub output_on_host: bool,
     /// Compute buffers to expect, in bytes.
     pub expected_scratch: u64,
+    /// Compute buffers before a scheduler was freed whose context may be about to make another, in bytes.
+    pub freed_scratch: u64,
     /// The smallest plan there is, with all KV on the host: what the smallest budget that works is named for.
     pub smallest: bool,
     tries: u32,
@@ -54,6 +56,7 @@ impl Retry {
     pub fn succeeded(&mut self) {
         self.tries = 0;
         self.expected_scratch = 0;
+        self.freed_scratch = 0;
         self.wanted_scratch = 0;
         self.error = None;
     }
@@ -139,8 +142,20 @@ impl Runtime {
         !placement.device
     }
 
-    /// The KV of `owner` was freed.
+    /// A scheduler was freed. As a rule its context makes another at once (an adapter was set), with the KV cache that it has:
+    /// so the next plan expects the same compute buffers, or it would give the room to residents, and another choice of
+    /// residents wants other buffers.
+    pub fn sched_gone(&mut self, sched: usize) {
+        let freed = self.ledger.scratch_of(sched);
+        self.ledger.remove_scratch(sched);
+        let expected = self.ledger.scratch() + freed;
+        self.retry.freed_scratch = self.retry.freed_scratch.max(expected);
+        self.replan();
+    }
+
+    /// The KV of `owner` was freed, after its context's scheduler: that one will not come again.
     pub fn kv_gone(&mut self, owner: usize) {
+        self.retry.freed_scratch = 0;
         if self.ledger.has_kv(owner) {
             self.ledger.remove_kv(owner);
             self.replan();
@@ -185,11 +200,12 @@ impl Runtime {
         true
     }
 
-    /// A context could not be made. True: try again, the answers will differ.
+    /// A context could not be made, or has no room for the graphs that it wants to run from now on. True: try again, the answers will differ.
     pub fn context_failed(&mut self) -> bool {
         let Some(error) = self.retry.error.take() else {
             return false;
         };
+        let in_use = self.outcome.total_passes() > 0;
         self.retry.tries += 1;
         let may_learn = self.retry.tries < TRIES;
         let knows_more = self.retry.wanted_scratch > self.retry.expected_scratch;
@@ -201,12 +217,24 @@ impl Runtime {
             self.retry.smallest = true;
             self.retry.expected_scratch = 0;
         } else {
-            self.retry = Retry::default();
             log::error(&error);
-            self.outcome.off(&error);
+            if in_use {
+                // whoever computed goes on as before, with the KV cache that was placed under these conditions
+                self.retry = Retry {
+                    output_on_host: self.retry.output_on_host,
+                    freed_scratch: self.retry.freed_scratch,
+                    ..Retry::default()
+                };
+                self.outcome.errors.push(error);
+            } else {
+                self.retry = Retry::default();
+                self.outcome.off(&error);
+            }
             return false;
         }
-        self.ledger.forget_class_peaks();
+        if !in_use {
+            self.ledger.forget_class_peaks();
+        }
         log::info("the context did not fit as planned; planning it again with what is known now");
         self.replan();
         true

@@ -7,6 +7,8 @@
 //! |---|---|---|
 //! | `pipeshard_set_budget` | `bool (uint64_t bytes)` | changes the budget before the next batch; false: it would be too small |
 //! | `pipeshard_report` | `char * (void)` | the report so far as JSON; free it with `pipeshard_free` |
+//! | `pipeshard_metrics` | `char * (void)` | the same in Prometheus' text format, for `GET /metrics` of llama-server |
+//! | `pipeshard_props` | `char * (void)` | the object that `GET /props` of llama-server shows |
 //! | `pipeshard_units` | `char * (void)` | the loaded weights as the planner sees them, as JSON |
 //! | `pipeshard_simulated_device` | `char * (void)` | the simulated GPU's counters as JSON, null without one |
 //! | `pipeshard_reset_simulated_device` | `void (void)` | starts those counters afresh |
@@ -14,6 +16,7 @@
 
 use super::config::Config;
 use super::{log, outcome, table};
+use crate::report::Report;
 use crate::{ffi, sim};
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::sync::OnceLock;
@@ -134,6 +137,8 @@ unsafe extern "C" fn get_proc_address(
     match CStr::from_ptr(name).to_bytes() {
         b"pipeshard_set_budget" => set_budget as *mut c_void,
         b"pipeshard_report" => report as *mut c_void,
+        b"pipeshard_metrics" => metrics as *mut c_void,
+        b"pipeshard_props" => props as *mut c_void,
         b"pipeshard_units" => units as *mut c_void,
         b"pipeshard_simulated_device" => simulated_device as *mut c_void,
         b"pipeshard_reset_simulated_device" => reset_simulated_device as *mut c_void,
@@ -163,8 +168,21 @@ fn text(make: impl FnOnce() -> Option<String>) -> *mut c_char {
         .map_or(std::ptr::null_mut(), CString::into_raw)
 }
 
+/// The report so far, `None` where pipeshard is off.
+fn report_now() -> Option<Report> {
+    Some(outcome::report(&table::shared()?.lock()))
+}
+
 unsafe extern "C" fn report() -> *mut c_char {
-    text(|| Some(outcome::report(&table::shared()?.lock()).to_json()))
+    text(|| Some(report_now()?.to_json()))
+}
+
+unsafe extern "C" fn metrics() -> *mut c_char {
+    text(|| Some(report_now()?.to_prometheus()))
+}
+
+unsafe extern "C" fn props() -> *mut c_char {
+    text(|| Some(report_now()?.to_props()))
 }
 
 unsafe extern "C" fn units() -> *mut c_char {

@@ -6,8 +6,8 @@ use super::{log, table};
 use crate::ffi;
 use crate::plan::{Placement, Unit, UnitClass};
 use crate::report::{
-    ExpertCounts, HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements,
-    PROMPT_ROWS,
+    ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, UnitCounts,
+    UnitPlacements, PROMPT_ROWS,
 };
 use crate::sim;
 use crate::trace::summary::summary;
@@ -142,6 +142,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         (None, true) => None,
         (None, false) => Some("no graph with a model's weights has run".to_string()),
     };
+    let now = runtime.ledger.now();
     let peak = runtime.ledger.peak();
     let arena = runtime.arena.as_ref();
     let copies = runtime
@@ -173,6 +174,13 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         device: outcome.device.clone().unwrap_or_default(),
         budget: runtime.budget,
         minimum_budget: outcome.minimum_budget,
+        held: MemoryHeld {
+            resident: now.resident,
+            kv: now.kv,
+            slots: now.slots,
+            scratch: now.scratch,
+            other: now.other,
+        },
         peak: MemoryPeak {
             resident: peak.resident,
             kv: peak.kv,

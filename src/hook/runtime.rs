@@ -283,7 +283,9 @@ impl Runtime {
         input.keep_in_ring = !self.config.debug.like_stock;
         input.kv_fixed = Some(self.ledger.kv_placements());
         let known = self.ledger.scratch() + extra_scratch;
-        input.scratch = known.max(self.retry.expected_scratch);
+        input.scratch = known
+            .max(self.retry.expected_scratch)
+            .max(self.retry.freed_scratch);
         input.reserve = self.reserve();
         input.granularity = self.granularity();
         input.alignment = self.device.map_or(256, |d| d.alignment());
@@ -452,8 +454,7 @@ impl Runtime {
             self.ring_reader = None;
         }
         self.trace.sched_freed(sched);
-        self.ledger.remove_scratch(sched);
-        self.replan();
+        self.sched_gone(sched);
     }
 
     /// After a refused allocation: lowers the budget to what the device still has, or gives up.

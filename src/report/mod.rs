@@ -1,9 +1,10 @@
 //! What happened in a run: whether pipeshard was engaged, what it held and what it moved.
 //!
 //! The figures are counted where things happen; nothing in here is derived from a plan. A report
-//! is written as JSON for programs ([`Report::write_json`]) and as a short table for people
-//! ([`Report::render_table`]).
+//! is written as JSON for programs ([`Report::write_json`]), as a short table for people
+//! ([`Report::render_table`]), and while the process runs as Prometheus' text ([`Report::to_prometheus`]).
 
+mod metrics;
 mod table;
 mod timeline;
 mod types;
@@ -11,7 +12,7 @@ mod write;
 
 pub use timeline::{LaneDuringGap, LinkGap, TierTimeline, TimelineSummary};
 pub use types::{
-    ExpertCounts, HostWaits, MemoryPeak, PassCounts, Report, UnitCounts, UnitPlacements,
-    PROMPT_ROWS, REPORT_SCHEMA_VERSION,
+    ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, UnitCounts,
+    UnitPlacements, PROMPT_ROWS, REPORT_SCHEMA_VERSION,
 };
 pub use write::ReportError;

@@ -28,6 +28,8 @@ pub struct Report {
     pub budget: u64,
     /// The smallest budget that would have worked; 0 if nothing was planned.
     pub minimum_budget: u64,
+    /// What is held now, per class.
+    pub held: MemoryHeld,
     /// The most that was held, per class.
     pub peak: MemoryPeak,
     /// What a process holds that only opens the device; not part of the budget.
@@ -82,6 +84,29 @@ pub struct Report {
     pub simulated_device: Option<serde_json::Value>,
     /// What the lanes were busy with, if a trace was asked for.
     pub timeline: Option<TimelineSummary>,
+}
+
+/// Device memory that is held at one time, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryHeld {
+    /// Resident weights.
+    pub resident: u64,
+    /// KV cache.
+    pub kv: u64,
+    /// Slots.
+    pub slots: u64,
+    /// Compute buffers.
+    pub scratch: u64,
+    /// All else, the backend's pools for example.
+    pub other: u64,
+}
+
+impl MemoryHeld {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.resident + self.kv + self.slots + self.scratch + self.other
+    }
 }
 
 /// The most device memory that was held, in bytes. Classes peak at different times, so the total
@@ -181,6 +206,7 @@ impl Default for Report {
             device: String::new(),
             budget: 0,
             minimum_budget: 0,
+            held: MemoryHeld::default(),
             peak: MemoryPeak::default(),
             context_bytes: 0,
             passes: PassCounts::default(),
