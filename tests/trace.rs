@@ -328,8 +328,9 @@ fn everything_that_was_counted_is_in_it_once_and_in_order() {
 fn a_missing_wait_shows() {
     let eval = small();
     let budget = all_streamed(&eval);
+    // what is read too early shall be wrong, and not end the run
     let eval = eval
-        .within(budget, SLOW_LINK)
+        .within(budget, &format!("{SLOW_LINK},poison=off"))
         .env("PIPESHARD_DEBUG_DROP_WAIT", "filled");
     let (_, trace, _) = traced(&eval, "missing-wait");
     assert!(trace.too_early().is_some());

@@ -248,7 +248,7 @@ mod tests {
             name: "prompt".to_string(),
             passes: 100_000,
             pass_ns: 10_987_654_321,
-            pass_ns_median: 9_999_999,
+            pass_ns_median: 9_999_900,
             between_ns: 12_345_678,
             link_rate: 123_450_000_000,
             link_busy: 1.0,
