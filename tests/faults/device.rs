@@ -168,7 +168,7 @@ fn page_locking_is_refused_at_every_size() {
     let stock = play.lines();
     let limits: &[&str] = match all() {
         true => &[
-            "0", "100K", "4M", "5M", "8M", "12M", "16M", "20M", "21M", "22M", "off",
+            "0", "100K", "4M", "5M", "8M", "12M", "16M", "20M", "21M", "off",
         ],
         false => &["0", "5M", "12M", "off"],
     };
