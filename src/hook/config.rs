@@ -42,6 +42,8 @@ pub struct Debug {
     pub expert_rows: Option<u32>,
     /// Fetch chosen experts only while at most this share of them is expected (`PIPESHARD_DEBUG_CHOSEN_PERCENT`).
     pub chosen_percent: Option<u32>,
+    /// Experts are chosen by the CPU, as for a device that cannot sort (`PIPESHARD_DEBUG_CPU_CHOICE=1`).
+    pub cpu_choice: bool,
 }
 
 /// A setting that makes no sense.
@@ -135,6 +137,7 @@ impl Config {
                     .transpose()?,
                 expert_rows: number("PIPESHARD_DEBUG_EXPERT_ROWS")?,
                 chosen_percent: number("PIPESHARD_DEBUG_CHOSEN_PERCENT")?,
+                cpu_choice: on("PIPESHARD_DEBUG_CPU_CHOICE"),
             },
         })
     }
