@@ -137,8 +137,8 @@ fn sources_that_are_not_page_locked_in_one_piece() {
 }
 
 #[test]
-fn a_router_on_the_cpu() {
-    // 8 to 31 rows: the CPU computes the router, the device experts
+fn fewer_rows_with_the_router_on_the_cpu() {
+    // 8 to 31 rows: the CPU computes attention and router, the device experts
     let eval = Eval::of(&synthetic("tiny-qwen3moe", &[]))
         .prompts(&[7, 8, 12, 33, 9])
         .generate(1);
@@ -147,11 +147,24 @@ fn a_router_on_the_cpu() {
     let budget = streamed.smallest_budget();
     let ours = streamed.within(budget, "delay=300").answers();
     assert_eq!(stock.outcome(), ours.outcome());
+    let elsewhere = ours.report().not_resident.iter();
+    let routers = elsewhere.filter(|name| name.contains("ffn_gate_inp"));
+    assert!(routers.count() > 1);
+    assert_chosen(&ours);
+}
+
+#[test]
+fn a_choice_that_the_cpu_has_made() {
+    let eval = many_experts(&[32, 600, 48]);
+    let stock = eval.answers();
+    let budget = eval.smallest_budget() + MIB;
+    let ours = eval
+        .within(budget, "delay=300")
+        .env("PIPESHARD_DEBUG_CPU_CHOICE", "1")
+        .answers();
+    assert_eq!(stock.outcome(), ours.outcome());
     let report = ours.report();
-    let on_the_cpu = report
-        .not_resident
-        .iter()
-        .filter(|n| n.contains("ffn_gate_inp"));
-    assert!(on_the_cpu.count() > 1, "{:?}", report.not_resident);
     assert!(report.experts.copied > 0 && report.experts.bytes_saved > 0);
+    // it is there before the split is submitted
+    assert_eq!(report.host_waits.expert_choices, 0);
 }

@@ -9,6 +9,7 @@ pub mod unit;
 
 use crate::lanes::copy::{Copier, CopyTask, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
+use crate::lanes::experts::run_bytes;
 use crate::lanes::ring::{CopyLane, Experts, GroupId, Place, Ring};
 use crate::plan::{Chunk, Location, Plan, StreamGroup};
 use crate::size::ByteSize;
@@ -338,10 +339,6 @@ pub fn stacked_experts(group: &StreamGroup, units: &[LoadedUnit]) -> Option<u32>
     }
 }
 
-/// Kernels for quantised rows read up to this many bytes past the end of an expert, and must not find a NaN there: behind a
-/// chosen expert so much of the next one is copied.
-const READ_PAST_EXPERT: usize = 512;
-
 // SAFETY of the calls below: `compute` is the backend that the scheduler passed to the hook for the split being submitted,
 // alive during the call; the copy lane's stream and the events belong to the same device and to live values.
 impl CopyLane for Lanes<'_> {
@@ -380,15 +377,10 @@ impl CopyLane for Lanes<'_> {
         let (mut copied, mut bytes) = (0, 0);
         for run in experts.wanted.missing(&experts.in_place) {
             copied += u64::from(run.end - run.start);
-            let behind = match experts.in_place.contains(run.end) {
-                true => 0,
-                false => READ_PAST_EXPERT,
-            };
-            let start = run.start as usize * slice;
-            let end = (run.end as usize * slice + behind).min(task.bytes);
-            bytes += (end - start) as u64;
+            let range = run_bytes(&run, slice, experts.in_place.contains(run.end), task.bytes);
+            bytes += range.len() as u64;
             // SAFETY: as in `copy`.
-            unsafe { self.copier.submit_range(task, start..end) };
+            unsafe { self.copier.submit_range(task, range) };
         }
         *self.streamed += bytes;
         *self.copies += u64::from(copied > 0);

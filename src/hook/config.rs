@@ -60,6 +60,8 @@ pub struct Debug {
     pub chosen_percent: Option<u32>,
     /// Trace the simulated GPU as if it were a real one, by events (`PIPESHARD_DEBUG_TRACE_EVENTS=1`).
     pub trace_events: bool,
+    /// Experts are chosen by the CPU, as for a device that cannot sort (`PIPESHARD_DEBUG_CPU_CHOICE=1`).
+    pub cpu_choice: bool,
 }
 
 /// A setting that makes no sense.
@@ -177,6 +179,7 @@ impl Config {
                 expert_rows: number("PIPESHARD_DEBUG_EXPERT_ROWS")?,
                 chosen_percent: number("PIPESHARD_DEBUG_CHOSEN_PERCENT")?,
                 trace_events: on("PIPESHARD_DEBUG_TRACE_EVENTS"),
+                cpu_choice: on("PIPESHARD_DEBUG_CPU_CHOICE"),
             },
         })
     }

@@ -105,6 +105,8 @@ struct Decider<'a> {
     backends: Backends,
     /// Nodes that were sent to the CPU.
     on_cpu: HashMap<usize, ()>,
+    /// Experts are chosen on the CPU, for a test.
+    cpu_choice: bool,
     graph: &'a mut SplitGraph,
     /// The graph has operations that stream their weights.
     streaming: bool,
@@ -177,6 +179,7 @@ impl Runtime {
             units: &mut self.units,
             backends,
             on_cpu: HashMap::new(),
+            cpu_choice: self.config.debug.cpu_choice,
             graph: &mut entry.graph,
             streaming: false,
             like_stock: self.config.debug.like_stock,
@@ -218,7 +221,8 @@ impl Decider<'_> {
         if is_view(node) || (*node).op == ffi::GGML_OP_GET_ROWS {
             return;
         }
-        if self.reads_host_kv(node) {
+        let choice_for_cpu = self.cpu_choice && (*node).op == ffi::GGML_OP_ARGSORT;
+        if self.reads_host_kv(node) || choice_for_cpu {
             self.run_on_cpu(node);
             return;
         }

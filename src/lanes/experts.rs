@@ -90,6 +90,25 @@ impl ExpertSet {
     }
 }
 
+/// Kernels for quantised rows read up to this many bytes past the end of an expert, and must not find a NaN there.
+const READ_PAST_EXPERT: usize = 512;
+
+/// What to copy for a run of experts of `slice` bytes each, out of a tensor of `total` bytes: the run, and, unless the expert
+/// behind it is in place, the beginning of that.
+pub fn run_bytes(
+    run: &Range<u32>,
+    slice: usize,
+    next_in_place: bool,
+    total: usize,
+) -> Range<usize> {
+    let behind = match next_in_place {
+        true => 0,
+        false => READ_PAST_EXPERT,
+    };
+    let end = run.end as usize * slice + behind;
+    run.start as usize * slice..end.min(total)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,6 +121,14 @@ mod tests {
             assert_eq!(made.insert(expert), expert < of);
         }
         made
+    }
+
+    #[test]
+    fn what_kernels_read_behind_an_expert_is_copied_too() {
+        assert_eq!(run_bytes(&(2..4), 1000, false, 8000), 2000..4512);
+        assert_eq!(run_bytes(&(2..4), 1000, true, 8000), 2000..4000);
+        assert_eq!(run_bytes(&(2..8), 1000, false, 8000), 2000..8000);
+        assert_eq!(run_bytes(&(0..1), 100, false, 300), 0..300);
     }
 
     proptest! {

@@ -296,8 +296,8 @@ fn a_partial_group_is_not_taken_for_a_complete_one() {
 #[test]
 fn what_was_overwritten_is_copied_again() {
     let (mut ring, mut model) = stacked(&sequential(&[80, 80], 80));
-    let chosen = Some(some_experts(&[2, 3]));
     for passes in 1..4 {
+        let chosen = Some(some_experts(&[2, 3 + passes]));
         run_choosing(
             &mut ring,
             &mut model,
