@@ -5,6 +5,7 @@
 //! llama.cpp asks on the way; [`sim`] is a GPU to try all of it on; [`report`] says what happened.
 
 pub mod arena;
+pub mod bench;
 pub mod cli;
 pub mod ffi;
 pub mod hook;

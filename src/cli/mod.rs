@@ -1,5 +1,6 @@
 //! The `pipeshard` tool.
 
+pub mod bench;
 pub mod eval;
 pub mod plan;
 pub mod synth;
@@ -35,6 +36,8 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     /// Evaluate prompts of given lengths and write logits and tokens
     Eval(eval::EvalArgs),
+    /// Measure pipeshard beside what stock llama.cpp can do with the same memory
+    Bench(Box<bench::BenchArgs>),
     /// Write a model of random weights
     Synth(synth::SynthArgs),
 }
@@ -45,6 +48,7 @@ pub fn run(cli: Cli) -> Result<(), String> {
         Command::Plan(args) => plan::run(args).map_err(|e| e.to_string()),
         Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),
         Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
+        Command::Bench(args) => bench::run(&args),
         Command::Synth(args) => synth::run(&args).map_err(|e| e.to_string()),
     }
 }
