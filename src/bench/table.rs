@@ -207,7 +207,7 @@ fn multiple(ratio: Ratio) -> String {
 }
 
 fn verdict_table(verdicts: &[Verdict]) -> Table {
-    let mut table = table(&["what", "target", "worst measured", "where", "met", ""], 6);
+    let mut table = table(&["what", "target", "worst", "where", "met", ""], 6);
     for verdict in verdicts {
         let met = match verdict.met {
             Met::Yes => "met",
@@ -240,7 +240,7 @@ mod tests {
 
     /// A cell of an imagined machine, with a placement that took too much.
     fn measurements() -> Vec<Measurement> {
-        let model = "llama3-8b f16".to_owned();
+        let model = "qwen3-30b-a3b q4_0".to_owned();
         let budget = Some(4u64 << 30);
         let mut all = Vec::new();
         let mut add = |approach, setting: &str, ubatch, test: Test, seconds: &[f64], peak: u64| {
@@ -323,9 +323,13 @@ mod tests {
             register_rate: 31e9,
             ..Machine::default()
         };
-        let cells = cells(&measurements(), &["llama3-8b f16".to_owned()], &machine);
+        let cells = cells(
+            &measurements(),
+            &["qwen3-30b-a3b q4_0".to_owned()],
+            &machine,
+        );
         let verdicts = verdicts(&cells, |_| false);
-        let notes = ["llama3-8b f16, 8 GiB, stock --fit, locked: time was up".to_owned()];
+        let notes = ["qwen3-30b-a3b q4_0, 8 GiB, stock --fit, locked: time was up".to_owned()];
         render(&machine, &cells, &verdicts, &notes)
     }
 

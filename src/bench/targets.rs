@@ -76,63 +76,63 @@ const fn prompt(
 /// All targets. They are ratios of one run at equal measured VRAM.
 pub const TARGETS: &[Target] = &[
     prompt(
-        "dense prompt, 2048 tokens",
+        "dense prompt, 2048",
         Kind::Dense,
         (2048, 2048),
         Figure::OfBound,
         0.90,
     ),
     prompt(
-        "dense prompt, 2048 tokens",
+        "dense prompt, 2048",
         Kind::Dense,
         (2048, 2048),
         Figure::OfOverlap,
         0.85,
     ),
     prompt(
-        "dense prompt, 4096 and more",
+        "dense prompt, 4096 up",
         Kind::Dense,
         (4096, u32::MAX),
         Figure::OfBound,
         0.85,
     ),
     prompt(
-        "dense prompt, 4096 and more",
+        "dense prompt, 4096 up",
         Kind::Dense,
         (4096, u32::MAX),
         Figure::OverFit,
         5.0,
     ),
     prompt(
-        "dense prompt, 4096 and more",
+        "dense prompt, 4096 up",
         Kind::Dense,
         (4096, u32::MAX),
         Figure::OverBest,
         1.8,
     ),
     prompt(
-        "dense prompt, 512 tokens",
+        "dense prompt, 512",
         Kind::Dense,
         (512, 512),
         Figure::OfBound,
         0.97,
     ),
     prompt(
-        "dense prompt, 512 tokens",
+        "dense prompt, 512",
         Kind::Dense,
         (512, 512),
         Figure::OverBest,
         1.2,
     ),
     prompt(
-        "experts' prompt, 4096 tokens",
+        "experts' prompt, 4096",
         Kind::Mixture,
         (4096, 4096),
         Figure::OfBound,
         0.90,
     ),
     prompt(
-        "experts' prompt, 4096 tokens",
+        "experts' prompt, 4096",
         Kind::Mixture,
         (4096, 4096),
         Figure::OverBest,
@@ -233,16 +233,28 @@ impl Figure {
         }
     }
 
+    /// A value of this figure.
     fn text(self, value: f64) -> String {
         match self {
-            Figure::OfBound => format!("{:.0} % of the bound", value * 100.0),
-            Figure::OverBest => format!("{value:.2}× best stock"),
-            Figure::OverFit => format!("{value:.2}× default --fit"),
-            Figure::OfOverlap => format!("{:.0} % of overlap's gain", value * 100.0),
-            Figure::OverStockInVram => format!("{:.1} % of stock", value * 100.0),
-            Figure::LoadTime => format!("{value:.2}× mmap's time"),
-            Figure::Peak => format!("{:.1} % of the budget", value * 100.0),
-            Figure::Unsteady => format!("{value:.0} growths and waits"),
+            Figure::OfBound | Figure::OfOverlap => format!("{:.0} %", value * 100.0),
+            Figure::OverBest | Figure::OverFit | Figure::LoadTime => format!("{value:.2}×"),
+            Figure::OverStockInVram => format!("{:.1} %", value * 100.0),
+            Figure::Peak => format!("{:.2} %", value * 100.0),
+            Figure::Unsteady => format!("{value:.0}"),
+        }
+    }
+
+    /// What it is a part or a multiple of.
+    fn unit(self) -> &'static str {
+        match self {
+            Figure::OfBound => "of the bound",
+            Figure::OfOverlap => "of overlap's gain",
+            Figure::OverBest => "best stock",
+            Figure::OverFit => "default --fit",
+            Figure::OverStockInVram => "of stock",
+            Figure::LoadTime => "mmap's time",
+            Figure::Peak => "of the budget",
+            Figure::Unsteady => "growths and waits",
         }
     }
 }
@@ -312,7 +324,11 @@ pub fn verdicts(cells: &[Cell], is_mixture: impl Fn(&str) -> bool) -> Vec<Verdic
         };
         Verdict {
             what: target.what.to_owned(),
-            target: format!("{relation} {}", target.figure.text(target.limit)),
+            target: format!(
+                "{relation} {} {}",
+                target.figure.text(target.limit),
+                target.figure.unit()
+            ),
             worst: worst.map_or_else(String::new, |(ratio, _)| {
                 let spread = match ratio.deviation > 0.0 {
                     true => format!(
@@ -367,7 +383,7 @@ mod tests {
                 measured(Approach::Search, "ffn 1", 1, &[1.3]),
                 measured(Approach::Pipeshard, "", 1, ours),
             ];
-            let verdicts = judge(&all, "dense prompt, 512 tokens");
+            let verdicts = judge(&all, "dense prompt, 512");
             verdicts.iter().map(|v| v.met).collect::<Vec<_>>()
         };
         // the bound is 1 s: the link and the GPU both take that long
@@ -398,7 +414,7 @@ mod tests {
         ours.outcome = Outcome::OverBudget { bytes: 1 };
         let verdict = &judge(&[ours], "peak device memory")[0];
         assert_eq!(verdict.met, Met::No);
-        assert!(verdict.worst.contains("101.0 %"), "{verdict:?}");
+        assert!(verdict.worst.contains("101.00 %"), "{verdict:?}");
         assert!(verdict.at.contains("pp512"), "{verdict:?}");
     }
 

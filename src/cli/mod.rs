@@ -19,6 +19,7 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:\n  \
         pipeshard plan model.gguf --vram 4G          what would live where\n  \
         pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
+        pipeshard bench --quick                      how fast, beside stock llama.cpp, at equal memory?\n  \
         pipeshard synth --shape tiny-llama tiny.gguf a small model of random weights"
 )]
 pub struct Cli {
