@@ -6,6 +6,7 @@
 //! [`trace`] when.
 
 pub mod arena;
+pub mod bench;
 pub mod cli;
 pub mod ffi;
 pub mod hook;

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [sanitize] [trace] [speed] — what to do; all of it by default. Expects the unpacked tools in ./bin.
+# Usage: visit.sh [correct] [sanitize] [trace] [speed] [matrix] [bench] — what to do; the first four by default. Expects the unpacked
+# tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
+# next visit to the same machine takes up where this one ended.
 set -uo pipefail
 cd "$(dirname "$0")"
 OUT=${OUT:-$PWD/out}
@@ -135,6 +137,26 @@ if [[ $what == *speed* ]]; then
         bench "$model all in VRAM, stock" -m "$models/$model.gguf" -p 512 -p 2048 -n 32 -r 2 -b 2048 -ub 2048 -ngl 99
         bench "$model all in VRAM, pipeshard 60G" -m "$models/$model.gguf" -p 512 -p 2048 -n 32 -r 2 -b 2048 -ub 2048 --pipeshard --pipeshard-vram 60G --pipeshard-report "$OUT/report-$model-all.json"
     done
+fi
+
+if [[ $what == *matrix* ]]; then
+    echo "--- matrix" >> "$OUT/visit.log"
+    timeout "${LIMIT:-540}" "$bin/pipeshard" matrix --device gpu --quick --json "$OUT/matrix.json" 2>&1 | tee -a "$OUT/visit.log"
+    note "matrix: exit ${PIPESTATUS[0]}"
+fi
+
+if [[ $what == *bench* ]]; then
+    results=${BENCH_DIR:-/dev/shm/pipeshard-bench}
+    # shellcheck disable=SC2086 # arguments are words
+    timeout "${LIMIT:-590}" "$bin/pipeshard" bench ${BENCH_ARGS---quick} ${MINUTES:+--minutes "$MINUTES"} --threads "$threads" \
+        --models-dir "$models" --out "$results" > "$OUT/bench.out" 2> >(tee -a "$OUT/visit.log" >&2)
+    code=$?
+    cat "$OUT/bench.out" | tee -a "$OUT/visit.log"
+    rm -f "$OUT/bench.out"
+    note "bench: exit $code, results in $results"
+    # few files come back from such a machine: the tables apart, all the rest in one
+    for file in tables.txt summary.json; do [ -s "$results/$file" ] && cp "$results/$file" "$OUT/bench-$file"; done
+    tar -C "$results" -czf "$OUT/bench.tar.gz" .
 fi
 
 echo; echo "SUMMARY"; printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"

@@ -1,5 +1,6 @@
 //! The `pipeshard` tool.
 
+pub mod bench;
 pub mod eval;
 pub mod plan;
 pub mod routing;
@@ -21,6 +22,7 @@ use clap::{Parser, Subcommand};
         pipeshard plan model.gguf --vram 4G          what would live where\n  \
         pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
         pipeshard synth --shape tiny-llama tiny.gguf a small model of random weights\n  \
+        pipeshard bench --quick                      how fast, beside stock llama.cpp, at equal memory?\n  \
         pipeshard trace trace.json                   where the time of a run went"
 )]
 pub struct Cli {
@@ -38,6 +40,8 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     /// Evaluate prompts of given lengths and write logits and tokens
     Eval(eval::EvalArgs),
+    /// Measure pipeshard beside what stock llama.cpp can do with the same memory
+    Bench(Box<bench::BenchArgs>),
     /// Write a model of random weights
     Synth(synth::SynthArgs),
     /// Show where time goes in a trace that --pipeshard-trace wrote
@@ -52,6 +56,7 @@ pub fn run(cli: Cli) -> Result<(), String> {
         Command::Plan(args) => plan::run(args).map_err(|e| e.to_string()),
         Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),
         Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
+        Command::Bench(args) => bench::run(&args),
         Command::Synth(args) => synth::run(&args).map_err(|e| e.to_string()),
         Command::Trace(args) => trace::run(&args).map_err(|e| e.to_string()),
         Command::Routing(args) => routing::run(&args),

@@ -55,6 +55,10 @@ fn start() -> Result<ffi::ggml_backend_reg_t, String> {
     let config = Config::from_env().map_err(|e| e.to_string())?;
     if let Some(spec) = &config.sim {
         SIMULATED.get_or_init(|| Forever(sim::registry(spec.clone())));
+        if std::env::var_os(COUNTERS_FILE).is_some() {
+            // SAFETY: the handler is a plain function.
+            unsafe { libc::atexit(write_counters_at_exit) };
+        }
     }
     if config.attach {
         attach(config)?;
@@ -105,6 +109,25 @@ fn attach(config: Config) -> Result<(), String> {
     // SAFETY: the handler is a plain function.
     unsafe { libc::atexit(at_exit) };
     Ok(())
+}
+
+/// Where the simulated GPU's counters go as JSON at exit: for measuring stock llama.cpp on it, which writes no report.
+const COUNTERS_FILE: &str = "PIPESHARD_SIM_COUNTERS";
+
+extern "C" fn write_counters_at_exit() {
+    let write = || {
+        let (Some(device), Some(path)) = (simulated(), std::env::var_os(COUNTERS_FILE)) else {
+            return;
+        };
+        let text = serde_json::to_string(&sim::counters(device)).unwrap_or_default();
+        if let Err(error) = std::fs::write(&path, text) {
+            log::error(&format!(
+                "the simulated GPU's counters were not written to {}: {error}",
+                path.display()
+            ));
+        }
+    };
+    let _ = std::panic::catch_unwind(write);
 }
 
 extern "C" fn at_exit() {

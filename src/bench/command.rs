@@ -1,0 +1,242 @@
+//! The command line of `llama-bench` for a job, and what its lines of output say.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Deserialize;
+
+use super::grid::Job;
+use super::types::{Approach, Test, Work};
+use super::MIB;
+
+/// What all commands share.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    /// The folder with `llama-bench` and its libraries.
+    pub folder: PathBuf,
+    /// Threads of the CPU.
+    pub threads: u32,
+    /// A simulated GPU in place of the real one.
+    pub simulated: Option<String>,
+    /// Device memory in bytes that a process sees as free after it opened the device.
+    pub free: u64,
+    /// Repetitions of each test.
+    pub repetitions: u32,
+}
+
+/// Files that a process leaves beside its results.
+#[derive(Debug, Clone)]
+pub struct Side {
+    /// pipeshard's report.
+    pub report: PathBuf,
+    /// What a simulated GPU counted.
+    pub counters: PathBuf,
+}
+
+impl Tools {
+    /// The command for `job` on the model at `path`. `slack` are bytes by which `--fit` is held below the budget, because it
+    /// is known to overrun its target by as many.
+    pub fn command(&self, job: &Job, path: &Path, slack: u64, side: &Side) -> Command {
+        let mut command = Command::new(self.folder.join("llama-bench"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("LLAMA_ARG_") {
+                command.env_remove(name);
+            }
+        }
+        command.arg("-m").arg(path);
+        command.args(self.arguments(job, slack));
+        if job.approach.is_ours() {
+            command.arg("--pipeshard-report").arg(&side.report);
+        }
+        if self.simulated.is_some() {
+            command.env("PIPESHARD_SIM_COUNTERS", &side.counters);
+        }
+        command
+    }
+
+    /// The arguments behind the model's name, but for those that name files.
+    fn arguments(&self, job: &Job, slack: u64) -> Vec<String> {
+        let mut args: Vec<String> = Vec::new();
+        let mut push = |list: &[&str]| args.extend(list.iter().map(|&a| a.to_owned()));
+        push(&["-o", "jsonl", "--progress", "-t", &self.threads.to_string()]);
+        let cold = job.tests.iter().any(|t| t.work == Work::FirstToken);
+        if cold {
+            push(&["-r", "1", "--no-warmup"]);
+        } else {
+            push(&["-r", &self.repetitions.to_string()]);
+        }
+        let longest = job.tests.iter().map(|t| match t.work {
+            Work::Decode => t.depth,
+            _ => t.tokens,
+        });
+        let batch = longest.max().unwrap_or(0).max(job.ubatch.unwrap_or(0));
+        push(&["-b", &batch.max(2048).to_string()]);
+        if let Some(ubatch) = job.ubatch {
+            push(&["-ub", &ubatch.to_string()]);
+        }
+        let prompts = job.tests.iter().filter(|t| t.work != Work::Decode);
+        let prompts: Vec<String> = prompts.map(|t| t.tokens.to_string()).collect();
+        let decodes: Vec<&Test> = job
+            .tests
+            .iter()
+            .filter(|t| t.work == Work::Decode)
+            .collect();
+        let or_none = |list: Vec<String>| match list.is_empty() {
+            true => "0".to_owned(),
+            false => list.join(","),
+        };
+        let tokens = decodes.first().map(|t| t.tokens.to_string());
+        push(&[
+            "-p",
+            &or_none(prompts),
+            "-n",
+            &or_none(tokens.into_iter().collect()),
+        ]);
+        let depth = decodes.iter().map(|t| t.depth).max().unwrap_or(0);
+        if depth > 0 {
+            push(&["-d", &depth.to_string()]);
+        }
+        // without a budget: all of the card but a margin that pipeshard keeps itself, too
+        let budget = job.budget.unwrap_or(self.free - self.free / 16);
+        match job.approach {
+            Approach::Pipeshard | Approach::PipeshardAll => {
+                push(&["--pipeshard", "--pipeshard-vram", &budget.to_string()]);
+            }
+            Approach::FitMapped | Approach::FitLocked => {
+                let context = job.tests.iter().map(|t| t.context()).max().unwrap_or(0);
+                let held = budget.saturating_sub(slack);
+                // what is to stay free, in whole mebibytes: rounded up
+                let margin = self.free.saturating_sub(held).div_ceil(MIB).max(1);
+                push(&["-fitt", &margin.to_string(), "-fitc", &context.to_string()]);
+            }
+            Approach::AllInVram => push(&["-ngl", "999"]),
+            Approach::Search | Approach::SamePlacement => {}
+        }
+        if !job.approach.is_ours()
+            && !matches!(job.approach, Approach::FitMapped | Approach::AllInVram)
+        {
+            push(&["-lm", "none"]);
+        }
+        args.extend(job.flags.iter().cloned());
+        if let Some(spec) = &self.simulated {
+            args.extend(["--pipeshard-sim".to_owned(), spec.clone()]);
+        }
+        args
+    }
+}
+
+/// A line of `llama-bench -o jsonl`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct BenchLine {
+    n_prompt: u32,
+    n_gen: u32,
+    #[serde(default)]
+    n_depth: u32,
+    #[serde(default)]
+    samples_ns: Vec<u64>,
+    /// The processor, as ggml names it.
+    #[serde(default)]
+    pub cpu_info: String,
+}
+
+impl BenchLine {
+    /// Reads a line; none where it is something else.
+    pub fn parse(line: &str) -> Option<Self> {
+        serde_json::from_str(line.trim()).ok()
+    }
+
+    /// Whether it is the result of `test`.
+    pub fn is_of(&self, test: Test) -> bool {
+        let tokens = match test.work {
+            Work::Decode => (0, test.tokens),
+            Work::Prompt | Work::FirstToken => (test.tokens, 0),
+        };
+        (self.n_prompt, self.n_gen) == tokens && self.n_depth == test.depth
+    }
+
+    /// Seconds of each repetition.
+    pub fn seconds(&self) -> Vec<f64> {
+        self.samples_ns.iter().map(|&ns| ns as f64 / 1e9).collect()
+    }
+}
+
+/// Whether a line of `llama-bench --progress` says that the next test starts.
+pub fn starts_a_test(line: &str) -> bool {
+    line.starts_with("llama-bench: benchmark ") && line.trim_end().ends_with(": starting")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tools() -> Tools {
+        Tools {
+            folder: PathBuf::from("/bin"),
+            threads: 16,
+            simulated: None,
+            free: 80 << 30,
+            repetitions: 3,
+        }
+    }
+
+    fn line(job: &Job, slack: u64) -> String {
+        tools().arguments(job, slack).join(" ")
+    }
+
+    #[test]
+    fn fit_leaves_free_what_the_budget_does_not_cover() {
+        let tests = vec![Test::prompt(512), Test::prompt(4096), Test::decode(16, 0)];
+        let job = Job::new(0, Some(4 << 30), Approach::FitMapped, tests).ubatch(2048);
+        assert_eq!(
+            line(&job, 0),
+            "-o jsonl --progress -t 16 -r 3 -b 4096 -ub 2048 -p 512,4096 -n 16 -fitt 77824 -fitc 4096"
+        );
+        let locked = Job {
+            approach: Approach::FitLocked,
+            ..job
+        };
+        assert!(line(&locked, 100 * MIB).ends_with("-fitt 77924 -fitc 4096 -lm none"));
+    }
+
+    #[test]
+    fn pipeshard_gets_the_budget_in_bytes_and_chooses_its_ubatch() {
+        let job = Job::new(0, Some(5000), Approach::Pipeshard, vec![Test::prompt(8)]);
+        assert_eq!(
+            line(&job, 0),
+            "-o jsonl --progress -t 16 -r 3 -b 2048 -p 8 -n 0 --pipeshard --pipeshard-vram 5000"
+        );
+    }
+
+    #[test]
+    fn a_cold_start_is_not_warmed_up() {
+        let tests = vec![Test::first_token(32)];
+        let job = Job::new(0, Some(1 << 30), Approach::FitMapped, tests);
+        assert!(line(&job, 0).contains("-r 1 --no-warmup -b 2048 -p 32 -n 0"));
+    }
+
+    #[test]
+    fn a_placement_is_passed_on() {
+        let job = Job {
+            flags: vec!["-ngl".to_owned(), "7".to_owned()],
+            ..Job::new(0, Some(1), Approach::Search, vec![Test::decode(4, 512)])
+        };
+        assert!(line(&job, 0).ends_with("-p 0 -n 4 -d 512 -lm none -ngl 7"));
+        let all = Job::new(0, None, Approach::AllInVram, vec![Test::prompt(8)]);
+        assert!(line(&all, 0).ends_with("-p 8 -n 0 -ngl 999"));
+    }
+
+    #[test]
+    fn lines_are_matched_with_tests() {
+        let line = r#"{"n_prompt": 512, "n_gen": 0, "n_depth": 0, "cpu_info": "x", "samples_ns": [ 500000000, 250000000 ],"samples_ts": [ 1, 2 ]}"#;
+        let line = BenchLine::parse(line).unwrap();
+        assert!(line.is_of(Test::prompt(512)));
+        assert!(line.is_of(Test::first_token(512)));
+        assert!(!line.is_of(Test::decode(512, 0)));
+        assert_eq!(line.seconds(), [0.5, 0.25]);
+        assert!(BenchLine::parse("ggml_cuda_init: found 1 device").is_none());
+        assert!(starts_a_test("llama-bench: benchmark 2/8: starting\n"));
+        assert!(!starts_a_test(
+            "llama-bench: benchmark 2/8: warmup prompt run"
+        ));
+    }
+}

@@ -1,0 +1,451 @@
+//! Which models, budgets, prompts and ubatches, and in what order.
+
+use std::path::PathBuf;
+
+use super::search::Strategy;
+use super::types::{Approach, Test};
+
+/// A model to measure with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSpec {
+    /// What tables call it.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// The shape and type to make it of where the file is missing; none where it was named as a file.
+    pub recipe: Option<(String, String)>,
+}
+
+impl ModelSpec {
+    /// Reads `SHAPE`, `SHAPE:TYPE`, `FILE.gguf` or `NAME=FILE.gguf`.
+    ///
+    /// # Errors
+    /// Says what a model looks like, where nothing was named.
+    pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, String> {
+        if text.ends_with(".gguf") {
+            let (name, path) = match text.split_once('=') {
+                Some((name, path)) => (name.to_owned(), PathBuf::from(path)),
+                None => {
+                    let path = PathBuf::from(text);
+                    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
+                    (stem.unwrap_or_default(), path)
+                }
+            };
+            return Ok(ModelSpec {
+                name,
+                path,
+                recipe: None,
+            });
+        }
+        let (shape, kind) = text.split_once(':').unwrap_or((text, "f16"));
+        if shape.is_empty() || kind.is_empty() {
+            return Err(format!(
+                "--model '{text}': write SHAPE:TYPE, such as llama3-8b:f16, or the name of a .gguf file"
+            ));
+        }
+        let name = format!("{shape} {kind}");
+        Ok(ModelSpec {
+            path: folder.join(format!("{}.gguf", name.replace([' ', ',', '='], "-"))),
+            name,
+            recipe: Some((shape.to_owned(), kind.to_owned())),
+        })
+    }
+}
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Grid {
+    /// The models.
+    pub models: Vec<ModelSpec>,
+    /// Budgets in bytes, without the bare context.
+    pub budgets: Vec<u64>,
+    /// Prompt lengths in tokens, ascending.
+    pub prompts: Vec<u32>,
+    /// Ubatches of the search and of the ceiling, ascending.
+    pub ubatches: Vec<u32>,
+    /// Ubatches of `--fit`, ascending.
+    pub fit_ubatches: Vec<u32>,
+    /// Ubatches that pipeshard is given besides choosing its own, ascending.
+    pub our_ubatches: Vec<u32>,
+    /// Tokens to generate; fewer where that would take too long.
+    pub decode: u32,
+    /// Seconds that one generation may take, by estimate.
+    pub decode_seconds: f64,
+    /// Contexts that generation starts from.
+    pub depths: Vec<u32>,
+    /// Repetitions in each process.
+    pub repetitions: u32,
+    /// How often everything that matters is measured, in turn.
+    pub rounds: u32,
+    /// Tokens of the prompt whose cold start is measured; 0 leaves it out.
+    pub first_token: u32,
+    /// All ways to place weights that are known, or the most promising one.
+    pub full_search: bool,
+    /// Whether stock llama.cpp is measured with pipeshard's placement.
+    pub same_placement: bool,
+    /// Whether everything in VRAM is measured.
+    pub ceiling: bool,
+}
+
+/// One thing to do. What a step needs from earlier ones is found out when its turn comes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Run this.
+    Run(Job),
+    /// Find a placement of this kind that fits, and run it.
+    Search {
+        /// Index of the model.
+        model: usize,
+        /// The budget in bytes.
+        budget: u64,
+        /// The kind.
+        strategy: Strategy,
+        /// Tokens per ubatch.
+        ubatch: u32,
+        /// What to time.
+        tests: Vec<Test>,
+    },
+    /// Run stock llama.cpp with the placement that pipeshard had in these tests.
+    SamePlacement {
+        /// Index of the model.
+        model: usize,
+        /// The budget in bytes.
+        budget: u64,
+        /// Tokens per ubatch.
+        ubatch: u32,
+        /// What to time.
+        test: Test,
+    },
+    /// Run the best of each side again.
+    Duel {
+        /// Index of the model.
+        model: usize,
+        /// The budget in bytes.
+        budget: u64,
+        /// Which round.
+        round: u32,
+    },
+}
+
+/// One process of `llama-bench`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Index of the model.
+    pub model: usize,
+    /// The budget in bytes; none where there is room for everything.
+    pub budget: Option<u64>,
+    /// How.
+    pub approach: Approach,
+    /// The placement's short name; empty where llama.cpp chooses.
+    pub setting: String,
+    /// The placement's flags.
+    pub flags: Vec<String>,
+    /// Tokens per ubatch; none leaves it to the plan.
+    pub ubatch: Option<u32>,
+    /// What to time.
+    pub tests: Vec<Test>,
+    /// In which round.
+    pub round: u32,
+}
+
+impl Job {
+    /// A job without a placement of its own, in the first round.
+    pub fn new(model: usize, budget: Option<u64>, approach: Approach, tests: Vec<Test>) -> Self {
+        Job {
+            model,
+            budget,
+            approach,
+            setting: String::new(),
+            flags: Vec::new(),
+            ubatch: None,
+            tests,
+            round: 1,
+        }
+    }
+
+    /// The same with that ubatch.
+    pub fn ubatch(self, ubatch: u32) -> Self {
+        Job {
+            ubatch: Some(ubatch),
+            ..self
+        }
+    }
+
+    /// The same in that round.
+    pub fn in_round(self, round: u32) -> Self {
+        Job { round, ..self }
+    }
+}
+
+/// The prompts for which `ubatch` differs from smaller ones: longer ones, and those that no smaller one holds whole.
+/// llama.cpp cuts a ubatch down to the context, so a larger one is the same thing.
+pub fn prompts_for(prompts: &[u32], ubatches: &[u32], ubatch: u32) -> Vec<u32> {
+    let holds_whole =
+        |prompt: u32| ubatches.iter().filter(|&&u| u >= prompt).min() == Some(&ubatch);
+    let differs = |&prompt: &u32| ubatch < prompt || holds_whole(prompt);
+    prompts.iter().copied().filter(differs).collect()
+}
+
+impl Grid {
+    /// What is timed with a ubatch: its prompts, and with the smallest ubatch generation too.
+    fn tests(&self, ubatches: &[u32], ubatch: u32, decode: &[Test]) -> Vec<Test> {
+        let prompts = prompts_for(&self.prompts, ubatches, ubatch);
+        let mut tests: Vec<Test> = prompts.into_iter().map(Test::prompt).collect();
+        if ubatches.iter().min() == Some(&ubatch) {
+            tests.extend(decode);
+        }
+        tests
+    }
+
+    /// All steps in order. `decode` gives the tokens that a generation has time for, by model and budget; `strategies` the
+    /// kinds of placement that a model allows, the most promising first.
+    pub fn steps(
+        &self,
+        decode: impl Fn(usize, Option<u64>) -> u32,
+        strategies: impl Fn(usize) -> Vec<Strategy>,
+    ) -> Vec<Step> {
+        let decodes = |model, budget| -> Vec<Test> {
+            let tokens = decode(model, budget);
+            let at = |&depth: &u32| Test::decode(tokens, depth);
+            self.depths.iter().filter(|_| tokens > 0).map(at).collect()
+        };
+        let models = 0..self.models.len();
+        let cells: Vec<(usize, u64)> = models
+            .clone()
+            .flat_map(|model| self.budgets.iter().map(move |&budget| (model, budget)))
+            .collect();
+        let mut steps = Vec::new();
+        for model in models.clone() {
+            self.ceiling_steps(&mut steps, model, &decodes(model, None), 1);
+        }
+        for &(model, budget) in &cells {
+            let decode = decodes(model, Some(budget));
+            self.our_steps(&mut steps, model, budget, &decode);
+            self.fit_steps(&mut steps, model, budget, &decode, Approach::FitMapped);
+            let kinds = strategies(model);
+            let kept = if self.full_search { kinds.len() } else { 1 };
+            for strategy in kinds.into_iter().take(kept) {
+                for &ubatch in &self.ubatches {
+                    steps.push(Step::Search {
+                        model,
+                        budget,
+                        strategy,
+                        ubatch,
+                        tests: self.tests(&self.ubatches, ubatch, &decode),
+                    });
+                }
+            }
+        }
+        for &(model, budget) in &cells {
+            let decode = decodes(model, Some(budget));
+            self.fit_steps(&mut steps, model, budget, &decode, Approach::FitLocked);
+        }
+        if self.same_placement {
+            for &(model, budget) in &cells {
+                for prompt in self.prompts.iter().copied().filter(|&p| p >= 2048) {
+                    // one ubatch for each prompt: the largest that is given and needs more than one pass, else the first
+                    let ubatches = &self.our_ubatches;
+                    let held = ubatches.iter().copied().filter(|&u| u <= prompt).max();
+                    if let Some(ubatch) = held.filter(|&u| u >= 2048) {
+                        let test = Test::prompt(prompt);
+                        steps.push(Step::SamePlacement {
+                            model,
+                            budget,
+                            ubatch,
+                            test,
+                        });
+                    }
+                }
+            }
+        }
+        for round in 1..=self.rounds {
+            if self.first_token > 0 {
+                let kept = if self.full_search {
+                    cells.len()
+                } else {
+                    self.models.len()
+                };
+                let smallest = |budget| self.budgets.iter().min() == Some(&budget);
+                let chosen = cells
+                    .iter()
+                    .filter(|(_, b)| self.full_search || smallest(*b));
+                for &(model, budget) in chosen.take(kept) {
+                    for approach in [Approach::FitMapped, Approach::Pipeshard] {
+                        let tests = vec![Test::first_token(self.first_token)];
+                        let job = Job::new(model, Some(budget), approach, tests);
+                        let ubatch = self.fit_ubatches.iter().min().copied();
+                        let job = match (approach, ubatch) {
+                            (Approach::FitMapped, Some(ubatch)) => job.ubatch(ubatch),
+                            _ => job,
+                        };
+                        steps.push(Step::Run(job.in_round(round)));
+                    }
+                }
+            }
+            if round > 1 {
+                for model in models.clone() {
+                    self.ceiling_steps(&mut steps, model, &decodes(model, None), round);
+                }
+                for &(model, budget) in &cells {
+                    steps.push(Step::Duel {
+                        model,
+                        budget,
+                        round,
+                    });
+                }
+            }
+        }
+        steps
+    }
+
+    fn ceiling_steps(&self, steps: &mut Vec<Step>, model: usize, decode: &[Test], round: u32) {
+        if !self.ceiling {
+            return;
+        }
+        for &ubatch in &self.ubatches {
+            let tests = self.tests(&self.ubatches, ubatch, decode);
+            for approach in [Approach::AllInVram, Approach::PipeshardAll] {
+                let job = Job::new(model, None, approach, tests.clone()).ubatch(ubatch);
+                steps.push(Step::Run(job.in_round(round)));
+            }
+        }
+    }
+
+    /// One process for each test, so that bytes and peaks belong to one.
+    fn our_steps(&self, steps: &mut Vec<Step>, model: usize, budget: u64, decode: &[Test]) {
+        let run = |test| Job::new(model, Some(budget), Approach::Pipeshard, vec![test]);
+        for &prompt in &self.prompts {
+            let test = Test::prompt(prompt);
+            steps.push(Step::Run(run(test)));
+            let smallest = self.our_ubatches.iter().min().copied().unwrap_or(0);
+            for &ubatch in &self.our_ubatches {
+                let matters = prompt > 512.max(smallest.min(512));
+                if matters && prompts_for(&[prompt], &self.our_ubatches, ubatch) == [prompt] {
+                    steps.push(Step::Run(run(test).ubatch(ubatch)));
+                }
+            }
+        }
+        for &test in decode {
+            steps.push(Step::Run(run(test)));
+        }
+    }
+
+    fn fit_steps(
+        &self,
+        steps: &mut Vec<Step>,
+        model: usize,
+        budget: u64,
+        decode: &[Test],
+        approach: Approach,
+    ) {
+        for &ubatch in &self.fit_ubatches {
+            let mut tests = self.tests(&self.fit_ubatches, ubatch, decode);
+            if !self.full_search {
+                // --fit loads the model anew for each test: the quick grid keeps the longest prompt of the mapped file, and
+                // of the page-locked one generation, which the search's large ubatch does not do justice to
+                let longest = self.prompts.iter().max().copied().unwrap_or(0);
+                let mapped = approach == Approach::FitMapped;
+                tests.retain(|t| match t.work {
+                    super::types::Work::Prompt => mapped && t.tokens == longest,
+                    _ => true,
+                });
+            }
+            if !tests.is_empty() {
+                let job = Job::new(model, Some(budget), approach, tests);
+                steps.push(Step::Run(job.ubatch(ubatch)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn a_larger_ubatch_than_the_prompt_is_measured_once() {
+        let prompts = [8, 512, 2048, 4096];
+        let ubatches = [512, 2048, 4096];
+        assert_eq!(prompts_for(&prompts, &ubatches, 512), prompts);
+        assert_eq!(prompts_for(&prompts, &ubatches, 2048), [2048, 4096]);
+        assert_eq!(prompts_for(&prompts, &ubatches, 4096), [4096]);
+        assert_eq!(prompts_for(&prompts, &[4096], 4096), prompts);
+    }
+
+    #[test]
+    fn models_are_shapes_or_files() {
+        let parse = |text| ModelSpec::parse(text, Path::new("/m"));
+        let made = parse("llama3-8b:q4_0").unwrap();
+        assert_eq!(made.name, "llama3-8b q4_0");
+        assert_eq!(made.path, Path::new("/m/llama3-8b-q4_0.gguf"));
+        assert!(made.recipe.is_some());
+        let file = parse("a=/x/y.gguf").unwrap();
+        assert_eq!(
+            (file.name.as_str(), file.path.as_path()),
+            ("a", Path::new("/x/y.gguf"))
+        );
+        assert_eq!(parse("/x/y.gguf").unwrap().name, "y");
+        assert!(parse(":q4_0").unwrap_err().contains("SHAPE:TYPE"));
+    }
+
+    fn grid() -> Grid {
+        Grid {
+            models: vec![ModelSpec::parse("m.gguf", Path::new("/")).unwrap()],
+            budgets: vec![1, 2],
+            prompts: vec![32, 2048],
+            ubatches: vec![512, 2048],
+            fit_ubatches: vec![2048],
+            our_ubatches: vec![2048],
+            decode: 16,
+            decode_seconds: 1.0,
+            depths: vec![0],
+            repetitions: 1,
+            rounds: 2,
+            first_token: 32,
+            full_search: true,
+            same_placement: true,
+            ceiling: true,
+        }
+    }
+
+    #[test]
+    fn both_sides_of_every_cell_are_measured_in_turn() {
+        let steps = grid().steps(|_, _| 16, |_| vec![Strategy::Layers]);
+        for budget in [1, 2] {
+            for approach in [
+                Approach::Pipeshard,
+                Approach::FitMapped,
+                Approach::FitLocked,
+            ] {
+                let decodes = |job: &Job| job.tests.contains(&Test::decode(16, 0));
+                let count = steps.iter().filter(|step| match step {
+                    Step::Run(job) => {
+                        job.budget == Some(budget) && job.approach == approach && decodes(job)
+                    }
+                    _ => false,
+                });
+                assert_eq!(count.count(), 1, "{budget} {approach:?}");
+            }
+        }
+        let duels = |step: &&Step| matches!(step, Step::Duel { round: 2, .. });
+        assert_eq!(steps.iter().filter(duels).count(), 2);
+        let searches = |step: &&Step| matches!(step, Step::Search { .. });
+        assert_eq!(steps.iter().filter(searches).count(), 4);
+        let same = |step: &&Step| matches!(step, Step::SamePlacement { ubatch: 2048, .. });
+        assert_eq!(steps.iter().filter(same).count(), 2);
+    }
+
+    #[test]
+    fn without_time_to_generate_nothing_is_generated() {
+        let steps = grid().steps(|_, _| 0, |_| Vec::new());
+        let generates = steps.iter().any(|step| match step {
+            Step::Run(job) => job
+                .tests
+                .iter()
+                .any(|t| t.work == super::super::types::Work::Decode),
+            _ => false,
+        });
+        assert!(!generates);
+    }
+}

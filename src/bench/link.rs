@@ -1,0 +1,299 @@
+//! The link between host and device: how fast weights can cross it at best, from which memory.
+//!
+//! This runs in a process of its own (`pipeshard bench --probe-device`), which opens the device and its matrix library and
+//! nothing else. What the driver counts for it at that moment is the *bare context*.
+
+use std::ffi::{c_void, CStr};
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::MIB;
+use crate::ffi;
+use crate::lanes::device::{Buffer, Device, Stream};
+use crate::lanes::host_memory::LockedMemory;
+
+/// Bytes of one copy: what pipeshard cuts its copies into is of this order.
+const CHUNK: u64 = 8 * MIB;
+/// Bytes that each figure is measured over.
+const SPAN: u64 = 256 * MIB;
+/// How often; the best counts.
+const REPEATS: u32 = 6;
+
+/// The first thing that the process says: the device is open, and the driver may be asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Opened {
+    /// What the device calls itself.
+    pub device: String,
+    /// Its memory that is free now, in bytes.
+    pub free: u64,
+    /// All of it, in bytes.
+    pub total: u64,
+}
+
+/// Bandwidths in bytes per second; 0 for what the device does not offer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LinkSpeed {
+    /// Host to device, from page-locked memory that the driver allocated.
+    pub pinned: f64,
+    /// Host to device, from a mapped file that was page-locked in place.
+    pub registered: f64,
+    /// Page-locking of a mapped file in place.
+    pub register: f64,
+    /// Host to device, from ordinary memory.
+    pub pageable: f64,
+    /// Device to host, into page-locked memory.
+    pub back: f64,
+}
+
+/// The part of the process that measures: prints [`Opened`] and [`LinkSpeed`] as lines of JSON.
+///
+/// `file` is mapped as llama.cpp maps a model.
+///
+/// # Errors
+/// Where there is no GPU, or it cannot be opened.
+pub fn probe(simulated: Option<&str>, file: Option<&Path>) -> Result<(), String> {
+    // ggml-cuda page-locks in place only where this is set
+    std::env::set_var("GGML_CUDA_REGISTER_HOST", "1");
+    if let Some(spec) = simulated {
+        std::env::set_var("LLAMA_ARG_PIPESHARD_SIM", spec);
+    }
+    // SAFETY: no preconditions.
+    unsafe {
+        ffi::llama_log_set(Some(quiet), std::ptr::null_mut());
+        ffi::ggml_backend_load_all();
+    }
+    let device = Device::first_gpu(None).ok_or(
+        "ggml knows no GPU here: put the backend's library beside the tools, or give --sim vram=1G",
+    )?;
+    let stream = Stream::open(device)
+        .ok_or_else(|| format!("{} could not be opened: see above", device.name()))?;
+    open_matrix_library(device, &stream)?;
+    let (free, total) = device.memory();
+    tell(&Opened {
+        device: device.description(),
+        free,
+        total,
+    })?;
+    // so that the driver's figure can be sampled
+    std::thread::sleep(std::time::Duration::from_millis(250));
+    tell(&measure(device, &stream, file))
+}
+
+unsafe extern "C" fn quiet(
+    level: ffi::ggml_log_level,
+    text: *const std::ffi::c_char,
+    _: *mut c_void,
+) {
+    if level == ffi::GGML_LOG_LEVEL_ERROR {
+        // SAFETY: ggml passes NUL-terminated texts.
+        eprint!("{}", unsafe { CStr::from_ptr(text) }.to_string_lossy());
+    }
+}
+
+fn tell(value: &impl Serialize) -> Result<(), String> {
+    let text = serde_json::to_string(value).map_err(|e| e.to_string())?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")
+        .and_then(|()| out.flush())
+        .map_err(|e| e.to_string())
+}
+
+/// Multiplies two small matrices, which makes a backend open what it multiplies with.
+fn open_matrix_library(device: Device, stream: &Stream) -> Result<(), String> {
+    // SAFETY: a context of its own with room for four tensors and a graph; tensors are allocated in the device's memory
+    // before they are used, and buffer and context are freed after the last use.
+    unsafe {
+        let size = 8 * ffi::ggml_tensor_overhead() + ffi::ggml_graph_overhead();
+        let context = ffi::ggml_init(ffi::ggml_init_params {
+            mem_size: size,
+            mem_buffer: std::ptr::null_mut(),
+            no_alloc: true,
+        });
+        if context.is_null() {
+            return Err("ggml made no context".to_owned());
+        }
+        let weights = ffi::ggml_new_tensor_2d(context, ffi::GGML_TYPE_F16, 256, 256);
+        let rows = ffi::ggml_new_tensor_2d(context, ffi::GGML_TYPE_F32, 256, 128);
+        let product = ffi::ggml_mul_mat(context, weights, rows);
+        let graph = ffi::ggml_new_graph(context);
+        ffi::ggml_build_forward_expand(graph, product);
+        let buffer = ffi::ggml_backend_alloc_ctx_tensors(context, stream.raw());
+        let done = if buffer.is_null() {
+            Err(format!("{} has no memory left", device.name()))
+        } else {
+            ffi::ggml_backend_buffer_clear(buffer, 0);
+            match ffi::ggml_backend_graph_compute(stream.raw(), graph) {
+                ffi::GGML_STATUS_SUCCESS => Ok(()),
+                code => Err(format!("{} does not compute: status {code}", device.name())),
+            }
+        };
+        ffi::ggml_backend_buffer_free(buffer);
+        ffi::ggml_free(context);
+        done
+    }
+}
+
+/// A range of bytes on the device, as the tensors that copies are made to.
+struct Target {
+    context: *mut ffi::ggml_context,
+    chunks: Vec<*mut ffi::ggml_tensor>,
+    _buffer: Buffer,
+}
+
+impl Target {
+    fn new(device: Device) -> Option<Self> {
+        let buffer = Buffer::allocate(device.memory_type(), SPAN)?;
+        let count = SPAN / CHUNK;
+        // SAFETY: the context has room for as many tensors, and each lies inside the buffer, which lives as long as they do.
+        unsafe {
+            let context = ffi::ggml_init(ffi::ggml_init_params {
+                mem_size: (count as usize + 1) * ffi::ggml_tensor_overhead(),
+                mem_buffer: std::ptr::null_mut(),
+                no_alloc: true,
+            });
+            if context.is_null() {
+                return None;
+            }
+            let make = |index: u64| {
+                let tensor = ffi::ggml_new_tensor_1d(context, ffi::GGML_TYPE_I8, CHUNK as i64);
+                let address = buffer.base().wrapping_add((index * CHUNK) as usize);
+                ffi::ggml_backend_tensor_alloc(buffer.raw(), tensor, address.cast());
+                tensor
+            };
+            let chunks = (0..count).map(make).collect();
+            Some(Target {
+                context,
+                chunks,
+                _buffer: buffer,
+            })
+        }
+    }
+
+    /// Bytes per second from `host`, the best of some repetitions.
+    ///
+    /// # Safety
+    /// `host` has [`SPAN`] readable bytes; with `back` they are writable.
+    unsafe fn rate(&self, stream: &Stream, host: *mut u8, back: bool) -> f64 {
+        let once = || {
+            let start = Instant::now();
+            for (index, &chunk) in self.chunks.iter().enumerate() {
+                let address: *mut c_void = host.wrapping_add(index * CHUNK as usize).cast();
+                if back {
+                    ffi::ggml_backend_tensor_get_async(
+                        stream.raw(),
+                        chunk,
+                        address,
+                        0,
+                        CHUNK as usize,
+                    );
+                } else {
+                    ffi::ggml_backend_tensor_set_async(
+                        stream.raw(),
+                        chunk,
+                        address,
+                        0,
+                        CHUNK as usize,
+                    );
+                }
+            }
+            stream.synchronize();
+            SPAN as f64 / start.elapsed().as_secs_f64().max(1e-9)
+        };
+        (0..REPEATS).map(|_| once()).fold(0.0, f64::max)
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // SAFETY: owned, freed once; the tensors are not used any more.
+        unsafe { ffi::ggml_free(self.context) }
+    }
+}
+
+fn measure(device: Device, stream: &Stream, file: Option<&Path>) -> LinkSpeed {
+    let mut speed = LinkSpeed::default();
+    let Some(target) = Target::new(device) else {
+        return speed;
+    };
+    if let Some(pinned) = device
+        .pinned_memory()
+        .and_then(|memory| Buffer::allocate(memory, SPAN))
+    {
+        pinned.clear(1);
+        // SAFETY: the buffer is host memory of that size.
+        unsafe {
+            speed.pinned = target.rate(stream, pinned.base(), false);
+            speed.back = target.rate(stream, pinned.base(), true);
+        }
+    }
+    let mut pageable = vec![1u8; SPAN as usize];
+    // SAFETY: the vector has that size.
+    speed.pageable = unsafe { target.rate(stream, pageable.as_mut_ptr(), false) };
+    drop(pageable);
+    if let Some(mapping) = file.and_then(|path| Mapping::of(path, SPAN as usize)) {
+        mapping.touch();
+        let mut locked = LockedMemory::default();
+        let start = Instant::now();
+        // SAFETY: the mapping outlives the lock, which is declared later and dropped first.
+        unsafe { locked.lock(device, mapping.base, SPAN as usize) };
+        let seconds = start.elapsed().as_secs_f64().max(1e-9);
+        if locked.covers(mapping.base, SPAN as usize) {
+            speed.register = SPAN as f64 / seconds;
+            // SAFETY: the mapping has that size, and copies to the device only read it.
+            speed.registered = unsafe { target.rate(stream, mapping.base, false) };
+        }
+    }
+    speed
+}
+
+/// The start of a file, mapped shared and read-only as llama.cpp does it.
+struct Mapping {
+    base: *mut u8,
+    bytes: usize,
+}
+
+impl Mapping {
+    fn of(path: &Path, bytes: usize) -> Option<Self> {
+        use std::os::fd::AsRawFd;
+        let file = std::fs::File::open(path).ok()?;
+        if file.metadata().ok()?.len() < bytes as u64 {
+            return None;
+        }
+        // SAFETY: a new mapping of an open file that is large enough; the descriptor may be closed afterwards.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        (base != libc::MAP_FAILED).then(|| Mapping {
+            base: base.cast(),
+            bytes,
+        })
+    }
+
+    /// Reads every page once, so that page-locking does not wait for the disk.
+    fn touch(&self) {
+        let mut sum = 0u8;
+        for at in (0..self.bytes).step_by(4096) {
+            // SAFETY: inside the mapping.
+            sum = sum.wrapping_add(unsafe { self.base.add(at).read_volatile() });
+        }
+        std::hint::black_box(sum);
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `of`, unmapped once.
+        unsafe { libc::munmap(self.base.cast(), self.bytes) };
+    }
+}

@@ -1,0 +1,264 @@
+//! The device's memory by the driver's count, sampled while a process runs.
+
+use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::MIB;
+
+/// Who tells how much device memory is in use.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// NVIDIA's management library.
+    Nvml(Arc<Nvml>),
+    /// The program of the same maker, started for every sample.
+    NvidiaSmi {
+        /// Which GPU.
+        index: u32,
+    },
+    /// Nobody; a simulated GPU counts for itself.
+    None,
+}
+
+impl Source {
+    /// The best that this machine has for a GPU.
+    pub fn find(index: u32) -> Self {
+        match Nvml::open(index) {
+            Ok(nvml) => return Source::Nvml(Arc::new(nvml)),
+            Err(why) => log::info!("{why}; asking nvidia-smi instead"),
+        }
+        let smi = Source::NvidiaSmi { index };
+        match smi.used() {
+            Some(_) => smi,
+            None => Source::None,
+        }
+    }
+
+    /// For people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Source::Nvml(_) => "NVML, sampled every 5 ms",
+            Source::NvidiaSmi { .. } => "nvidia-smi, sampled every 50 ms or so",
+            Source::None => "none",
+        }
+    }
+
+    /// Bytes in use on the whole device now.
+    pub fn used(&self) -> Option<u64> {
+        match self {
+            Source::Nvml(nvml) => nvml.used(),
+            Source::NvidiaSmi { index } => ask_nvidia_smi(*index),
+            Source::None => None,
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        match self {
+            Source::Nvml(_) => Duration::from_millis(5),
+            _ => Duration::from_millis(50),
+        }
+    }
+
+    /// Bytes in use before a process starts. The memory of the one before is given back a moment after it ended.
+    pub fn settled(&self) -> Option<u64> {
+        let mut last = self.used()?;
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(60));
+            let now = self.used()?;
+            if now >= last {
+                break;
+            }
+            last = now;
+        }
+        Some(last)
+    }
+}
+
+fn ask_nvidia_smi(index: u32) -> Option<u64> {
+    let output = Command::new("nvidia-smi")
+        .args([
+            "--query-gpu=memory.used",
+            "--format=csv,noheader,nounits",
+            "-i",
+        ])
+        .arg(index.to_string())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mib: u64 = text.lines().next()?.trim().parse().ok()?;
+    mib.checked_mul(MIB)
+}
+
+type Device = *mut c_void;
+type MemoryInfo = [c_ulonglong; 3];
+
+/// NVIDIA's management library, loaded at run time.
+#[derive(Debug)]
+pub struct Nvml {
+    device: Device,
+    memory: unsafe extern "C" fn(Device, *mut MemoryInfo) -> c_int,
+    error: unsafe extern "C" fn(c_int) -> *const c_char,
+    _library: libloading::Library,
+}
+
+// SAFETY: the library's functions are thread-safe, and a device's handle is good for all threads until the library is shut
+// down, which this process never does.
+unsafe impl Send for Nvml {}
+// SAFETY: as above.
+unsafe impl Sync for Nvml {}
+
+impl Nvml {
+    fn open(index: u32) -> Result<Self, String> {
+        // SAFETY: the library's initialisers have no preconditions. The functions have these signatures since its version 5
+        // (nvml.h), and the pointers do not outlive the library, which the value owns.
+        unsafe {
+            let library = libloading::Library::new("libnvidia-ml.so.1")
+                .map_err(|e| format!("NVIDIA's management library was not found ({e})"))?;
+            let missing =
+                |e: libloading::Error| format!("NVIDIA's management library is unusable: {e}");
+            let init = library
+                .get::<unsafe extern "C" fn() -> c_int>(b"nvmlInit_v2\0")
+                .map_err(missing)?;
+            let by_index = library
+                .get::<unsafe extern "C" fn(c_uint, *mut Device) -> c_int>(
+                    b"nvmlDeviceGetHandleByIndex_v2\0",
+                )
+                .map_err(missing)?;
+            let memory = *library
+                .get::<unsafe extern "C" fn(Device, *mut MemoryInfo) -> c_int>(
+                    b"nvmlDeviceGetMemoryInfo\0",
+                )
+                .map_err(missing)?;
+            let error = *library
+                .get::<unsafe extern "C" fn(c_int) -> *const c_char>(b"nvmlErrorString\0")
+                .map_err(missing)?;
+            let mut device = std::ptr::null_mut();
+            for code in [init(), by_index(index, &mut device)] {
+                if code != 0 {
+                    let text = std::ffi::CStr::from_ptr(error(code)).to_string_lossy();
+                    return Err(format!("NVIDIA's management library: {text}"));
+                }
+            }
+            Ok(Nvml {
+                device,
+                memory,
+                error,
+                _library: library,
+            })
+        }
+    }
+
+    fn used(&self) -> Option<u64> {
+        let mut info: MemoryInfo = [0; 3];
+        // SAFETY: the handle is live, and total, free and used are three 64-bit numbers.
+        let code = unsafe { (self.memory)(self.device, &mut info) };
+        if code != 0 {
+            // SAFETY: the function returns a static text for every code.
+            let text = unsafe { std::ffi::CStr::from_ptr((self.error)(code)) };
+            log::warn!("device memory is unknown: {}", text.to_string_lossy());
+            return None;
+        }
+        Some(info[2])
+    }
+}
+
+/// Samples in the background until it is dropped.
+#[derive(Debug)]
+pub struct Sampler {
+    steps: Arc<Mutex<Vec<(Instant, u64)>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Sampler {
+    /// Starts.
+    pub fn start(source: &Source) -> Self {
+        let steps = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (source, kept, ended) = (source.clone(), Arc::clone(&steps), Arc::clone(&stop));
+        let work = move || {
+            let mut last = None;
+            while !ended.load(Ordering::Relaxed) {
+                let used = source.used();
+                if used.is_none() {
+                    return;
+                }
+                if used != last {
+                    kept.lock().extend(used.map(|u| (Instant::now(), u)));
+                    last = used;
+                }
+                std::thread::sleep(source.interval());
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("memory".to_owned())
+            .spawn(work);
+        Sampler {
+            steps,
+            stop,
+            thread: thread.ok(),
+        }
+    }
+
+    /// The most bytes in use from `from` to `to`; what was in use at `from` counts.
+    pub fn peak(&self, from: Instant, to: Instant) -> Option<u64> {
+        peak_of(&self.steps.lock(), from, to)
+    }
+}
+
+fn peak_of(steps: &[(Instant, u64)], from: Instant, to: Instant) -> Option<u64> {
+    let before = steps.iter().rev().find(|(at, _)| *at <= from);
+    let during = steps.iter().filter(|(at, _)| *at > from && *at <= to);
+    before
+        .into_iter()
+        .chain(during)
+        .map(|(_, used)| *used)
+        .max()
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // it ends after its next sample; a panic in it has nothing to tell
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_belongs_to_its_stretch_of_time() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let steps = [
+            (at(0), 10),
+            (at(10), 90),
+            (at(20), 20),
+            (at(30), 50),
+            (at(40), 15),
+        ];
+        assert_eq!(peak_of(&steps, at(0), at(50)), Some(90));
+        assert_eq!(peak_of(&steps, at(21), at(50)), Some(50));
+        assert_eq!(peak_of(&steps, at(41), at(50)), Some(15));
+        assert_eq!(peak_of(&steps, at(20), at(25)), Some(20));
+        assert_eq!(peak_of(&[], at(0), at(50)), None);
+    }
+
+    #[test]
+    fn without_a_source_there_is_no_peak() {
+        let sampler = Sampler::start(&Source::None);
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(sampler.peak(Instant::now(), Instant::now()), None);
+        assert_eq!(Source::None.settled(), None);
+    }
+}

@@ -1,0 +1,41 @@
+//! `pipeshard bench`: pipeshard and what stock llama.cpp can do with the same memory, measured in turn on one machine.
+//!
+//! | module | |
+//! |---|---|
+//! | [`types`] | what is measured, and what a measurement says |
+//! | [`grid`] | which models, budgets, prompts and ubatches, and in what order |
+//! | [`search`] | where stock llama.cpp may be told to put weights, at a budget |
+//! | [`command`] | the command line of `llama-bench` for each of them |
+//! | [`process`], [`memory`] | running it, with a time limit, while the device's memory is sampled |
+//! | [`link`] | the bare context and the speed of the link, in a process of its own |
+//! | [`clock`] | how long things should take, and what to skip when time runs out |
+//! | [`store`] | results in a file, so that a run can be taken up again |
+//! | [`setup`] | models and the machine |
+//! | [`runner`], [`rounds`], [`measure`] | all of it in turn |
+//! | [`analysis`], [`targets`] | ratios, bounds, and what was to be reached |
+//! | [`table`], [`export`], [`plot`] | for people, for programs, as pictures |
+//!
+//! The rule that everything else serves: both sides get the same bytes of device memory by the driver's count, less what a
+//! process takes that only opens the device, and a baseline that took more is thrown out.
+
+pub mod analysis;
+pub mod clock;
+pub mod command;
+pub mod export;
+pub mod grid;
+pub mod link;
+pub mod measure;
+pub mod memory;
+pub mod plot;
+pub mod process;
+pub mod rounds;
+pub mod runner;
+pub mod search;
+pub mod setup;
+pub mod store;
+pub mod table;
+pub mod targets;
+pub mod types;
+
+/// A mebibyte.
+pub const MIB: u64 = 1 << 20;

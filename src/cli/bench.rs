@@ -1,0 +1,364 @@
+//! `pipeshard bench`: pipeshard and what stock llama.cpp can do with the same memory, measured in turn.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::bench::analysis::cells;
+use crate::bench::export::{write_csv, write_json, Summary};
+use crate::bench::grid::{Grid, ModelSpec};
+use crate::bench::runner::{self, Progress, Settings};
+use crate::bench::targets::verdicts;
+use crate::bench::{link, plot, table};
+use crate::sim::SimSpec;
+use crate::size::ByteSize;
+
+const HELP: &str = "\
+Examples:
+  pipeshard bench --quick --out results
+  pipeshard bench --model llama3-8b:f16 --vram 4G,8G --prompt 512,4096 --out results
+  pipeshard bench --model big=/models/big.gguf --vram 6G --ubatch 2048,4096 --minutes 30
+
+Every figure is that of llama-bench in a process of its own. A budget means bytes of
+device memory less what a process takes that only opens the device, for both sides and
+by the driver's count; a baseline that took more is thrown out. Results are kept as
+they come: the same command again takes up where the last one ended.";
+
+/// How many kinds of placement stock llama.cpp is tried with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Search {
+    /// The most promising one, and few tests of what loads slowly
+    Small,
+    /// All that are known
+    Full,
+}
+
+/// Arguments of `pipeshard bench`.
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub struct BenchArgs {
+    /// Models: SHAPE:TYPE, which is made where it is missing, FILE.gguf or NAME=FILE.gguf
+    #[arg(long = "model", value_name = "MODEL", value_delimiter = ',',
+          default_values = ["llama3-8b:f16", "qwen3-30b-a3b:q4_0"])]
+    models: Vec<String>,
+
+    /// Where models are made
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm/pipeshard-models")]
+    models_dir: PathBuf,
+
+    /// Budgets, without the bare context
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values = ["4G", "8G"])]
+    vram: Vec<ByteSize>,
+
+    /// Prompt lengths in tokens [default: 8,32,128,512,2048,4096; quick: 32,512,4096]
+    #[arg(long = "prompt", value_name = "LIST", value_delimiter = ',')]
+    prompts: Option<Vec<u32>>,
+
+    /// Ubatches of the search and of everything in VRAM [default: 512,2048,4096; quick: 4096]
+    #[arg(long = "ubatch", value_name = "LIST", value_delimiter = ',')]
+    ubatches: Option<Vec<u32>>,
+
+    /// Ubatches of stock --fit [default: 512,2048; quick: 2048]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    fit_ubatch: Option<Vec<u32>>,
+
+    /// Ubatches that pipeshard is given for longer prompts, besides choosing its own
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["2048", "4096"])]
+    our_ubatch: Vec<u32>,
+
+    /// Tokens to generate; fewer where that would take too long [default: 64; quick: 32]
+    #[arg(long, value_name = "N")]
+    generate: Option<u32>,
+
+    /// Tokens that are in the context before a generation
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["0"])]
+    depth: Vec<u32>,
+
+    /// Repetitions in each process [default: 3; quick: 2]
+    #[arg(short, long, value_name = "N")]
+    repetitions: Option<u32>,
+
+    /// How often the best of each side are measured, in turn
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    rounds: u32,
+
+    /// Kinds of placement that stock llama.cpp is tried with [default: full; quick: small]
+    #[arg(long)]
+    search: Option<Search>,
+
+    /// Tokens of the prompt whose cold start is measured; 0 leaves it out
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    first_token: u32,
+
+    /// Leave out everything in VRAM; without it there are no bounds
+    #[arg(long)]
+    no_ceiling: bool,
+
+    /// Threads of the CPU [default: all cores]
+    #[arg(short, long, value_name = "N")]
+    threads: Option<u32>,
+
+    /// A small grid that is done in 5 minutes on an H100
+    #[arg(long)]
+    quick: bool,
+
+    /// Stop after so many minutes and show what there is [quick: 5]
+    #[arg(long, value_name = "N")]
+    minutes: Option<f64>,
+
+    /// Where results go: tables, CSV, JSON, pictures, and a log of every command
+    #[arg(long, value_name = "DIR", default_value = "pipeshard-bench")]
+    out: PathBuf,
+
+    /// The folder with llama-bench [default: that of this program]
+    #[arg(long, value_name = "DIR")]
+    tools: Option<PathBuf>,
+
+    /// Simulate the GPU, for example vram=1G: tries the machinery, says nothing about speed
+    #[arg(long, value_name = "SPEC", visible_alias = "simulate")]
+    sim: Option<SimSpecText>,
+
+    /// The GPU by the driver's count; llama.cpp uses its first, see CUDA_VISIBLE_DEVICES
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    gpu: u32,
+
+    /// Open the device, print what is known of it and its link as JSON, and end; FILE is page-locked in place
+    #[arg(long, value_name = "FILE", num_args = 0..=1, hide = true)]
+    probe_device: Option<Option<PathBuf>>,
+}
+
+/// The text of a specification that was read once, for the processes to read again.
+#[derive(Debug, Clone)]
+struct SimSpecText(String);
+
+impl std::str::FromStr for SimSpecText {
+    type Err = crate::sim::SpecError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        SimSpec::parse(text).map(|_| SimSpecText(text.to_owned()))
+    }
+}
+
+/// Ascending, each once, without zeroes.
+fn ascending(list: Vec<u32>) -> Vec<u32> {
+    let mut list: Vec<u32> = list.into_iter().filter(|&n| n > 0).collect();
+    list.sort_unstable();
+    list.dedup();
+    list
+}
+
+impl BenchArgs {
+    fn grid(&self) -> Result<Grid, String> {
+        let quick = self.quick;
+        let list = |given: &Option<Vec<u32>>, full: &[u32], small: &[u32]| {
+            let default = || if quick { small } else { full }.to_vec();
+            ascending(given.clone().unwrap_or_else(default))
+        };
+        let models: Result<Vec<_>, _> = self
+            .models
+            .iter()
+            .map(|text| ModelSpec::parse(text, &self.models_dir))
+            .collect();
+        let mut budgets: Vec<u64> = self.vram.iter().map(|size| size.0).collect();
+        budgets.sort_unstable();
+        budgets.dedup();
+        let search = self
+            .search
+            .unwrap_or(if quick { Search::Small } else { Search::Full });
+        let grid = Grid {
+            models: models?,
+            budgets,
+            prompts: list(
+                &self.prompts,
+                &[8, 32, 128, 512, 2048, 4096],
+                &[32, 512, 4096],
+            ),
+            ubatches: list(&self.ubatches, &[512, 2048, 4096], &[4096]),
+            fit_ubatches: list(&self.fit_ubatch, &[512, 2048], &[2048]),
+            our_ubatches: ascending(self.our_ubatch.clone()),
+            decode: self.generate.unwrap_or(if quick { 32 } else { 64 }),
+            decode_seconds: if quick { 2.0 } else { 4.0 },
+            depths: self.depth.clone(),
+            repetitions: self.repetitions.unwrap_or(if quick { 2 } else { 3 }).max(1),
+            rounds: self.rounds.max(1),
+            first_token: self.first_token,
+            full_search: search == Search::Full,
+            same_placement: search == Search::Full,
+            ceiling: !self.no_ceiling,
+        };
+        match grid.ubatches.is_empty() || grid.fit_ubatches.is_empty() {
+            true => Err("--ubatch and --fit-ubatch need a number each, such as 2048".to_owned()),
+            false => Ok(grid),
+        }
+    }
+
+    fn settings(&self) -> Result<Settings, String> {
+        let program = std::env::current_exe().map_err(|e| e.to_string())?;
+        let beside = program.parent().map(PathBuf::from).unwrap_or_default();
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let minutes = self.minutes.or(self.quick.then_some(5.0));
+        let limit = match minutes {
+            Some(minutes) => Some(
+                Duration::try_from_secs_f64(minutes * 60.0)
+                    .map_err(|e| format!("--minutes {minutes}: {e}"))?,
+            ),
+            None => None,
+        };
+        Ok(Settings {
+            grid: self.grid()?,
+            folder: self.out.clone(),
+            tools: self.tools.clone().unwrap_or(beside),
+            program,
+            simulated: self.sim.as_ref().map(|spec| spec.0.clone()),
+            threads: self.threads.unwrap_or(cores).max(1),
+            gpu: self.gpu,
+            limit,
+        })
+    }
+}
+
+/// A bar on a terminal, lines elsewhere.
+struct Bar {
+    bar: Option<ProgressBar>,
+    start: Instant,
+}
+
+impl Bar {
+    fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template("{elapsed} {bar:24} {pos}/{len} {wide_msg}");
+            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        if let Some(bar) = &bar {
+            bar.enable_steady_tick(Duration::from_millis(500));
+        }
+        Bar {
+            bar,
+            start: Instant::now(),
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => eprintln!("{:6.0}s {text}", self.start.elapsed().as_secs_f64()),
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn plan(&self, steps: usize, seconds: f64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(steps as u64);
+        }
+        self.line(&format!(
+            "{steps} steps, by estimate {:.1} minutes in all",
+            seconds / 60.0
+        ));
+    }
+
+    fn step(&self, number: usize, what: &str) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(number as u64);
+                bar.set_message(what.to_owned());
+            }
+            None => self.line(&format!("{number}: {what}")),
+        }
+    }
+
+    fn say(&self, what: &str) {
+        self.line(what);
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Where nothing could be measured, or results could not be written. A row that failed is in the results instead.
+pub fn run(args: &BenchArgs) -> Result<(), String> {
+    if let Some(file) = &args.probe_device {
+        let simulated = args.sim.as_ref().map(|spec| spec.0.as_str());
+        return link::probe(simulated, file.as_deref());
+    }
+    let settings = args.settings()?;
+    let progress = Bar::new();
+    let results = runner::run(&settings, &progress)?;
+    if let Some(bar) = &progress.bar {
+        bar.finish_and_clear();
+    }
+    let models: Vec<String> = settings
+        .grid
+        .models
+        .iter()
+        .map(|m| m.name.clone())
+        .collect();
+    let cells = cells(&results.measurements, &models, &results.machine);
+    let verdicts = verdicts(&cells, |model| results.mixtures.iter().any(|m| m == model));
+    let text = table::render(&results.machine, &cells, &verdicts, &results.notes);
+    println!("{text}");
+    let path = |name: &str| settings.folder.join(name);
+    let said =
+        |name: &str, error: &dyn std::fmt::Display| format!("{}: {error}", path(name).display());
+    std::fs::write(path("tables.txt"), &text).map_err(|e| said("tables.txt", &e))?;
+    write_csv(&path("results.csv"), &cells).map_err(|e| said("results.csv", &e))?;
+    let summary = Summary {
+        schema_version: 1,
+        machine: &results.machine,
+        cells: &cells,
+        targets: &verdicts,
+        not_measured: &results.notes,
+    };
+    write_json(&path("summary.json"), &summary).map_err(|e| said("summary.json", &e))?;
+    plot::write_all(&settings.folder, &cells)?;
+    progress.line(&format!("results are in {}", settings.folder.display()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Tool {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    fn parse(line: &str) -> Result<BenchArgs, clap::Error> {
+        Tool::try_parse_from(line.split_whitespace()).map(|tool| tool.bench)
+    }
+
+    #[test]
+    fn the_quick_grid_is_a_small_one_with_a_limit() {
+        let quick = parse("bench --quick").unwrap().settings().unwrap();
+        assert_eq!(quick.limit, Some(Duration::from_secs(300)));
+        assert_eq!(quick.grid.prompts, [32, 512, 4096]);
+        assert_eq!(quick.grid.models.len(), 2);
+        assert!(!quick.grid.full_search);
+        let full = parse("bench --vram 8G,2G,8G --prompt 512,8").unwrap();
+        let full = full.settings().unwrap();
+        assert_eq!(full.limit, None);
+        assert_eq!(full.grid.budgets, [2 << 30, 8 << 30]);
+        assert_eq!(full.grid.prompts, [8, 512]);
+        assert!(full.grid.full_search && full.grid.same_placement);
+    }
+
+    #[test]
+    fn senseless_lines_are_refused() {
+        assert!(parse("bench --vram much").is_err());
+        assert!(parse("bench --sim pcie=1G").is_err());
+        assert!(parse("bench --ubatch 0").unwrap().settings().is_err());
+        assert!(parse("bench --model :f16").unwrap().settings().is_err());
+        assert!(
+            parse("bench --minutes -1").is_err()
+                || parse("bench --minutes=-1").unwrap().settings().is_err()
+        );
+    }
+}
