@@ -1,6 +1,7 @@
 //! The `pipeshard` tool.
 
 pub mod eval;
+pub mod matrix;
 pub mod plan;
 pub mod synth;
 pub mod verify;
@@ -35,6 +36,11 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     /// Evaluate prompts of given lengths and write logits and tokens
     Eval(eval::EvalArgs),
+    /// Check llama.cpp's features one by one: same answers as stock?
+    Matrix(matrix::MatrixArgs),
+    /// One step of a case of the matrix
+    #[command(hide = true)]
+    Scenario(crate::matrix::scenario::ScenarioArgs),
     /// Write a model of random weights
     Synth(synth::SynthArgs),
 }
@@ -45,6 +51,8 @@ pub fn run(cli: Cli) -> Result<(), String> {
         Command::Plan(args) => plan::run(args).map_err(|e| e.to_string()),
         Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),
         Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
+        Command::Matrix(args) => matrix::run(args),
+        Command::Scenario(args) => crate::matrix::scenario::run(args),
         Command::Synth(args) => synth::run(&args).map_err(|e| e.to_string()),
     }
 }
