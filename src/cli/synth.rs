@@ -219,15 +219,10 @@ fn list() -> Result<Table, SynthError> {
     ]);
     for shape in SHAPES {
         let spec = shape.spec();
-        let inner = if spec.architecture.is_mixture() {
+        let inner = if spec.is_mixture() {
             format!("{}·{}", spec.experts, spec.expert_feed_forward)
         } else {
             spec.feed_forward.to_string()
-        };
-        let main_type = if spec.architecture.is_mixture() {
-            spec.types.experts
-        } else {
-            spec.types.feed_forward
         };
         table.add_row([
             shape.name.to_owned(),
@@ -237,7 +232,7 @@ fn list() -> Result<Table, SynthError> {
             format!("{}/{}", spec.heads, spec.kv_heads),
             spec.vocabulary.to_string(),
             ByteSize(Layout::new(&spec)?.bytes()).to_string(),
-            main_type.name.to_owned(),
+            spec.main_type().name.to_owned(),
             shape.about.to_owned(),
         ]);
     }

@@ -11,7 +11,7 @@ use crate::inventory::DType;
 /// The types that can be written.
 pub const WRITABLE: &[&str] = &[
     "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K",
-    "q6_K",
+    "q6_K", "iq4_nl", "iq4_xs", "mxfp4",
 ];
 
 /// Entries of the table that normal weights are drawn from.
@@ -19,6 +19,15 @@ const NORMAL_TABLE: usize = 4096;
 
 /// How block scales spread around their mean: the root mean square of `0.75 + i / 256` for i below 128.
 const SCALE_RMS: f32 = 1.008_2;
+
+/// What the sixteen quants of IQ4 stand for: root mean square.
+const IQ4_RMS: f32 = 67.44;
+
+/// Scales of IQ4_XS sub-blocks, whole numbers from -32 to 31: root mean square.
+const IQ4_XS_SCALE_RMS: f32 = 18.48;
+
+/// What the sixteen quants of MXFP4 stand for, 0 to 6 of either sign: root mean square.
+const MXFP4_RMS: f32 = 2.926;
 
 /// Makes the data of one tensor, chunk by chunk.
 pub(super) struct Filler {
@@ -39,6 +48,8 @@ enum Kind {
     ScaleAndMin(Box<[(u16, u16); 256]>),
     /// As `SignedScale`, with signed bytes of which -128 is not used.
     Bytes(Box<[u16; 256]>),
+    /// Blocks with a power of two at byte 0 and random bits after it.
+    PowerOfTwo(Box<[u8; 256]>),
     /// Super-blocks.
     Q2K(Box<[(u16, u16); 256]>),
     Q3K(Box<[u16; 256]>),
@@ -86,6 +97,19 @@ fn with_min(scale: f32, middle: f32) -> Box<[(u16, u16); 256]> {
     }))
 }
 
+/// Biased exponents of two neighbouring powers of two, mixed so that their root mean square is `scale`.
+fn powers_of_two(scale: f32) -> Box<[u8; 256]> {
+    const BIAS: f32 = 127.0;
+    let lower = scale.log2().floor();
+    let above = scale / lower.exp2();
+    // squares of 1 and 2, mixed to the square of a number between them
+    let share = (4.0 - above * above) / 3.0;
+    let lower = (lower + BIAS).clamp(0.0, 253.0) as u8;
+    Box::new(std::array::from_fn(|index| {
+        lower + u8::from(index as f32 >= share * 256.0)
+    }))
+}
+
 /// The deviation of whole numbers spread evenly over `levels` neighbouring values, around their mean.
 fn even_spread(levels: f32) -> f32 {
     ((levels * levels - 1.0) / 12.0).sqrt()
@@ -108,6 +132,9 @@ impl Filler {
             "q4_1" => Kind::ScaleAndMin(with_min(std / even_spread(16.0), -7.5)),
             "q5_1" => Kind::ScaleAndMin(with_min(std / even_spread(32.0), -15.5)),
             "q8_0" => Kind::Bytes(signed(std / even_spread(255.0))),
+            "iq4_nl" => Kind::SignedScale(signed(std / IQ4_RMS)),
+            "iq4_xs" => Kind::SignedScale(signed(std / (IQ4_RMS * IQ4_XS_SCALE_RMS))),
+            "mxfp4" => Kind::PowerOfTwo(powers_of_two(std / MXFP4_RMS)),
             // the divisors are the root mean squares of the sub-block scales that `super_block_scales` and the like draw
             "q2_K" => Kind::Q2K(with_min(std / (even_spread(4.0) * 11.73), 1.5)),
             "q3_K" => Kind::Q3K(signed(std / (offset_spread(8.0) * 24.45))),
@@ -143,6 +170,9 @@ impl Filler {
                 for quant in &mut block[2..] {
                     *quant = (*quant).cast_signed().max(-127).cast_unsigned();
                 }
+            }),
+            Kind::PowerOfTwo(exponents) => blocks.for_each(|block| {
+                block[0] = exponents[usize::from(block[0])];
             }),
             Kind::Q2K(scales) => blocks.for_each(|block| {
                 // scale and minimum of a sub-block are equal, 8 to 15

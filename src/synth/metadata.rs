@@ -4,7 +4,8 @@
 //! matches, so that ASCII text of n characters is exactly n tokens, after the begin token. Fillers print as short words.
 
 use super::container::Value;
-use super::spec::{SynthSpec, FIXED_TOKENS};
+use super::layout::{EXPERT_WEIGHTS_SCALE, TOKEN_TYPES};
+use super::spec::{Pooling, SynthSpec, Vision, FIXED_TOKENS};
 use super::Architecture;
 
 /// Numbers of token kinds in `tokenizer.ggml.token_type`.
@@ -19,14 +20,19 @@ const BLANK: &str = "\u{2581}";
 /// Base of the rotary embedding in layers with a sliding window.
 const WINDOW_ROPE_BASE: f32 = 10_000.0;
 
+/// What norms add to the variance before they divide by its root.
+const NORM_EPSILON: f32 = 1e-6;
+
+/// Numbers of llama.cpp's pooling types.
+const POOLING_MEAN: u32 = 1;
+const POOLING_RANK: u32 = 4;
+
+/// llama.cpp's number for experts whose scores are squashed one by one.
+const GATING_SIGMOID: u32 = 2;
+
 /// llama.cpp's number for "mostly this type", by the type of the weights that there are most of.
 fn file_type(spec: &SynthSpec) -> u32 {
-    let dtype = if spec.architecture.is_mixture() {
-        spec.types.experts
-    } else {
-        spec.types.feed_forward
-    };
-    match dtype.name {
+    match spec.main_type().name {
         "f32" => 0,
         "f16" => 1,
         "q4_0" => 2,
@@ -39,7 +45,10 @@ fn file_type(spec: &SynthSpec) -> u32 {
         "q4_K" => 14,
         "q5_K" => 16,
         "q6_K" => 18,
+        "iq4_nl" => 25,
+        "iq4_xs" => 30,
         "bf16" => 32,
+        "mxfp4" => 38,
         // guessed
         _ => 1024,
     }
@@ -47,63 +56,204 @@ fn file_type(spec: &SynthSpec) -> u32 {
 
 /// All metadata of a model.
 pub(super) fn metadata(spec: &SynthSpec) -> Vec<(String, Value)> {
-    let mut pairs = vec![
-        (
-            "general.architecture".to_owned(),
-            Value::Text(spec.architecture.name().to_owned()),
-        ),
-        ("general.type".to_owned(), Value::Text("model".to_owned())),
-        ("general.name".to_owned(), Value::Text(spec.name.clone())),
-        (
-            "general.description".to_owned(),
-            Value::Text(format!(
-                "random weights, seed {}, made by pipeshard synth",
-                spec.seed
-            )),
-        ),
-        ("general.file_type".to_owned(), Value::U32(file_type(spec))),
-        ("general.quantization_version".to_owned(), Value::U32(2)),
-    ];
-    let mut own = |key: &str, value: Value| {
-        pairs.push((format!("{}.{key}", spec.architecture.name()), value));
+    let text = |text: &str| Value::Text(text.to_owned());
+    let kind = match spec.architecture {
+        Architecture::Clip => "mmproj",
+        _ => "model",
     };
-    for (key, value) in [
-        ("block_count", spec.layers),
-        ("context_length", spec.context),
-        ("embedding_length", spec.embedding),
-        ("feed_forward_length", spec.feed_forward),
-        ("vocab_size", spec.vocabulary),
-        ("attention.head_count", spec.heads),
-        ("attention.head_count_kv", spec.kv_heads),
-        ("attention.key_length", spec.head_dim),
-        ("attention.value_length", spec.head_dim),
-        ("rope.dimension_count", spec.head_dim),
-    ] {
-        own(key, Value::U32(value));
+    let description = format!(
+        "random weights, seed {}, made by pipeshard synth",
+        spec.seed
+    );
+    let mut pairs: Vec<(String, Value)> = [
+        ("architecture", text(spec.architecture.name())),
+        ("type", text(kind)),
+        // a name with phi3 in it makes llama.cpp look for tokens that the vocabulary has not
+        ("name", Value::Text(spec.name.replace("phi3", "phi 3"))),
+        ("description", Value::Text(description)),
+        ("file_type", Value::U32(file_type(spec))),
+        ("quantization_version", Value::U32(2)),
+    ]
+    .map(|(key, value)| (format!("general.{key}"), value))
+    .into();
+    let mut keys = Keys {
+        architecture: spec.architecture.name(),
+        pairs: &mut pairs,
+    };
+    if let Some(vision) = spec.vision {
+        keys.vision(spec, vision);
+    } else {
+        keys.layers(spec);
+        keys.attention(spec);
+        keys.mixture(spec);
+        keys.recurrence(spec);
+        keys.encoder(spec);
+        pairs.extend(tokenizer(spec));
     }
-    own("attention.layer_norm_rms_epsilon", Value::F32(1e-6));
-    own("rope.freq_base", Value::F32(spec.rope_base));
-    if spec.architecture.is_mixture() {
-        own("expert_count", Value::U32(spec.experts));
-        own("expert_used_count", Value::U32(spec.experts_used));
-        own(
-            "expert_feed_forward_length",
-            Value::U32(spec.expert_feed_forward),
-        );
-    }
-    if let (Architecture::Gemma3, Some(window)) = (spec.architecture, spec.window) {
-        own("attention.sliding_window", Value::U32(window.tokens));
-        own(
-            "attention.sliding_window_pattern",
-            Value::U32(window.period),
-        );
-        own("rope.freq_base_swa", Value::F32(WINDOW_ROPE_BASE));
-    }
-    pairs.extend(tokenizer(spec.vocabulary));
     pairs
 }
 
-fn tokenizer(vocabulary: u32) -> Vec<(String, Value)> {
+/// Collects the keys of one architecture.
+struct Keys<'a> {
+    architecture: &'static str,
+    pairs: &'a mut Vec<(String, Value)>,
+}
+
+impl Keys<'_> {
+    fn add(&mut self, key: &str, value: Value) {
+        self.pairs
+            .push((format!("{}.{key}", self.architecture), value));
+    }
+
+    fn number(&mut self, key: &str, number: u32) {
+        self.add(key, Value::U32(number));
+    }
+
+    fn layers(&mut self, spec: &SynthSpec) {
+        self.number("block_count", spec.layers);
+        self.number("context_length", spec.context);
+        self.number("embedding_length", spec.embedding);
+        self.number("vocab_size", spec.vocabulary);
+        let width = match spec.architecture {
+            // the width of an expert goes by this name where there is no dense network
+            Architecture::Llama | Architecture::GraniteHybrid if spec.is_mixture() => {
+                spec.expert_feed_forward
+            }
+            _ => spec.feed_forward,
+        };
+        self.number("feed_forward_length", width);
+        let norm = match spec.architecture {
+            Architecture::Bert => "attention.layer_norm_epsilon",
+            _ => "attention.layer_norm_rms_epsilon",
+        };
+        self.add(norm, Value::F32(NORM_EPSILON));
+    }
+
+    fn attention(&mut self, spec: &SynthSpec) {
+        self.number("attention.head_count", spec.heads);
+        if spec.architecture == Architecture::Mamba2 {
+            return;
+        }
+        if spec.architecture == Architecture::GraniteHybrid {
+            // no key and value heads is how it says that a layer is recurrent
+            let heads = (0..spec.layers).map(|layer| match spec.layer_is_recurrent(layer) {
+                true => 0,
+                false => spec.kv_heads.cast_signed(),
+            });
+            self.add("attention.head_count_kv", Value::I32s(heads.collect()));
+            self.add("rope.scaling.finetuned", Value::Bool(false));
+        } else {
+            self.number("attention.head_count_kv", spec.kv_heads);
+        }
+        let (key, value, rotated) = match spec.latent {
+            Some(latent) => {
+                self.number("attention.q_lora_rank", latent.query_rank);
+                self.number("attention.kv_lora_rank", latent.key_rank);
+                self.number("attention.key_length_mla", latent.key);
+                self.number("attention.value_length_mla", latent.value);
+                let cached = latent.key_rank + latent.rotated;
+                (cached, latent.key_rank, latent.rotated)
+            }
+            None => (spec.head_dim, spec.head_dim, spec.head_dim),
+        };
+        self.number("attention.key_length", key);
+        self.number("attention.value_length", value);
+        self.number("rope.dimension_count", rotated);
+        self.add("rope.freq_base", Value::F32(spec.rope_base));
+        if spec.architecture == Architecture::Phi3 {
+            // beyond it the long rope factors are used
+            self.number("rope.scaling.original_context_length", spec.context / 2);
+        }
+        if spec.architecture == Architecture::Qwen2Vl {
+            // time, height and width share the pairs of a head as 2 : 3 : 3
+            let eighth = (spec.head_dim / 16).cast_signed();
+            let sections = vec![2 * eighth, 3 * eighth, 3 * eighth, 0];
+            self.add("rope.dimension_sections", Value::I32s(sections));
+        }
+        if let Some(window) = spec.window {
+            self.number("attention.sliding_window", window.tokens);
+            self.number("attention.sliding_window_pattern", window.period);
+            self.add("rope.freq_base_swa", Value::F32(WINDOW_ROPE_BASE));
+        }
+    }
+
+    fn mixture(&mut self, spec: &SynthSpec) {
+        if !spec.is_mixture() {
+            return;
+        }
+        self.number("expert_count", spec.experts);
+        self.number("expert_used_count", spec.experts_used);
+        self.number("expert_feed_forward_length", spec.expert_feed_forward);
+        if spec.architecture == Architecture::Deepseek2 {
+            self.number("leading_dense_block_count", spec.leading_dense);
+            let shared = spec.shared_feed_forward / spec.expert_feed_forward;
+            self.number("expert_shared_count", shared);
+            self.number("expert_gating_func", GATING_SIGMOID);
+            self.add("expert_weights_norm", Value::Bool(true));
+            self.add("expert_weights_scale", Value::F32(EXPERT_WEIGHTS_SCALE));
+            if spec.experts.is_multiple_of(4) && spec.experts > 4 {
+                self.number("expert_group_count", 4);
+                self.number("expert_group_used_count", 2);
+            }
+        } else if spec.shared_feed_forward > 0 {
+            let width = spec.shared_feed_forward;
+            self.number("expert_shared_feed_forward_length", width);
+        }
+    }
+
+    fn recurrence(&mut self, spec: &SynthSpec) {
+        let Some(state) = spec.state_space else {
+            return;
+        };
+        self.number("ssm.conv_kernel", state.kernel);
+        self.number("ssm.inner_size", state.inner);
+        self.number("ssm.state_size", state.state);
+        self.number("ssm.time_step_rank", state.heads);
+        self.number("ssm.group_count", state.groups);
+        if spec.architecture == Architecture::Qwen3Next {
+            self.number("full_attention_interval", spec.attention_period);
+        }
+    }
+
+    fn encoder(&mut self, spec: &SynthSpec) {
+        let Some(pooling) = spec.pooling else {
+            return;
+        };
+        self.add("attention.causal", Value::Bool(false));
+        let pooling = match pooling {
+            Pooling::Mean => POOLING_MEAN,
+            Pooling::Rank => POOLING_RANK,
+        };
+        self.number("pooling_type", pooling);
+    }
+
+    fn vision(&mut self, spec: &SynthSpec, vision: Vision) {
+        self.add("has_vision_encoder", Value::Bool(true));
+        self.add("use_silu", Value::Bool(true));
+        self.add("projector_type", Value::Text("qwen2.5vl_merger".to_owned()));
+        for (key, number) in [
+            ("image_size", vision.image),
+            ("patch_size", vision.patch),
+            ("embedding_length", spec.embedding),
+            ("feed_forward_length", spec.feed_forward),
+            ("projection_dim", vision.projection),
+            ("block_count", spec.layers),
+            ("attention.head_count", spec.heads),
+            ("n_wa_pattern", vision.window_period),
+        ] {
+            self.number(&format!("vision.{key}"), number);
+        }
+        let epsilon = Value::F32(NORM_EPSILON);
+        self.add("vision.attention.layer_norm_epsilon", epsilon);
+        let colours = |value: [f32; 3]| Value::F32s(value.to_vec());
+        self.add("vision.image_mean", colours([0.48, 0.46, 0.41]));
+        self.add("vision.image_std", colours([0.27, 0.26, 0.28]));
+    }
+}
+
+fn tokenizer(spec: &SynthSpec) -> Vec<(String, Value)> {
+    let vocabulary = spec.vocabulary;
+    let encoder = !spec.architecture.writes_text();
     let special = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)];
     let mut tokens: Vec<String> = special.iter().map(|(text, _)| (*text).to_owned()).collect();
     let mut kinds: Vec<i32> = special.iter().map(|(_, kind)| *kind).collect();
@@ -116,7 +266,7 @@ fn tokenizer(vocabulary: u32) -> Vec<(String, Value)> {
     // Pieces are merged by score; fillers have no parts in the vocabulary and are never merged.
     let scores = (0..tokens.len()).map(|id| -(id as f32)).collect();
     let pair = |key: &str, value| (format!("tokenizer.ggml.{key}"), value);
-    vec![
+    let mut pairs = vec![
         pair("model", Value::Text("llama".to_owned())),
         pair("pre", Value::Text("default".to_owned())),
         pair("tokens", Value::Texts(tokens)),
@@ -126,9 +276,14 @@ fn tokenizer(vocabulary: u32) -> Vec<(String, Value)> {
         pair("bos_token_id", Value::U32(1)),
         pair("eos_token_id", Value::U32(2)),
         pair("add_bos_token", Value::Bool(true)),
-        pair("add_eos_token", Value::Bool(false)),
+        pair("add_eos_token", Value::Bool(encoder)),
         pair("add_space_prefix", Value::Bool(false)),
-    ]
+    ];
+    if encoder {
+        pairs.push(pair("token_type_count", Value::U32(TOKEN_TYPES)));
+        pairs.push(pair("seperator_token_id", Value::U32(2)));
+    }
+    pairs
 }
 
 /// A pronounceable word for a number: at least two syllables, no two alike.
@@ -162,7 +317,9 @@ mod tests {
 
     #[test]
     fn the_vocabulary_has_the_size_asked_for() {
-        let pairs = tokenizer(300);
+        let mut spec = crate::synth::shape("tiny-llama").unwrap();
+        spec.vocabulary = 300;
+        let pairs = tokenizer(&spec);
         let length = |key: &str| match pairs.iter().find(|(k, _)| k.ends_with(key)) {
             Some((_, Value::Texts(texts))) => texts.len(),
             Some((_, Value::F32s(numbers))) => numbers.len(),

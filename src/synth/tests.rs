@@ -68,7 +68,10 @@ fn what_is_written_is_what_is_read() {
 
 #[test]
 fn tensors_are_written_in_order_of_use() {
-    for shape in SHAPES {
+    for shape in SHAPES
+        .iter()
+        .filter(|shape| shape.spec().architecture.reads_text())
+    {
         let plans = layout::tensors(&shape.spec()).unwrap();
         let infos: Vec<_> = plans
             .iter()
