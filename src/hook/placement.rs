@@ -195,6 +195,7 @@ impl Decider<'_> {
             }
         }
         if large.is_none() && !small {
+            self.keep_attention_on_device(node);
             return;
         }
         if !ffi::ggml_backend_supports_op(self.backends.device, node) {
@@ -217,6 +218,16 @@ impl Decider<'_> {
         match placement {
             Placement::Host => self.run_on_cpu(node),
             Placement::Resident | Placement::Streamed => self.run_on_device(node),
+        }
+    }
+
+    /// Fused attention over cells that are not in host memory stays on the device, also where all that it reads was computed by
+    /// the CPU: llama.cpp asks where the layer's attention went, and gives up fusing for the whole model if it is elsewhere.
+    unsafe fn keep_attention_on_device(&self, node: *mut ffi::ggml_tensor) {
+        let (sched, device) = (self.backends.sched, self.backends.device);
+        if (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT && ffi::ggml_backend_supports_op(device, node)
+        {
+            ffi::ggml_backend_sched_set_tensor_backend(sched, node, device);
         }
     }
 

@@ -124,6 +124,13 @@ const RULES: &[Rule] = &[
         quick: false,
     },
     Rule {
+        models: Models::These(&["bert", "bert-rank"]),
+        features: Features::These(&["embed-none", "embed-cls", "embed-last", "rerank"]),
+        budgets: &Budget::EACH,
+        threads: &[1],
+        quick: false,
+    },
+    Rule {
         models: Models::Types,
         features: Features::These(&["generate", "continuous"]),
         budgets: &[Budget::Min, Budget::Mid],
@@ -141,6 +148,13 @@ const RULES: &[Rule] = &[
         models: Models::Architectures,
         features: Features::These(&["generate"]),
         budgets: &[Budget::Min, Budget::Mid],
+        threads: &[1],
+        quick: true,
+    },
+    Rule {
+        models: Models::These(&["bert", "bert-rank"]),
+        features: Features::These(&["embed-mean", "rerank"]),
+        budgets: &[Budget::Min],
         threads: &[1],
         quick: true,
     },
@@ -164,8 +178,7 @@ const RULES: &[Rule] = &[
 const LONG: &[&str] = &["reload"];
 
 /// What llama.cpp itself does not do: model, feature, and why.
-const NOT_IN_LLAMA: &[(&str, &str, &str)] =
-    &[("*", "rerank", "needs a model with a head for ranking")];
+const NOT_IN_LLAMA: &[(&str, &str, &str)] = &[];
 
 /// What pipeshard refuses at start: model, feature, and a part of the sentence that says why.
 const REFUSED: &[(&str, &str, &str)] = &[];
@@ -195,8 +208,9 @@ pub fn refused(model: &MatrixModel, feature: &Feature) -> Option<&'static str> {
 fn applies(model: &MatrixModel, feature: &Feature) -> bool {
     match feature.name {
         "n-cpu-moe" => model.kind == Kind::Mixture,
-        "swa-full" => model.kind == Kind::Windowed,
-        _ => true,
+        "swa-full" => model.kind == Kind::Windowed || model.name == "gpt-oss",
+        "rerank" => model.name == "bert-rank",
+        name => model.kind != Kind::Encoder || name.starts_with("embed-"),
     }
 }
 

@@ -14,8 +14,12 @@ pub enum Kind {
     Dense,
     /// Several experts per layer.
     Mixture,
-    /// Most layers look back over a window only.
+    /// Some layers look back over a window only.
     Windowed,
+    /// A state in place of attention, in some layers or in all.
+    Recurrent,
+    /// No generation: embeddings only.
+    Encoder,
 }
 
 /// A model of random weights.
@@ -78,13 +82,70 @@ pub static MODELS: &[MatrixModel] = &[
         Kind::Dense,
         "tiny-llama-576",
     ),
+    architecture("qwen2", "qwen2 (biases)", Kind::Dense, "tiny-qwen2"),
+    architecture("qwen3", "qwen3", Kind::Dense, "tiny-qwen3"),
+    architecture("phi3", "phi3 (fused QKV)", Kind::Dense, "tiny-phi3"),
+    architecture(
+        "qwen2vl",
+        "qwen2vl (text side)",
+        Kind::Dense,
+        "tiny-qwen2vl",
+    ),
+    architecture(
+        "gemma3",
+        "gemma3 (sliding windows)",
+        Kind::Windowed,
+        "tiny-gemma3",
+    ),
     architecture(
         "qwen3moe",
         "qwen3moe (experts)",
         Kind::Mixture,
         "tiny-qwen3moe",
     ),
-    architecture("gemma3", "gemma3 (windows)", Kind::Windowed, "tiny-gemma3"),
+    architecture(
+        "mixtral",
+        "mixtral (experts)",
+        Kind::Mixture,
+        "tiny-mixtral",
+    ),
+    architecture(
+        "gpt-oss",
+        "gpt-oss (sinks, windows, MXFP4 experts)",
+        Kind::Mixture,
+        "tiny-gpt-oss",
+    ),
+    architecture(
+        "deepseek2",
+        "deepseek2 (latent attention, shared experts)",
+        Kind::Mixture,
+        "tiny-deepseek2",
+    ),
+    architecture(
+        "mamba2",
+        "mamba2 (recurrent)",
+        Kind::Recurrent,
+        "tiny-mamba2",
+    ),
+    architecture(
+        "granite-hybrid",
+        "granitehybrid (recurrent and attention)",
+        Kind::Recurrent,
+        "tiny-granite-hybrid",
+    ),
+    architecture(
+        "qwen3next",
+        "qwen3next (delta nets and attention)",
+        Kind::Recurrent,
+        "tiny-qwen3next",
+    ),
+    architecture("bert", "bert (embeddings)", Kind::Encoder, "tiny-bert"),
+    architecture(
+        "bert-rank",
+        "bert (reranking)",
+        Kind::Encoder,
+        "tiny-bert-rank",
+    ),
     typed("f16", "f16"),
     typed("bf16", "bf16"),
     typed("q8_0", "q8_0"),
@@ -155,7 +216,7 @@ impl MatrixModel {
     fn write_once(&self, path: &Path, layers: u32, seed: u64) -> Result<(), String> {
         once(path, |out| {
             let mut spec = shape(self.shape).map_err(|e| e.to_string())?;
-            spec.layers = layers;
+            spec.layers = layers.min(spec.layers);
             spec.vocabulary = VOCABULARY;
             spec.seed = seed;
             if let Some(types) = self.types {

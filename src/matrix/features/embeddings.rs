@@ -3,7 +3,7 @@
 use super::setups::case;
 use crate::ffi;
 use crate::llama::Batch;
-use crate::matrix::feature::{Failure, Feature, Outcome, Setup, Stage};
+use crate::matrix::feature::{Feature, Outcome, Setup, Stage};
 
 fn pooled(s: &mut Setup, pooling: ffi::llama_pooling_type) {
     s.context.embeddings = true;
@@ -55,10 +55,9 @@ pub const FEATURES: &[Feature] = &[
     )),
 ];
 
-/// Three sequences in one batch, or a short one alone.
-fn texts(stage: &Stage, vocabulary: i32, lengths: &[u32]) -> Batch {
+/// Sequences of these lengths in one batch.
+fn texts(vocabulary: i32, lengths: &[u32]) -> Batch {
     let mut batch = Batch::new();
-    let _ = stage;
     for (sequence, &length) in lengths.iter().enumerate() {
         let tokens = crate::llama::random_tokens(100 + u64::from(length), length, vocabulary);
         for (i, &token) in tokens.iter().enumerate() {
@@ -75,7 +74,7 @@ fn of_tokens(stage: &mut Stage) -> Outcome {
     let mut context = stage.context(&model)?;
     for (i, lengths) in BATCHES.into_iter().enumerate() {
         context.clear();
-        let mut batch = texts(stage, model.vocabulary(), lengths);
+        let mut batch = texts(model.vocabulary(), lengths);
         context.decode(&mut batch)?;
         let mut all = Vec::new();
         for index in batch.wanted() {
@@ -91,7 +90,7 @@ fn pooled_results(stage: &mut Stage, count: Option<usize>) -> Outcome {
     let mut context = stage.context(&model)?;
     for (i, lengths) in BATCHES.into_iter().enumerate() {
         context.clear();
-        let mut batch = texts(stage, model.vocabulary(), lengths);
+        let mut batch = texts(model.vocabulary(), lengths);
         context.decode(&mut batch)?;
         for sequence in 0..lengths.len() {
             let floats = context.sequence_embedding(sequence as i32, count)?.to_vec();
@@ -106,15 +105,6 @@ fn of_sequences(stage: &mut Stage) -> Outcome {
 }
 
 fn ranks(stage: &mut Stage) -> Outcome {
-    let inventory = crate::inventory::Inventory::from_gguf(&stage.model_path)
-        .map_err(|e| Failure::Failed(e.to_string()))?;
-    if !inventory.tensors.iter().any(|t| t.name.starts_with("cls")) {
-        return Err(Failure::Unsupported(
-            "a model without a head for ranking".to_string(),
-        ));
-    }
-    let model = stage.load()?;
-    let classes = model.classes();
-    drop(model);
+    let classes = stage.load()?.classes();
     pooled_results(stage, Some(classes))
 }
