@@ -17,15 +17,38 @@ fn same_answers() {
     // what the processes are started with
     std::env::set_var("PIPESHARD_LIBRARY", common::library());
     let groups = cases::groups(full);
-    let bench = Workbench {
+    let cases = all_pass(&groups, &bench("matrix", Device::Sim));
+    assert!(cases > 50);
+}
+
+/// The path that a real GPU takes, with a simulated one in its place: stock llama.cpp on the device, with `-ot`.
+#[test]
+fn same_placement() {
+    let mut groups = cases::groups_on_gpu(false);
+    groups
+        .retain(|g| ["llama", "qwen3moe"].contains(&g.model.name) && g.feature.name == "generate");
+    let mut bench = bench("matrix-gpu", Device::Gpu);
+    bench.in_place_of_gpu = Some("vram=4G".to_string());
+    assert_eq!(all_pass(&groups, &bench), 6);
+}
+
+fn bench(name: &str, device: Device) -> Workbench {
+    // what the processes are started with
+    std::env::set_var("PIPESHARD_LIBRARY", common::library());
+    Workbench {
         program: common::tools().join("pipeshard"),
-        folder: common::scratch(&format!("matrix-{}", std::process::id())),
-        device: Device::Sim,
+        folder: common::scratch(&format!("{name}-{}", std::process::id())),
+        device,
         delay: 100,
         patience: Duration::from_secs(240),
-    };
+        in_place_of_gpu: None,
+    }
+}
+
+/// Runs all cases and returns how many there were.
+fn all_pass(groups: &[Group], bench: &Workbench) -> usize {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let outcome = run(&groups, &bench, jobs, &|case| println!("{}", line(case)));
+    let outcome = run(groups, bench, jobs, &|case| println!("{}", line(case)));
     // best effort: the folder lies in cargo's
     let _ = std::fs::remove_dir_all(&bench.folder);
     eprintln!("matrix: {}", outcome.told());
@@ -33,7 +56,7 @@ fn same_answers() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     let expected: usize = groups.iter().map(|g| g.cases().len()).sum();
     assert_eq!(outcome.cases.len(), expected);
-    assert!(expected > 50);
+    expected
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub struct MatrixArgs {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Write the page for users; needs all cases
-    #[arg(long, value_name = "FILE", requires = "full", conflicts_with_all = ["filter", "budgets"])]
+    #[arg(long, value_name = "FILE", requires = "full", conflicts_with_all = ["filter", "budgets", "device"])]
     pub write_doc: Option<PathBuf>,
     /// Groups of cases to run at the same time; as many as there are cores by default, one on a real GPU
     #[arg(long, value_name = "N")]
@@ -47,6 +47,9 @@ pub struct MatrixArgs {
     /// Keep the models in this folder, and use those that are there
     #[arg(long, value_name = "FOLDER")]
     pub models: Option<PathBuf>,
+    /// With --device gpu: simulate it, to try that without one
+    #[arg(long, value_name = "SPEC", hide = true)]
+    pub in_place_of_gpu: Option<String>,
     /// Longest random pause of the simulated GPU, in microseconds
     #[arg(long, default_value_t = 100)]
     pub delay: u32,
@@ -58,10 +61,10 @@ pub struct MatrixArgs {
 impl MatrixArgs {
     /// The cases that were asked for.
     fn groups(&self) -> Vec<Group> {
-        let mut groups = cases::groups(self.full);
-        if self.device == Device::Gpu {
-            groups.retain(|g| g.feature.comparable_on_gpu && g.feature.steps.len() == 1);
-        }
+        let mut groups = match self.device {
+            Device::Sim => cases::groups(self.full),
+            Device::Gpu => cases::groups_on_gpu(self.full),
+        };
         let wanted = |group: &Group, budget: &Budget| {
             let named = |filter: &Regex| filter.is_match(&group.case(*budget));
             let listed = self.budgets.is_empty() || self.budgets.contains(budget);
@@ -109,6 +112,7 @@ pub fn run(args: MatrixArgs) -> Result<(), String> {
         device: args.device,
         delay: args.delay,
         patience: Duration::from_secs(args.patience),
+        in_place_of_gpu: args.in_place_of_gpu.clone(),
     };
     let start = Instant::now();
     let outcome = run_groups(&groups, &bench, jobs, &|case| println!("{}", line(case)));

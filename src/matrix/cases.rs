@@ -124,6 +124,13 @@ const RULES: &[Rule] = &[
         quick: false,
     },
     Rule {
+        models: Models::These(&["llama"]),
+        features: Features::These(LONG),
+        budgets: &[Budget::Mid],
+        threads: &[1],
+        quick: false,
+    },
+    Rule {
         models: Models::These(&["bert", "bert-rank"]),
         features: Features::These(&["embed-none", "embed-cls", "embed-last", "rerank"]),
         budgets: &Budget::EACH,
@@ -174,8 +181,28 @@ const RULES: &[Rule] = &[
     },
 ];
 
-/// What takes long, and is left out of the quick run.
+/// What takes long: left out of the quick run, and tried with one model at one budget.
 const LONG: &[&str] = &["reload"];
+
+/// What is tried on a real GPU in a quick run, where every architecture is tried with the first of them.
+const GPU_QUICK: &[&str] = &[
+    "generate",
+    "fa-off",
+    "kv-q8_0",
+    "ubatch-8",
+    "sequences-apart",
+    "continuous",
+    "seq-copy",
+    "seq-remove",
+    "shift",
+    "state",
+    "embed-mean",
+    "contexts",
+    "context-threads",
+    "mode-none",
+    "abort",
+    "grammar",
+];
 
 /// What llama.cpp itself does not do: model, feature, and why.
 const NOT_IN_LLAMA: &[(&str, &str, &str)] = &[];
@@ -232,12 +259,28 @@ pub fn groups(full: bool) -> Vec<Group> {
     for rule in RULES.iter().filter(|r| full || r.quick) {
         for model in MODELS.iter().filter(|m| rule.takes_model(m)) {
             let features = features::all().filter(|f| rule.takes_feature(f) && applies(model, f));
-            for feature in features.filter(|f| full || !LONG.contains(&f.name)) {
+            for feature in features {
                 for &threads in rule.threads {
                     add(&mut groups, model, feature, threads, rule.budgets);
                 }
             }
         }
+    }
+    groups
+}
+
+/// The list for a real GPU: what stock llama.cpp can be compared with at the same placement, at three budgets.
+pub fn groups_on_gpu(full: bool) -> Vec<Group> {
+    let comparable = |g: &Group| g.feature.comparable_on_gpu && g.feature.steps.len() == 1;
+    let quick = |g: &Group| {
+        let first = g.feature.name == GPU_QUICK[0] && g.model.stands_for == StandsFor::Architecture;
+        let more = GPU_QUICK.contains(&g.feature.name) && g.model.name == MODELS[0].name;
+        (first || more) && g.threads == 1
+    };
+    let mut groups = groups(true);
+    groups.retain(|g| comparable(g) && (full || quick(g)));
+    for group in &mut groups {
+        group.budgets = vec![Budget::Min, Budget::Mid, Budget::All];
     }
     groups
 }
@@ -278,7 +321,7 @@ impl Rule {
 
     fn takes_feature(&self, feature: &Feature) -> bool {
         match self.features {
-            Features::Every => true,
+            Features::Every => !LONG.contains(&feature.name),
             Features::These(names) => names.contains(&feature.name),
         }
     }
@@ -304,6 +347,18 @@ mod tests {
     }
 
     #[test]
+    fn a_real_gpu_gets_what_can_be_compared_there() {
+        let (quick, full) = (groups_on_gpu(false), groups_on_gpu(true));
+        assert!(quick.len() < full.len());
+        for group in &full {
+            assert_eq!(group.budgets.len(), 3);
+            assert!(group.feature.comparable_on_gpu);
+        }
+        let models = quick.iter().map(|g| g.model.name);
+        assert!(models.collect::<HashSet<_>>().len() > 10);
+    }
+
+    #[test]
     fn every_feature_and_every_model_is_tried() {
         let groups = groups(true);
         for feature in features::all() {
@@ -317,7 +372,8 @@ mod tests {
     #[test]
     fn rules_and_exceptions_name_what_exists() {
         let known = |name: &str| features::named(name).is_some();
-        assert!(CORE.iter().chain(LONG).all(|f| known(f)));
+        let listed = CORE.iter().chain(LONG).chain(GPU_QUICK);
+        assert!(listed.into_iter().all(|f| known(f)));
         for (model, feature, why) in NOT_IN_LLAMA.iter().chain(REFUSED) {
             assert!(*model == "*" || super::super::models::named(model).is_some());
             assert!(known(feature) && !why.is_empty());

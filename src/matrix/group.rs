@@ -31,6 +31,8 @@ pub struct Workbench {
     pub delay: u32,
     /// How long a process may take.
     pub patience: Duration,
+    /// Simulates what [`Device::Gpu`] runs on, to try that without one.
+    pub in_place_of_gpu: Option<String>,
 }
 
 /// Room for everything, in bytes.
@@ -177,11 +179,14 @@ impl<'a> Work<'a> {
                     let vram = if roomy_device { ROOMY } else { budget };
                     let (delay, seed) = (self.bench.delay, self.seed);
                     command.arg(format!("--sim=vram={vram},delay={delay},seed={seed}"));
-                } else {
-                    // small models are planned to the byte; the backend's own part is not what is tested
-                    command.env("PIPESHARD_RESERVE", "0");
                 }
             }
+        }
+        if self.bench.device == Device::Gpu {
+            // small models are planned to the byte; the backend's own part is not what is tested
+            command.env("PIPESHARD_RESERVE", "0");
+            let simulated = &self.bench.in_place_of_gpu;
+            command.args(simulated.iter().map(|sim| format!("--sim={sim}")));
         }
         command
     }
@@ -316,42 +321,61 @@ impl<'a> Work<'a> {
     fn on_gpu(&self, tell: &(dyn Fn(&CaseResult) + Sync)) -> Vec<CaseResult> {
         let start = Instant::now();
         let fail = |why: String| self.group.all(Verdict::Failed(why), start, tell);
-        let feature = self.group.feature;
         let everything = match self.ours(ROOMY, true, 1) {
             Ok(everything) => everything,
             Err(why) => return fail(format!("with room for everything: {}", why.why())),
         };
-        let mut smallest = 1;
-        let low = loop {
-            match self.ours(smallest, true, 1) {
-                Err(Stopped::TooSmall(named)) if named > smallest => smallest = named,
-                Err(why) => return fail(format!("at {smallest} bytes: {}", why.why())),
-                Ok(found) if found.kv >= everything.kv => break smallest,
-                Ok(_) if smallest >= everything.peak => break everything.peak,
-                Ok(_) => smallest += (everything.peak - smallest).max(8) / 8 + (2 << 20),
-            }
+        let (low, at_low) = match self.lowest_with_kv(&everything) {
+            Ok(found) => found,
+            Err(why) => return fail(why.why()),
         };
-        let mut results = Vec::new();
-        for &budget in &self.group.budgets {
+        let middle = low + everything.peak.saturating_sub(low) / 2;
+        let (mut at_low, mut at_all) = (Some(at_low), Some(everything));
+        let each = self.group.budgets.iter().map(|&budget| {
             let start = Instant::now();
-            let bytes = match budget {
-                Budget::Min | Budget::KvHost => low,
-                Budget::Mid => low + everything.peak.saturating_sub(low) / 2,
-                Budget::All => everything.peak.max(low),
+            let (bytes, ran) = match budget {
+                Budget::Min | Budget::KvHost => (low, at_low.take()),
+                Budget::Mid => (middle, None),
+                Budget::All => (ROOMY, at_all.take()),
             };
-            let compared = self.ours(bytes, true, feature.repeats).and_then(|ours| {
-                let names = ours.steps.last().map(|s| s.not_resident.as_slice());
-                let pattern = pattern_of(names.unwrap_or_default());
-                let on_cpu = pattern.as_deref();
-                let stock = self.step(0, Runner::StockOnGpu { on_cpu }, feature.repeats)?;
-                self.judge(&[stock], &ours.steps, None, bytes)?;
-                Ok(ours)
-            });
+            let ran = ran.map_or_else(|| self.ours(bytes, true, 1), Ok);
+            let compared = ran.and_then(|ours| self.same_as_stock_there(ours, bytes));
             let result = self.result(budget, Some(bytes), compared, start);
             tell(&result);
-            results.push(result);
+            result
+        });
+        each.collect()
+    }
+
+    /// The smallest budget, about, at which all KV is on the device, and what a run there gave.
+    fn lowest_with_kv(&self, everything: &Measured) -> Result<(u64, Measured), Stopped> {
+        let smallest = match self.ours(1, true, 1) {
+            Err(Stopped::TooSmall(named)) => named,
+            Err(why) => return Err(why),
+            Ok(_) => return Err(Stopped::Failed("one byte was enough".to_string())),
+        };
+        let mut budget = smallest + everything.kv;
+        for _ in 0..TRIES {
+            match self.ours(budget, true, 1) {
+                Ok(found) if found.kv >= everything.kv => return Ok((budget, found)),
+                Ok(_) => budget += (everything.peak.saturating_sub(budget) / 4).max(2 << 20),
+                Err(Stopped::TooSmall(named)) if named > budget => budget = named,
+                Err(why) => return Err(why),
+            }
         }
-        results
+        Err(Stopped::Failed(
+            "no budget was found at which all KV is on the device".to_string(),
+        ))
+    }
+
+    /// Compares with stock llama.cpp on the GPU that keeps the same tensors on the host.
+    fn same_as_stock_there(&self, ours: Measured, bytes: u64) -> Result<Measured, Stopped> {
+        let names = ours.steps.last().map(|s| s.not_resident.as_slice());
+        let pattern = pattern_of(names.unwrap_or_default());
+        let on_cpu = pattern.as_deref();
+        let stock = self.step(0, Runner::StockOnGpu { on_cpu }, 1)?;
+        self.judge(&[stock], &ours.steps, None, bytes)?;
+        Ok(ours)
     }
 
     fn result(

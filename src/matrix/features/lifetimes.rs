@@ -40,6 +40,7 @@ pub const FEATURES: &[Feature] = &[
             as_it_is,
             &[case(reload)],
         )
+        .not_on_gpu()
     },
 ];
 

@@ -111,7 +111,8 @@ pub const FEATURES: &[Feature] = &[
         "logits of all tokens",
         as_it_is,
         &[case(logits_of_all)],
-    ),
+    )
+    .not_on_gpu(),
     Feature::new(
         "one-output",
         "one row of logits reserved, as servers do",
