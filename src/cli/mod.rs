@@ -3,6 +3,7 @@
 pub mod eval;
 pub mod matrix;
 pub mod plan;
+pub mod routing;
 pub mod synth;
 pub mod verify;
 
@@ -43,6 +44,8 @@ pub enum Command {
     Scenario(crate::matrix::scenario::ScenarioArgs),
     /// Write a model of random weights
     Synth(synth::SynthArgs),
+    /// Count the experts that prompts touch
+    Routing(routing::RoutingArgs),
 }
 
 /// Runs a command; the error is a text for the user.
@@ -54,5 +57,6 @@ pub fn run(cli: Cli) -> Result<(), String> {
         Command::Matrix(args) => matrix::run(args),
         Command::Scenario(args) => crate::matrix::scenario::run(args),
         Command::Synth(args) => synth::run(&args).map_err(|e| e.to_string()),
+        Command::Routing(args) => routing::run(&args),
     }
 }

@@ -18,7 +18,10 @@ Examples:
   pipeshard synth --shape tiny-llama tiny.gguf
   pipeshard synth --shape llama3-8b --type q4_0 /dev/shm/8b.gguf
   pipeshard synth --shape qwen3-235b-a22b --layers 12 --type q2_K part.gguf
+  pipeshard synth --shape qwen3-32b --type q4_K_M 32b.gguf
   pipeshard synth --shape tiny-llama --type q8_0,attention=f16 --seed 7 --tied tied.gguf
+  pipeshard synth --shape cosmos-reason1-7b 7b.gguf          a vision model is two files:
+  pipeshard synth --shape cosmos-reason1-7b-mmproj mmproj.gguf
 
 English text is one token per character, after the begin token: 599 characters are 600 tokens.";
 
@@ -41,7 +44,9 @@ pub struct SynthArgs {
     #[arg(long, conflicts_with_all = ["out", "shape"])]
     list: bool,
 
-    /// Element types: one for all weights (q4_0), or some (attention=f16,output=q8_0), or both.
+    /// Element types: one for all weights (q4_0), or some (attention=f16,output=q8_0), or both, or a mix (q4_K_M).
+    ///
+    /// Where rows do not fill a type's blocks, the type is used that llama.cpp's quantiser would use; it is said how often.
     #[arg(long = "type", value_name = "TYPE")]
     types: Option<String>,
 
@@ -89,6 +94,10 @@ pub struct SynthArgs {
     #[arg(long, value_name = "N")]
     expert_feed_forward: Option<u32>,
 
+    /// Width of what every token uses beside the experts, in architectures that have it.
+    #[arg(long, value_name = "N")]
+    shared_feed_forward: Option<u32>,
+
     /// Tokens that layers with a sliding window look back.
     #[arg(long, value_name = "N")]
     window: Option<u32>,
@@ -119,6 +128,7 @@ impl SynthArgs {
         set(&mut spec.experts, self.experts);
         set(&mut spec.experts_used, self.experts_used);
         set(&mut spec.expert_feed_forward, self.expert_feed_forward);
+        set(&mut spec.shared_feed_forward, self.shared_feed_forward);
         if let Some(tokens) = self.window {
             let period = spec.window.map_or(1, |window| window.period);
             spec.window = Some(Window { tokens, period });

@@ -27,6 +27,24 @@ const WINDOW_PATTERNS: &[(&str, u32, bool)] = &[
     ("smallthinker", 4, true),
 ];
 
+/// Architectures that see a whole text at once, and keep no cache.
+const UNCACHED: &[&str] = &[
+    "bert",
+    "dream",
+    "eurobert",
+    "gemma-embedding",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "llada",
+    "llada-moe",
+    "modern-bert",
+    "neo-bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "rnd1",
+    "wavtokenizer-dec",
+];
+
 /// Architectures in which a layer may hold a recurrent block and attention side by side.
 const PARALLEL_HYBRIDS: &[&str] = &["falcon-h1"];
 
@@ -125,6 +143,9 @@ pub(super) fn geometry(
     layer_count: u32,
     tensors: &[TensorInfo],
 ) -> KvGeometry {
+    if UNCACHED.contains(&keys.architecture) {
+        return KvGeometry::default();
+    }
     let layers = by_layer(tensors);
     let windows = windows(keys, layer_count);
     let clamp = |elements: u64| u32::try_from(elements).unwrap_or(u32::MAX);
@@ -346,5 +367,6 @@ mod tests {
         let shared = keys(&[("attention.shared_kv_layers", 1)], &[]);
         assert_eq!(layers("gemma4", &shared, &plain), [0]);
         assert_eq!(layers("nemotron_h", &keys(&[], &[]), &[]), [] as [u32; 0]);
+        assert_eq!(layers("bert", &keys(&[], &[]), &plain), [] as [u32; 0]);
     }
 }

@@ -70,6 +70,19 @@ impl Inventory {
 /// More layers than any model has; llama.cpp allows 512. A damaged count must not keep us busy for minutes.
 const MAX_LAYERS: u32 = 4096;
 
+/// Architectures that make embeddings or ranks, and have no output head; that they have no tensor for one does not mean
+/// that the token embedding stands in for it.
+const WITHOUT_HEAD: &[&str] = &[
+    "bert",
+    "eurobert",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "modern-bert",
+    "neo-bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+];
+
 /// A metadata key that nothing can do without.
 struct Missing {
     key: String,
@@ -144,6 +157,7 @@ fn build(
     let named = |name: &str| tensors.iter().find(|tensor| tensor.name == name);
     let embedding = named("token_embd.weight");
     let tied_output = embedding.is_some()
+        && !WITHOUT_HEAD.contains(&architecture.as_str())
         && !tensors
             .iter()
             .any(|tensor| tensor.role == Role::Output && tensor.layer.is_none());

@@ -19,7 +19,7 @@ pub enum SynthError {
     /// A type specification that cannot be read.
     #[error(
         "'{text}' names no type: {reason}. Give one type for all weights (q4_0), one for some of them \
-         (attention=f16), or both (q4_0,attention=f16). Types: {}. Weights: {}.",
+         (attention=f16), or both (q4_0,attention=f16). Types: {}; mixes: q4_K_M, q5_K_M. Weights: {}.",
         super::WRITABLE.join(", "),
         super::TypeMix::KEYS.join(", ")
     )]

@@ -20,6 +20,12 @@ const BLANK: &str = "\u{2581}";
 /// Base of the rotary embedding in layers with a sliding window.
 const WINDOW_ROPE_BASE: f32 = 10_000.0;
 
+/// How a conversation becomes text. Multimodal tools insist on knowing; other models are better without, because tools
+/// start a chat with a model that has one.
+const CHAT: &str =
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}\
+     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
 /// What norms add to the variance before they divide by its root.
 const NORM_EPSILON: f32 = 1e-6;
 
@@ -33,6 +39,8 @@ const GATING_SIGMOID: u32 = 2;
 /// llama.cpp's number for "mostly this type", by the type of the weights that there are most of.
 fn file_type(spec: &SynthSpec) -> u32 {
     match spec.main_type().name {
+        "q4_K" if spec.types.finer.is_some() => 15,
+        "q5_K" if spec.types.finer.is_some() => 17,
         "f32" => 0,
         "f16" => 1,
         "q4_0" => 2,
@@ -279,6 +287,12 @@ fn tokenizer(spec: &SynthSpec) -> Vec<(String, Value)> {
         pair("add_eos_token", Value::Bool(encoder)),
         pair("add_space_prefix", Value::Bool(false)),
     ];
+    if spec.architecture == Architecture::Qwen2Vl {
+        pairs.push((
+            "tokenizer.chat_template".to_owned(),
+            Value::Text(CHAT.to_owned()),
+        ));
+    }
     if encoder {
         pairs.push(pair("token_type_count", Value::U32(TOKEN_TYPES)));
         pairs.push(pair("seperator_token_id", Value::U32(2)));

@@ -257,6 +257,14 @@ impl SynthSpec {
         } else if self.feed_forward == 0 && self.architecture != Architecture::Mamba2 {
             return fail("feed-forward is 0".to_owned());
         }
+        let (shared, expert) = (self.shared_feed_forward, self.expert_feed_forward);
+        if self.architecture == Architecture::Deepseek2
+            && (shared == 0 || !shared.is_multiple_of(expert))
+        {
+            return fail(format!(
+                "shared experts are whole ones: a width of {shared} is no multiple of {expert}"
+            ));
+        }
         if self.shared_feed_forward > 0 && !self.architecture.may_share_experts() {
             return fail(format!("{name} has no shared experts"));
         }
@@ -372,5 +380,14 @@ mod tests {
             });
         };
         assert!(changed(window, "tiny-llama").contains("window"));
+        assert!(changed(|s| s.latent = None, "tiny-deepseek2").contains("needs latent"));
+        assert!(changed(|s| s.experts = 0, "tiny-gpt-oss").contains("experts"));
+        assert!(changed(|s| s.embedding = 512, "tiny-qwen2").contains("wide"));
+        assert!(changed(|s| s.embedding = 512, "tiny-granite-hybrid").contains("twice"));
+        assert!(changed(|s| s.state_space = None, "tiny-mamba2").contains("state-space"));
+        assert!(changed(|s| s.vision = None, "tiny-qwen2vl-mmproj").contains("vision"));
+        assert!(changed(|s| s.pooling = None, "tiny-bert").contains("pooling"));
+        let shared = |s: &mut SynthSpec| s.shared_feed_forward = 64;
+        assert!(changed(shared, "tiny-mixtral").contains("shared"));
     }
 }

@@ -30,16 +30,21 @@ fn files_in(folder: &Path) -> usize {
 #[test]
 fn what_is_written_is_what_is_read() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["tiny-llama", "tiny-qwen3moe", "tiny-gemma3"] {
-        let spec = small(name);
-        let path = folder.path().join(name);
+    for shape in SHAPES
+        .iter()
+        .filter(|shape| shape.name.starts_with("tiny-"))
+        .filter(|shape| shape.spec().architecture.reads_text())
+    {
+        let spec = shape.spec();
+        let path = folder.path().join(shape.name);
         let summary = write_to(&spec, &path);
         let inventory = Inventory::from_gguf(&path).unwrap();
         assert_eq!(inventory.architecture, spec.architecture.name());
-        assert_eq!(inventory.name.as_deref(), Some(name));
-        assert_eq!(inventory.layer_count, 4);
-        assert_eq!(inventory.vocabulary_size, 512);
-        assert_eq!(inventory.embedding_length, 96);
+        let name = inventory.name.unwrap();
+        assert_eq!(name.replace(' ', ""), shape.name);
+        assert_eq!(inventory.layer_count, spec.layers);
+        assert_eq!(inventory.vocabulary_size, spec.vocabulary);
+        assert_eq!(inventory.embedding_length, spec.embedding);
         assert_eq!(inventory.context_length, spec.context);
         assert_eq!(inventory.expert_count, spec.experts);
         assert_eq!(inventory.expert_used_count, spec.experts_used);
@@ -53,16 +58,26 @@ fn what_is_written_is_what_is_read() {
             .map(|t| t.shape.iter().product::<u64>())
             .sum();
         assert_eq!(elements, summary.parameters);
-        let kv_elements = spec.kv_heads * spec.head_dim;
-        for (layer, kv) in (0..).zip(&inventory.kv.layers) {
-            let full = spec
-                .window
-                .is_none_or(|window| (layer + 1) % window.period == 0);
-            assert_eq!(kv.layer, layer);
-            assert_eq!((kv.k_elements, kv.v_elements), (kv_elements, kv_elements));
-            assert_eq!(kv.window.is_none(), full);
-        }
-        assert_eq!(inventory.kv.layers.len(), 4);
+        check_caches(&spec, &inventory.kv.layers);
+    }
+}
+
+fn check_caches(spec: &SynthSpec, found: &[crate::inventory::KvLayer]) {
+    let elements = match spec.latent {
+        Some(latent) => (latent.key_rank + latent.rotated, 0),
+        None => (spec.kv_heads * spec.head_dim, spec.kv_heads * spec.head_dim),
+    };
+    let cached: Vec<_> = (0..spec.layers)
+        .filter(|&layer| spec.architecture.writes_text() && !spec.layer_is_recurrent(layer))
+        .collect();
+    let layers: Vec<_> = found.iter().map(|kv| kv.layer).collect();
+    assert_eq!(layers, cached, "{}", spec.name);
+    for kv in found {
+        let full = spec
+            .window
+            .is_none_or(|window| (kv.layer + 1).is_multiple_of(window.period));
+        assert_eq!((kv.k_elements, kv.v_elements), elements, "{}", spec.name);
+        assert_eq!(kv.window.is_none(), full, "{}", spec.name);
     }
 }
 

@@ -16,7 +16,12 @@ pub struct TypeMix {
     pub experts: &'static DType,
     /// The output head.
     pub output: &'static DType,
+    /// In some layers, values of attention and down projections instead; see [`TypeMix::finer_in`].
+    pub finer: Option<&'static DType>,
 }
+
+/// Mixes that llama.cpp's quantiser makes under these names, and the type that most weights have.
+const MIXES: &[(&str, &str)] = &[("q4_K_M", "q4_K"), ("q5_K_M", "q5_K")];
 
 impl TypeMix {
     /// The names that [`TypeMix::with`] understands on the left of a `=`.
@@ -36,6 +41,36 @@ impl TypeMix {
             feed_forward: dtype,
             experts: dtype,
             output: dtype,
+            finer: None,
+        }
+    }
+
+    /// The mix of the quantiser that is called `name`.
+    fn named(name: &str) -> Option<Self> {
+        let (_, base) = MIXES
+            .iter()
+            .find(|(mix, _)| mix.eq_ignore_ascii_case(name))?;
+        let finer = DType::from_name("q6_K")?;
+        Some(TypeMix {
+            output: finer,
+            finer: Some(finer),
+            ..TypeMix::uniform(DType::from_name(base)?)
+        })
+    }
+
+    /// `dtype`, or the finer type if this layer is among those that get it: the first and last eighth, and every third
+    /// between them.
+    pub(super) fn finer_in(
+        &self,
+        layer: u32,
+        layers: u32,
+        dtype: &'static DType,
+    ) -> &'static DType {
+        let (first, last) = (layers / 8, 7 * layers / 8);
+        let chosen = layer < first || layer >= last || (layer - first) % 3 == 2;
+        match self.finer {
+            Some(finer) if chosen => finer,
+            _ => dtype,
         }
     }
 
@@ -53,6 +88,10 @@ impl TypeMix {
                 Some((key, name)) => (Some(key.trim()), name.trim()),
                 None => (None, item.trim()),
             };
+            if let (None, Some(mix)) = (key, TypeMix::named(name)) {
+                self = mix;
+                continue;
+            }
             let dtype = DType::from_name(name)
                 .filter(|dtype| WRITABLE.contains(&dtype.name))
                 .ok_or_else(|| wrong(format!("'{name}' is none of the types")))?;
@@ -82,7 +121,22 @@ mod tests {
         assert_eq!((mix.output, mix.attention), (q8_0, f16));
         let mix = TypeMix::uniform(f16).with("experts=q8_0").unwrap();
         assert_eq!((mix.experts, mix.feed_forward), (q8_0, f16));
-        for wrong in ["", "q4", "iq1_s", "attention=", "norms=f16", "q4_0,"] {
+        let mix = TypeMix::uniform(f16).with("Q4_K_M").unwrap();
+        let name = |layer| mix.finer_in(layer, 32, mix.feed_forward).name;
+        assert_eq!(mix.output.name, "q6_K");
+        assert_eq!(
+            [0, 4, 5, 6, 27, 28, 31].map(name),
+            ["q6_K", "q4_K", "q4_K", "q6_K", "q6_K", "q6_K", "q6_K"]
+        );
+        for wrong in [
+            "attention=q4_K_M",
+            "",
+            "q4",
+            "iq1_s",
+            "attention=",
+            "norms=f16",
+            "q4_0,",
+        ] {
             let error = TypeMix::uniform(f16).with(wrong).unwrap_err().to_string();
             assert!(error.contains("q4_0"), "{error}");
         }

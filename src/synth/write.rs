@@ -87,6 +87,7 @@ impl Layout {
             spec.types.feed_forward,
             spec.types.experts,
             spec.types.output,
+            spec.types.finer.unwrap_or(spec.types.output),
         ];
         let replaced = placed
             .iter()

@@ -105,7 +105,8 @@ fn push_layer(builder: &mut Builder, spec: &SynthSpec, layer: u32) -> Result<(),
             builder.projection(name("ffn_up"), &[width, inner], dtype, 1.0)?;
         }
         let gain = FEED_FORWARD_GAIN;
-        builder.projection(name("ffn_down"), &[inner, width], dtype, gain)?;
+        let down = spec.types.finer_in(layer, spec.layers, dtype);
+        builder.projection(name("ffn_down"), &[inner, width], down, gain)?;
     }
     if architecture.normalises_outputs() {
         builder.norm(name("post_ffw_norm"), width, 1.0)?;
@@ -145,7 +146,8 @@ fn push_attention(builder: &mut Builder, spec: &SynthSpec, layer: u32) -> Result
         if normed {
             builder.norm(name("attn_q_norm"), head, ATTENTION_SHARPNESS)?;
         }
-        for base in ["attn_v", "attn_k"] {
+        let values = spec.types.finer_in(layer, spec.layers, dtype);
+        for (base, dtype) in [("attn_v", values), ("attn_k", dtype)] {
             builder.projection(name(base), &[width, keys], dtype, 1.0)?;
             if biased {
                 builder.bias(bias(base), &[keys], BIAS)?;
@@ -221,11 +223,13 @@ fn push_experts(builder: &mut Builder, spec: &SynthSpec, layer: u32) -> Result<(
         builder.bias(bias("exp_probs_b"), &[experts], 0.02)?;
         gain /= EXPERT_WEIGHTS_SCALE;
     }
-    for (base, shape, gain) in [
-        ("ffn_gate_exps", [width, inner, experts], 1.0),
-        ("ffn_up_exps", [width, inner, experts], 1.0),
+    let up = [width, inner, experts];
+    let down = spec.types.finer_in(layer, spec.layers, dtype);
+    for (base, shape, dtype, gain) in [
+        ("ffn_gate_exps", up, dtype, 1.0),
+        ("ffn_up_exps", up, dtype, 1.0),
         // the outputs of several experts are averaged, which makes their sum smaller
-        ("ffn_down_exps", [inner, width, experts], gain),
+        ("ffn_down_exps", [inner, width, experts], down, gain),
     ] {
         builder.projection(name(base), &shape, dtype, gain)?;
         if biased {

@@ -129,6 +129,8 @@ mod tests {
             ("qwen3-30b-a3b", 30.53),
             ("qwen3-32b", 32.76),
             ("qwen3-235b-a22b", 235.1),
+            ("cosmos-reason1-7b", 7.62),
+            ("cosmos-reason1-7b-mmproj", 0.676),
         ] {
             let tensors = tensors(&shape(name).unwrap()).unwrap();
             let count: u64 = tensors
@@ -177,6 +179,7 @@ mod tests {
         assert_eq!(fitting(named("q4_K"), 768).name, "q4_K");
         assert_eq!(fitting(named("q4_0"), 100).name, "f16");
         assert_eq!(fitting(named("q2_K"), 100).name, "f16");
+        assert_eq!(fitting(named("iq4_xs"), 96).name, "iq4_nl");
     }
 
     #[test]
