@@ -59,17 +59,21 @@ impl Drop for Contexts {
 }
 
 /// Writes a LoRA adapter of random weights for the model in `base`: one pair of matrices of the given rank for each weight of
-/// attention and of dense feed-forward networks.
+/// attention, recurrent layers and dense feed-forward networks.
 ///
 /// # Errors
 /// A text for the user: the model cannot be read, or the file cannot be written.
 pub fn write_lora(base: &Path, rank: u32, seed: u64, out: &Path) -> Result<(), String> {
     let inventory = Inventory::from_gguf(base).map_err(|e| e.to_string())?;
     let takes_part = |t: &&TensorInfo| {
-        matches!(t.role, Role::Attention | Role::DenseFeedForward)
-            && t.name.ends_with(".weight")
-            && t.is_matrix()
-            && t.shape[2] == 1
+        let adaptable = match t.role {
+            Role::Attention | Role::DenseFeedForward => t.name.ends_with(".weight"),
+            Role::Recurrent => ["ssm_in.weight", "ssm_out.weight"]
+                .iter()
+                .any(|name| t.name.ends_with(name)),
+            _ => false,
+        };
+        adaptable && t.is_matrix() && t.shape[2] == 1
     };
     let tensors: Vec<&TensorInfo> = inventory.tensors.iter().filter(takes_part).collect();
     if tensors.is_empty() {

@@ -205,7 +205,16 @@ const GPU_QUICK: &[&str] = &[
 ];
 
 /// What llama.cpp itself does not do: model, feature, and why.
-const NOT_IN_LLAMA: &[(&str, &str, &str)] = &[];
+const NOT_IN_LLAMA: &[(&str, &str, &str)] = &[
+    ("mamba2", "seq-remove", RECURRENT),
+    ("mamba2", "shift", RECURRENT),
+    ("granite-hybrid", "seq-remove", RECURRENT),
+    ("granite-hybrid", "shift", RECURRENT),
+    ("qwen3next", "seq-remove", RECURRENT),
+    ("qwen3next", "shift", RECURRENT),
+];
+
+const RECURRENT: &str = "parts of a recurrent state cannot be removed";
 
 /// What pipeshard refuses at start: model, feature, and a part of the sentence that says why.
 const REFUSED: &[(&str, &str, &str)] = &[];

@@ -4,6 +4,8 @@ use super::setups::case;
 use crate::llama::{Batch, Context, Model};
 use crate::matrix::feature::{Failure, Feature, Outcome, Setup, Stage};
 
+const RECURRENT: &str = "parts of a recurrent state cannot be removed";
+
 fn four_unified(s: &mut Setup) {
     s.context.sequences = 4;
     s.context.kv_unified = true;
@@ -186,9 +188,7 @@ fn removals(stage: &mut Stage) -> Outcome {
     let tokens = stage.tokens(&model, 40, 60);
     stage.prompt("prompt", &mut context, 0, 0, &tokens)?;
     if !context.remove(0, 40, -1) {
-        return Err(Failure::Unsupported(
-            "parts of a recurrent state cannot be removed".to_string(),
-        ));
+        return Err(Failure::Unsupported(RECURRENT.to_string()));
     }
     let more = stage.tokens(&model, 41, 36);
     let next = stage.prompt("behind the rest", &mut context, 0, 40, &more)?;
@@ -222,7 +222,9 @@ fn context_shift(stage: &mut Stage) -> Outcome {
         let tokens = stage.tokens(&model, 50 + round, 80);
         if past + 83 > size {
             let discarded = (past - KEPT) / 2;
-            context.remove(0, KEPT, KEPT + discarded);
+            if !context.remove(0, KEPT, KEPT + discarded) {
+                return Err(Failure::Unsupported(RECURRENT.to_string()));
+            }
             context.shift(0, KEPT + discarded, past, -discarded);
             past -= discarded;
         }
