@@ -283,10 +283,7 @@ impl Decider<'_> {
             return false;
         }
         sources(node).any(|source| {
-            let root = match (*source).view_src.is_null() {
-                true => source,
-                false => (*source).view_src,
-            };
+            let root = origin(source);
             let buffer = (*root).buffer;
             (*root).op == ffi::GGML_OP_NONE
                 && !buffer.is_null()
@@ -312,6 +309,22 @@ pub unsafe fn graph_nodes<'a>(graph: *mut ffi::ggml_cgraph) -> &'a [*mut ffi::gg
 
 unsafe fn sources(node: *mut ffi::ggml_tensor) -> impl Iterator<Item = *mut ffi::ggml_tensor> {
     (*node).src.into_iter().filter(|s| !s.is_null())
+}
+
+/// What a tensor is a view or a converted copy of: attention does not always read the cells themselves.
+unsafe fn origin(tensor: *mut ffi::ggml_tensor) -> *mut ffi::ggml_tensor {
+    let mut tensor = tensor;
+    loop {
+        let copied = matches!((*tensor).op, ffi::GGML_OP_CPY | ffi::GGML_OP_CONT);
+        let from = match copied {
+            true => (*tensor).src[0],
+            false => (*tensor).view_src,
+        };
+        if from.is_null() {
+            return tensor;
+        }
+        tensor = from;
+    }
 }
 
 unsafe fn is_view(node: *const ffi::ggml_tensor) -> bool {

@@ -20,7 +20,8 @@ at which some layers' KV is in host memory (`kv-host`), one in the middle (`mid`
 to the byte (`all`).
 
 *same*: the same bits at all budgets that were tried. *refused*: pipeshard says at start that it cannot, and
-what to change. *not in llama.cpp*: stock llama.cpp cannot do it with this kind of model either.
+what to change. *not in llama.cpp*: stock llama.cpp cannot do it with this kind of model either. *fault*: known
+to be wrong, see the notes. In brackets: the number of cases, where a row has several verdicts.
 ";
 
 /// The page.
@@ -98,7 +99,7 @@ fn verdict(
     results: &BTreeMap<&str, &CaseResult>,
     notes: &mut Vec<String>,
 ) -> String {
-    let (mut passed, mut refused, mut absent, mut failed) = (0, 0, 0, 0);
+    let (mut passed, mut refused, mut absent, mut faulty, mut failed) = (0, 0, 0, 0, 0);
     for case in cases {
         let model = case.split('/').next().unwrap_or_default();
         match results.get(case.as_str()).map(|r| &r.verdict) {
@@ -112,6 +113,12 @@ fn verdict(
                 let feature = case.split('/').nth(1).unwrap_or_default();
                 notes.push(format!("`{feature}`, {model}: not in llama.cpp: {why}"));
             }
+            Some(Verdict::KnownFault(why)) => {
+                faulty += 1;
+                let parts: Vec<&str> = case.split('/').collect();
+                let (feature, budget) = (parts[1], parts[2]);
+                notes.push(format!("`{feature}`, budget `{budget}`: fault: {why}"));
+            }
             Some(Verdict::Failed(why)) => {
                 failed += 1;
                 notes.push(format!("**{case} fails**: {why}"));
@@ -123,6 +130,7 @@ fn verdict(
         (passed, "same"),
         (refused, "refused"),
         (absent, "not in llama.cpp"),
+        (faulty, "fault"),
         (failed, "**fails**"),
     ];
     let said: Vec<String> = parts

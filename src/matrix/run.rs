@@ -29,11 +29,12 @@ impl Outcome {
     /// How many cases ran, and what became of them.
     pub fn told(&self) -> String {
         format!(
-            "{} cases: {} passed, {} refused at start, {} not in llama.cpp, {} failed",
+            "{} cases: {} passed, {} refused at start, {} not in llama.cpp, {} known faults, {} failed",
             self.cases.len(),
             self.count(|v| *v == Verdict::Passed),
             self.count(|v| matches!(v, Verdict::Refused(_))),
             self.count(|v| matches!(v, Verdict::NotInLlama(_))),
+            self.count(|v| matches!(v, Verdict::KnownFault(_))),
             self.failed().count()
         )
     }
@@ -45,6 +46,7 @@ pub fn line(case: &CaseResult) -> String {
         Verdict::Passed => ("ok", String::new()),
         Verdict::Refused(why) => ("refused", format!(": {why}")),
         Verdict::NotInLlama(why) => ("not in llama.cpp", format!(": {why}")),
+        Verdict::KnownFault(why) => ("known fault", format!(": {why}")),
         Verdict::Failed(why) => ("FAILED", format!(": {why}")),
     };
     let budget = case

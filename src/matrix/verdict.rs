@@ -16,6 +16,8 @@ pub enum Verdict {
     Refused(String),
     /// llama.cpp cannot do it either.
     NotInLlama(String),
+    /// It fails in a way that is known, and listed with the cases.
+    KnownFault(String),
     /// Anything else.
     Failed(String),
 }
