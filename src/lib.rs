@@ -12,6 +12,8 @@ pub mod ffi;
 pub mod hook;
 pub mod inventory;
 pub mod lanes;
+pub mod llama;
+pub mod matrix;
 pub mod plan;
 pub mod report;
 pub mod sim;

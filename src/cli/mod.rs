@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod eval;
+pub mod matrix;
 pub mod plan;
 pub mod routing;
 pub mod synth;
@@ -42,6 +43,11 @@ pub enum Command {
     Eval(eval::EvalArgs),
     /// Measure pipeshard beside what stock llama.cpp can do with the same memory
     Bench(Box<bench::BenchArgs>),
+    /// Check llama.cpp's features one by one: same answers as stock?
+    Matrix(matrix::MatrixArgs),
+    /// One step of a case of the matrix
+    #[command(hide = true)]
+    Scenario(crate::matrix::scenario::ScenarioArgs),
     /// Write a model of random weights
     Synth(synth::SynthArgs),
     /// Show where time goes in a trace that --pipeshard-trace wrote
@@ -57,6 +63,8 @@ pub fn run(cli: Cli) -> Result<(), String> {
         Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),
         Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
         Command::Bench(args) => bench::run(&args),
+        Command::Matrix(args) => matrix::run(args),
+        Command::Scenario(args) => crate::matrix::scenario::run(args),
         Command::Synth(args) => synth::run(&args).map_err(|e| e.to_string()),
         Command::Trace(args) => trace::run(&args).map_err(|e| e.to_string()),
         Command::Routing(args) => routing::run(&args),

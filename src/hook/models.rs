@@ -72,15 +72,38 @@ impl Runtime {
         let ranges: Vec<_> = self.units[first..].iter().map(extent).collect();
         let files = MappedFiles::of(&ranges);
         let locked = self.page_lock(first, tensors);
+        let placed_by_user = self.device_bytes_of(tensors);
         self.models.push(Model {
             key: model,
             inventory,
             units: first..self.units.len(),
             locked,
             files,
+            placed_by_user,
         });
+        self.note_arena();
         self.outcome.models += 1;
         Ok(())
+    }
+
+    /// Bytes of the device's buffers that hold any of these tensors: the user's tensor overrides put them there.
+    unsafe fn device_bytes_of(&self, tensors: &[*mut ffi::ggml_tensor]) -> u64 {
+        let mut buffers: Vec<ffi::ggml_backend_buffer_t> = Vec::new();
+        for &tensor in tensors {
+            let buffer = (*tensor).buffer;
+            if !buffer.is_null()
+                && !ffi::ggml_backend_buffer_is_host(buffer)
+                && !buffers.contains(&buffer)
+            {
+                buffers.push(buffer);
+            }
+        }
+        let sizes = buffers
+            .iter()
+            .map(|&b| ffi::ggml_backend_buffer_get_size(b) as u64);
+        sizes
+            .map(|size| size.next_multiple_of(self.granularity()))
+            .sum()
     }
 
     /// Page-locks the buffers that hold the weights from unit `first` on.
@@ -171,6 +194,7 @@ impl Runtime {
         self.retry = Default::default();
         self.void_graphs();
         self.replan();
+        self.note_arena();
     }
 }
 

@@ -237,6 +237,7 @@ impl Decider<'_> {
             }
         }
         if large.is_none() && !small {
+            self.keep_attention_on_device(node);
             return;
         }
         if !ffi::ggml_backend_supports_op(self.backends.device, node) {
@@ -265,6 +266,16 @@ impl Decider<'_> {
             Placement::Resident | Placement::Kept | Placement::Streamed => {
                 self.run_on_device(node, placement)
             }
+        }
+    }
+
+    /// Fused attention over cells that are not in host memory stays on the device, also where all that it reads was computed by
+    /// the CPU: llama.cpp asks where the layer's attention went, and gives up fusing for the whole model if it is elsewhere.
+    unsafe fn keep_attention_on_device(&self, node: *mut ffi::ggml_tensor) {
+        let (sched, device) = (self.backends.sched, self.backends.device);
+        if (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT && ffi::ggml_backend_supports_op(device, node)
+        {
+            ffi::ggml_backend_sched_set_tensor_backend(sched, node, device);
         }
     }
 
@@ -351,10 +362,7 @@ impl Decider<'_> {
             return false;
         }
         sources(node).any(|source| {
-            let root = match (*source).view_src.is_null() {
-                true => source,
-                false => (*source).view_src,
-            };
+            let root = origin(source);
             let buffer = (*root).buffer;
             (*root).op == ffi::GGML_OP_NONE
                 && !buffer.is_null()
@@ -380,6 +388,22 @@ pub unsafe fn graph_nodes<'a>(graph: *mut ffi::ggml_cgraph) -> &'a [*mut ffi::gg
 
 unsafe fn sources(node: *mut ffi::ggml_tensor) -> impl Iterator<Item = *mut ffi::ggml_tensor> {
     (*node).src.into_iter().filter(|s| !s.is_null())
+}
+
+/// What a tensor is a view or a converted copy of: attention does not always read the cells themselves.
+unsafe fn origin(tensor: *mut ffi::ggml_tensor) -> *mut ffi::ggml_tensor {
+    let mut tensor = tensor;
+    loop {
+        let copied = matches!((*tensor).op, ffi::GGML_OP_CPY | ffi::GGML_OP_CONT);
+        let from = match copied {
+            true => (*tensor).src[0],
+            false => (*tensor).view_src,
+        };
+        if from.is_null() {
+            return tensor;
+        }
+        tensor = from;
+    }
 }
 
 unsafe fn is_view(node: *const ffi::ggml_tensor) -> bool {

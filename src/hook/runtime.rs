@@ -39,6 +39,8 @@ pub struct Model {
     pub locked: LockedMemory,
     /// The files that its weights are mapped from.
     pub files: MappedFiles,
+    /// Device memory that holds weights which the user put there, in bytes.
+    pub placed_by_user: u64,
 }
 
 /// A scheduler.
@@ -258,13 +260,14 @@ impl Runtime {
             .map_or(DRIVER_GRANULARITY, |spec| spec.granularity.max(1))
     }
 
-    /// Device memory that the runtime holds beside the arena.
+    /// Device memory that is held beside the arena: the runtime's own, and weights that the user put there.
     fn own_bytes(&self) -> u64 {
         let placeholder = self
             .placeholder
             .as_ref()
             .map_or(0, |p| p.size().next_multiple_of(self.granularity()));
-        placeholder + self.copier.as_ref().map_or(0, |c| c.device_bytes())
+        let placed_by_user: u64 = self.models.iter().map(|m| m.placed_by_user).sum();
+        placeholder + placed_by_user + self.copier.as_ref().map_or(0, |c| c.device_bytes())
     }
 
     /// What is kept for the backend's own memory.

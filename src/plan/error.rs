@@ -26,7 +26,7 @@ impl Contribution {
             Contribution::Slots => "slots for the two largest neighbouring weight groups",
             Contribution::Kv => "KV cache",
             Contribution::Scratch => "compute buffers",
-            Contribution::Reserve => "backend reserve",
+            Contribution::Reserve => "backend reserve and what -ot puts on the device",
         }
     }
 

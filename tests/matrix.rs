@@ -1,0 +1,72 @@
+//! The matrix: the same answers as stock llama.cpp, whatever pipeshard is combined with.
+//!
+//! The quick part always, all of it with `PIPESHARD_TEST_FULL=1`. `pipeshard matrix` runs the same list.
+
+mod common;
+
+use pipeshard::matrix::cases::{self, Group};
+use pipeshard::matrix::document;
+use pipeshard::matrix::group::{Device, Workbench};
+use pipeshard::matrix::run::{line, run};
+use std::path::Path;
+use std::time::Duration;
+
+#[test]
+fn same_answers() {
+    let full = std::env::var("PIPESHARD_TEST_FULL").is_ok_and(|v| v == "1");
+    // what the processes are started with
+    std::env::set_var("PIPESHARD_LIBRARY", common::library());
+    let groups = cases::groups(full);
+    let cases = all_pass(&groups, &bench("matrix", Device::Sim));
+    assert!(cases > 50);
+}
+
+/// The path that a real GPU takes, with a simulated one in its place: stock llama.cpp on the device, with `-ot`.
+#[test]
+fn same_placement() {
+    let mut groups = cases::groups_on_gpu(false);
+    groups
+        .retain(|g| ["llama", "qwen3moe"].contains(&g.model.name) && g.feature.name == "generate");
+    let mut bench = bench("matrix-gpu", Device::Gpu);
+    bench.in_place_of_gpu = Some("vram=4G".to_string());
+    assert_eq!(all_pass(&groups, &bench), 6);
+}
+
+fn bench(name: &str, device: Device) -> Workbench {
+    // what the processes are started with
+    std::env::set_var("PIPESHARD_LIBRARY", common::library());
+    Workbench {
+        program: common::tools().join("pipeshard"),
+        folder: common::scratch(&format!("{name}-{}", std::process::id())),
+        device,
+        delay: 100,
+        patience: Duration::from_secs(240),
+        in_place_of_gpu: None,
+    }
+}
+
+/// Runs all cases and returns how many there were.
+fn all_pass(groups: &[Group], bench: &Workbench) -> usize {
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let outcome = run(groups, bench, jobs, &|case| println!("{}", line(case)));
+    // best effort: the folder lies in cargo's
+    let _ = std::fs::remove_dir_all(&bench.folder);
+    eprintln!("matrix: {}", outcome.told());
+    let failed: Vec<String> = outcome.failed().map(line).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    let expected: usize = groups.iter().map(|g| g.cases().len()).sum();
+    assert_eq!(outcome.cases.len(), expected);
+    expected
+}
+
+#[test]
+fn the_page_for_users_lists_all_cases() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/compatibility.md");
+    let page = std::fs::read_to_string(&path).expect("docs/compatibility.md");
+    let groups: Vec<Group> = cases::groups(true);
+    assert_eq!(
+        document::listed(&page),
+        document::expected(&groups),
+        "write it anew: pipeshard matrix --full --write-doc docs/compatibility.md"
+    );
+}
