@@ -14,4 +14,5 @@ pub mod plan;
 pub mod report;
 pub mod sim;
 pub mod size;
+mod sync;
 pub mod synth;

@@ -8,3 +8,4 @@ pub mod copy;
 pub mod device;
 pub mod host_memory;
 pub mod ring;
+pub mod staging;

@@ -21,9 +21,11 @@ mod compute;
 mod counters;
 mod device;
 mod event;
+mod fence;
 mod guard;
 mod memory;
 mod pins;
+mod queue;
 mod spec;
 mod stream;
 #[cfg(test)]
