@@ -8,7 +8,7 @@ FEATURES ?=
 FEATURE_ARGS := $(if $(FEATURES),--features "$(FEATURES)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test check fmt precommit patch-lines clean-native
+.PHONY: help setup build demo test check fmt precommit fuzz sanitize patch-lines clean-native
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -34,6 +34,15 @@ check: setup patch-lines ## formatting, lints, and the size of the patches
 
 fmt: ## format the Rust code
 	@cargo fmt --all
+
+# Seconds for each fuzz target
+TIME ?= 60
+
+fuzz: ## hand damaged input to every reader of foreign bytes, TIME seconds each (needs cargo-fuzz)
+	@scripts/fuzz.sh $(TIME)
+
+sanitize: ## tests and evaluations under ThreadSanitizer and AddressSanitizer
+	@scripts/sanitize.sh
 
 patch-lines: ## count the lines that patches/ add to llama.cpp
 	@scripts/count-patch-lines.sh

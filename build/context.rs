@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use crate::Result;
 
 /// Variables that change what is built.
-const WATCHED_VARIABLES: [&str; 10] = [
+const WATCHED_VARIABLES: [&str; 11] = [
     "PIPESHARD_LLAMA_DIR",
     "PIPESHARD_CMAKE_ARGS",
+    "PIPESHARD_TOOLS",
     "PIPESHARD_CACHE",
     "XDG_CACHE_HOME",
     "CMAKE",

@@ -29,6 +29,14 @@ pub const TOOLS: [&str; 8] = [
     "llama-mtmd-cli",
 ];
 
+/// The executables to build: all, or those that `PIPESHARD_TOOLS` names (none, if it is empty).
+fn wanted_tools() -> Vec<String> {
+    match env::var("PIPESHARD_TOOLS") {
+        Ok(names) => names.split_whitespace().map(str::to_owned).collect(),
+        Err(_) => TOOLS.map(str::to_owned).to_vec(),
+    }
+}
+
 /// Whether this is the second start.
 pub fn is_build_step() -> bool {
     env::var_os(STEP).is_some()
@@ -130,8 +138,9 @@ pub fn build_step(context: &Context) {
     for argument in &context.cmake_args {
         config.configure_arg(argument);
     }
-    config.build_target(TOOLS[0]);
-    for tool in &TOOLS[1..] {
+    // The library, with the backends that it loads.
+    config.build_target("llama");
+    for tool in wanted_tools() {
         config.build_arg(tool);
     }
     config.build();

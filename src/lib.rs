@@ -18,5 +18,6 @@ pub mod plan;
 pub mod report;
 pub mod sim;
 pub mod size;
+mod sync;
 pub mod synth;
 pub mod trace;

@@ -11,8 +11,9 @@ use super::{InventoryError, KeyValues, LoadedTensor};
 use crate::ffi;
 
 /// Bytes beyond the end of the file that the parser may ask for. It notices a length that does not fit the file by
-/// itself; with this much slack it asks us first, and we can tell "cut short" from "damaged".
-const SLACK: u64 = 64 << 20;
+/// itself; with this much slack it asks us first, and we can tell "cut short" from "damaged". It makes room for a list
+/// before it reads it, 32 bytes for a text that takes 8 in the file, so a damaged count costs four times as much memory.
+const SLACK: u64 = 16 << 20;
 
 /// Bytes fetched at a time: a vocabulary is hundreds of thousands of tiny reads.
 const WINDOW: usize = 256 << 10;

@@ -1,6 +1,7 @@
 //! The copy lane: host to device copies of weights, in chunks, on a stream of their own.
 
 use super::device::{Buffer, Device, Event, Memory, Stream};
+use super::staging::StagingRing;
 use crate::ffi;
 use std::ffi::c_void;
 use std::ops::Range;
@@ -64,10 +65,9 @@ pub struct CopyTask {
     pub tail: Option<*mut ffi::ggml_tensor>,
 }
 
-struct StagingSlot {
+struct StagingBlock {
     memory: Buffer,
     copied: Event,
-    in_use: bool,
 }
 
 /// Deterministic noise on the lanes: dummy transfers of random length that shift copies and kernels against each other.
@@ -96,8 +96,7 @@ pub struct Copier {
     device: Device,
     stream: Stream,
     zeros: Buffer,
-    staging: Vec<StagingSlot>,
-    staging_next: usize,
+    staging: StagingRing<StagingBlock>,
     noise: Option<Noise>,
     /// The most that one command copies.
     pub copy_bytes: usize,
@@ -125,8 +124,7 @@ impl Copier {
             device,
             stream,
             zeros,
-            staging: Vec::new(),
-            staging_next: 0,
+            staging: StagingRing::default(),
             noise: None,
             copy_bytes: COPY_BYTES,
             dropped,
@@ -149,11 +147,7 @@ impl Copier {
             let memory = host_buffer(self.device, STAGING_BYTES as u64)?;
             let copied = Event::new(self.device)
                 .ok_or_else(|| format!("{} refused an event", self.device.name()))?;
-            self.staging.push(StagingSlot {
-                memory,
-                copied,
-                in_use: false,
-            });
+            self.staging.push(StagingBlock { memory, copied });
         }
         Ok(())
     }
@@ -208,13 +202,7 @@ impl Copier {
         bytes: usize,
     ) {
         self.counters.copies += 1;
-        ffi::ggml_backend_tensor_set_async(
-            self.stream.raw(),
-            tensor,
-            source.cast::<c_void>(),
-            offset,
-            bytes,
-        );
+        set_async(self.stream.raw(), tensor, source, offset, bytes);
     }
 
     unsafe fn submit_staged(
@@ -224,17 +212,19 @@ impl Copier {
         offset: usize,
         bytes: usize,
     ) {
-        let index = self.staging_next;
-        self.staging_next = (index + 1) % self.staging.len();
-        if self.staging[index].in_use && self.dropped != Some(DroppedWait::Staging) {
-            self.counters.staging_waits += 1;
-            self.staging[index].copied.synchronize();
-        }
-        let memory = self.staging[index].memory.base();
+        let (dropped, waits) = (self.dropped, &mut self.counters.staging_waits);
+        let block = self.staging.take(|used: &StagingBlock| {
+            if dropped != Some(DroppedWait::Staging) {
+                *waits += 1;
+                used.copied.synchronize();
+            }
+        });
+        let Some(block) = block else { return };
+        let memory = block.memory.base();
         std::ptr::copy_nonoverlapping(source, memory, bytes);
-        self.set_async(tensor, memory, offset, bytes);
-        self.staging[index].copied.record(self.stream.raw());
-        self.staging[index].in_use = true;
+        self.counters.copies += 1;
+        set_async(self.stream.raw(), tensor, memory, offset, bytes);
+        block.copied.record(self.stream.raw());
         self.counters.staged_bytes += bytes as u64;
     }
 
@@ -259,6 +249,18 @@ impl Copier {
     pub fn device_bytes(&self) -> u64 {
         self.noise.as_ref().map_or(0, |noise| noise.target.size())
     }
+}
+
+/// # Safety
+/// The pointers are valid, and stay so until the copy is complete.
+unsafe fn set_async(
+    backend: ffi::ggml_backend_t,
+    tensor: *mut ffi::ggml_tensor,
+    source: *const u8,
+    offset: usize,
+    bytes: usize,
+) {
+    ffi::ggml_backend_tensor_set_async(backend, tensor, source.cast::<c_void>(), offset, bytes);
 }
 
 /// Host memory for transfers: page-locked where the device has some.

@@ -10,3 +10,4 @@ pub mod experts;
 pub mod host_memory;
 pub mod mapped_file;
 pub mod ring;
+pub mod staging;

@@ -2,7 +2,7 @@
 //!
 //! A pure function from [`PlanInput`] to [`Plan`]: no I/O, no device, no clock. The same input
 //! always gives the same plan, and the plan is a value that can be printed ([`Plan::explain`]),
-//! saved as JSON, compared and tested.
+//! saved as JSON ([`Plan::from_json`] reads it back), compared and tested.
 //!
 //! How the budget is spent, in this order:
 //!
@@ -29,6 +29,7 @@ mod estimate;
 mod experts;
 mod explain;
 mod order;
+mod read;
 mod ring;
 mod solve;
 mod types;
@@ -41,6 +42,7 @@ pub(crate) mod tests;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;
 pub use experts::expected_distinct;
+pub use read::ReadPlanError;
 pub use solve::{place_kv, plan};
 pub use types::{
     Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,

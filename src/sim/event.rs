@@ -1,66 +1,13 @@
 //! Events: a mark in one stream that others, and the host, can wait for.
 
 use std::ptr;
-use std::sync::Arc;
-
-use parking_lot::{Condvar, Mutex};
 
 use crate::ffi;
 
 use super::device::device_of;
+use super::fence::Event;
 use super::guard::guard;
 use super::stream::exiting;
-
-/// Something that happens once.
-#[derive(Debug, Default)]
-pub(super) struct Fence {
-    done: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Fence {
-    pub fn signal(&self) {
-        *self.done.lock() = true;
-        self.changed.notify_all();
-    }
-
-    /// Blocks until it has happened.
-    pub fn wait(&self) {
-        let mut done = self.done.lock();
-        while !*done {
-            self.changed.wait(&mut done);
-        }
-    }
-}
-
-/// One recording of an event.
-#[derive(Debug, Clone)]
-pub(super) struct Recording {
-    pub fence: Arc<Fence>,
-    /// When it happens on the virtual clock, in nanoseconds.
-    pub moment: u64,
-}
-
-/// An event as CUDA has them: whoever waits, waits for the latest recording that was submitted before, and for nothing
-/// if there is none. Recording it again leaves those who wait already with the recording that they know.
-#[derive(Debug, Default)]
-pub(super) struct Event {
-    latest: Mutex<Option<Recording>>,
-}
-
-impl Event {
-    /// Makes a new recording the latest one. `submit` puts it into a stream and says when it happens.
-    pub fn record(&self, submit: impl FnOnce(Arc<Fence>) -> u64) {
-        let mut latest = self.latest.lock();
-        let fence = Arc::new(Fence::default());
-        let moment = submit(Arc::clone(&fence));
-        *latest = Some(Recording { fence, moment });
-    }
-
-    pub fn latest(&self) -> Option<Recording> {
-        self.latest.lock().clone()
-    }
-}
 
 pub(super) unsafe extern "C" fn device_event_new(
     device: ffi::ggml_backend_dev_t,
@@ -120,7 +67,9 @@ pub(super) unsafe fn event_of<'a>(event: ffi::ggml_backend_event_t) -> &'a Event
 
 #[cfg(test)]
 mod tests {
+    use super::super::fence::Fence;
     use super::*;
+    use std::sync::Arc;
     use std::thread;
     use std::time::Duration;
 

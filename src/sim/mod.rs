@@ -22,9 +22,11 @@ mod counters;
 mod device;
 mod event;
 mod faults;
+mod fence;
 mod guard;
 mod memory;
 mod pins;
+mod queue;
 mod spec;
 mod stream;
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Streams: commands that one thread carries out in the order in which they were submitted.
 
-use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -8,11 +7,12 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::compute::{GraphCopy, DEFAULT_THREADS};
 use super::device::Device;
-use super::event::Fence;
+use super::fence::Fence;
+use super::queue::{CommandQueue, Queued};
 
 /// Copied sources that may wait in a stream before the submitter is held up, in bytes.
 const STAGING_LIMIT: usize = 256 << 20;
@@ -68,26 +68,27 @@ pub(super) enum Command {
 // copied graph owns all that it refers to but device memory.
 unsafe impl Send for Command {}
 
-#[derive(Default)]
-struct Queue {
-    commands: VecDeque<Command>,
-    submitted: u64,
-    completed: u64,
-    staged: usize,
-    /// A command is being carried out, and it is not one that waits.
-    busy: bool,
-    quit: bool,
+impl Queued for Command {
+    fn staged(&self) -> usize {
+        match self {
+            Command::Upload {
+                from: Source::Staged(bytes),
+                ..
+            } => bytes.len(),
+            _ => 0,
+        }
+    }
+
+    fn only_waits(&self) -> bool {
+        matches!(self, Command::Wait(_))
+    }
 }
 
 pub(super) struct Stream {
     pub id: usize,
     pub device: &'static Device,
     threads: AtomicI32,
-    queue: Mutex<Queue>,
-    /// There is something new in the queue.
-    work: Condvar,
-    /// A command was completed.
-    progress: Condvar,
+    queue: CommandQueue<Command>,
     worker: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -98,9 +99,7 @@ impl Stream {
             id: device.meter.lock().add_stream(),
             device,
             threads: AtomicI32::new(DEFAULT_THREADS),
-            queue: Mutex::default(),
-            work: Condvar::new(),
-            progress: Condvar::new(),
+            queue: CommandQueue::new(STAGING_LIMIT),
             worker: Mutex::new(None),
         });
         let worker = {
@@ -125,32 +124,19 @@ impl Stream {
     }
 
     pub fn submit(&self, command: Command) {
-        let mut queue = self.queue.lock();
-        queue.staged += staged(&command);
-        while queue.staged > STAGING_LIMIT && queue.staged > staged(&command) {
-            self.progress.wait(&mut queue);
-        }
-        queue.commands.push_back(command);
-        queue.submitted += 1;
-        self.work.notify_one();
+        self.queue.submit(command);
     }
 
     /// Blocks until all that was submitted before is done. Nothing is counted: see the meter.
     pub fn drain(&self) {
-        if exiting() {
-            return;
-        }
-        let mut queue = self.queue.lock();
-        let target = queue.submitted;
-        while queue.completed < target {
-            self.progress.wait(&mut queue);
+        if !exiting() {
+            self.queue.drain();
         }
     }
 
     /// Lets the thread finish what was submitted, and ends it.
     pub fn stop(&self) {
-        self.queue.lock().quit = true;
-        self.work.notify_one();
+        self.queue.close();
         let worker = self.worker.lock().take().filter(|_| !exiting());
         if let Some(worker) = worker {
             if worker.join().is_err() {
@@ -162,40 +148,17 @@ impl Stream {
     fn run(&self) {
         let spec = &self.device.spec;
         let mut delays = Delays::new(spec.seed, self.id as u64, spec.delay_us);
-        while let Some(command) = self.next() {
-            let staged = staged(&command);
+        while let Some(command) = self.queue.next(exiting) {
             let done = catch_unwind(AssertUnwindSafe(|| self.execute(command, &mut delays)));
             if done.is_err() {
                 self.device
                     .health
                     .fail("a command of a simulated stream panicked");
             }
-            let mut queue = self.queue.lock();
-            queue.busy = false;
-            queue.staged -= staged;
-            queue.completed += 1;
-            drop(queue);
-            self.progress.notify_all();
+            self.queue.complete();
         }
-    }
-
-    fn next(&self) -> Option<Command> {
-        let mut queue = self.queue.lock();
-        loop {
-            if exiting() {
-                drop(queue);
-                loop {
-                    thread::park();
-                }
-            }
-            if let Some(command) = queue.commands.pop_front() {
-                queue.busy = !matches!(command, Command::Wait(_));
-                return Some(command);
-            }
-            if queue.quit {
-                return None;
-            }
-            self.work.wait(&mut queue);
+        while exiting() {
+            thread::park();
         }
     }
 
@@ -228,17 +191,7 @@ impl Stream {
     }
 
     fn is_busy(&self) -> bool {
-        self.queue.lock().busy
-    }
-}
-
-fn staged(command: &Command) -> usize {
-    match command {
-        Command::Upload {
-            from: Source::Staged(bytes),
-            ..
-        } => bytes.len(),
-        _ => 0,
+        self.queue.is_busy()
     }
 }
 

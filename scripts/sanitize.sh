@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Runs tests and one evaluation under sanitizers: scripts/sanitize.sh [threads] [addresses]
+# The toolchain is the usual one: RUSTC_BOOTSTRAP lets it instrument code. docs/development.md says what to expect.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+triple=$(rustc -vV | sed -n 's/^host: //p')
+nightly_flags="-Cunsafe-allow-abi-mismatch=sanitizer -Cforce-frame-pointers=yes"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# Two evaluations on the simulated GPU: streaming under a small budget, and a budget that changes while tokens are made;
+# two contexts take turns, the weights are not page-locked, and copies and kernels are delayed at random.
+evaluate() {
+    local tool=$1 model=$scratch/model.gguf
+    "$tool" synth --shape tiny-llama --force "$model" >/dev/null
+    local common=(eval "$model" --threads=1 --prompt=1,40 --generate=4 --ctx=256 --ubatch=64 --contexts=2)
+    "$tool" "${common[@]}" --vram=12M --sim=vram=64M,pin=off,delay=50us,seed=7 >"$scratch/small"
+    "$tool" "${common[@]}" --vram=32M --budget-at=1=14M,3=32M --sim=vram=64M,delay=50us,seed=7 >"$scratch/changes"
+    "$tool" "${common[@]}" >"$scratch/stock"
+    local answers=()
+    for run in stock small changes; do
+        answers+=("$(grep -o '"logits_hash":"[^"]*"' "$scratch/$run" | sort -u)")
+    done
+    if [ -z "${answers[0]}" ] || [ "${answers[1]}" != "${answers[0]}" ] || [ "${answers[2]}" != "${answers[0]}" ]; then
+        echo "the answers differ" >&2
+        exit 1
+    fi
+    for run in small changes; do
+        grep -q '"engaged":true' "$scratch/$run" || { echo "$run: pipeshard was not engaged" >&2; exit 1; }
+    done
+}
+
+# ThreadSanitizer: everything that Rust code does, in tests of what has threads and in two evaluations. llama.cpp is not
+# instrumented and nor is Rust's standard library: scripts/tsan.supp says what follows from that.
+threads() {
+    export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/tsan
+    export RUSTFLAGS="-Zsanitizer=thread $nightly_flags"
+    export TSAN_OPTIONS="suppressions=$PWD/scripts/tsan.supp ignore_noninstrumented_modules=1 halt_on_error=1"
+    mkdir -p target/native "target/tsan/$triple"
+    ln -sfn "$PWD/target/native" "target/tsan/$triple/native"
+    echo "== ThreadSanitizer: tests of sim, lanes, arena, hook"
+    cargo test --target "$triple" --lib -- sim:: lanes:: arena:: hook::
+    echo "== ThreadSanitizer: evaluations"
+    cargo build --target "$triple"
+    evaluate "target/tsan/$triple/debug/pipeshard"
+}
+
+# AddressSanitizer and LeakSanitizer: Rust and llama.cpp both instrumented, with the compiler's own run-time library.
+addresses() {
+    export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/asan
+    export RUSTFLAGS="-Zsanitizer=address -Zexternal-clangrt $nightly_flags -Clink-arg=-lasan"
+    export CFLAGS="-fsanitize=address -fno-omit-frame-pointer -g1" CXXFLAGS="-fsanitize=address -fno-omit-frame-pointer -g1"
+    export PIPESHARD_CMAKE_ARGS="-DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1" PIPESHARD_TOOLS=""
+    export ASAN_OPTIONS="detect_leaks=1 detect_stack_use_after_return=1"
+    export LSAN_OPTIONS="suppressions=$PWD/scripts/lsan.supp print_suppressions=0"
+    echo "== AddressSanitizer: evaluations"
+    cargo build --target "$triple"
+    evaluate "target/asan/$triple/debug/pipeshard"
+}
+
+for part in "${@:-threads addresses}"; do
+    for name in $part; do
+        case $name in
+            threads) (threads) ;;
+            addresses) (addresses) ;;
+            *) echo "no such part: $name (there are: threads, addresses)" >&2; exit 2 ;;
+        esac
+    done
+done
+echo "nothing found"

@@ -1,0 +1,57 @@
+//! What happens once in one stream and is waited for in others.
+
+use std::sync::Arc;
+
+use crate::sync::{Condvar, Mutex};
+
+/// Something that happens once.
+#[derive(Debug, Default)]
+pub struct Fence {
+    done: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Fence {
+    /// It happens.
+    pub fn signal(&self) {
+        *self.done.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// Blocks until it has happened.
+    pub fn wait(&self) {
+        let mut done = self.done.lock();
+        while !*done {
+            self.changed.wait(&mut done);
+        }
+    }
+}
+
+/// One recording of an event.
+#[derive(Debug, Clone)]
+pub struct Recording {
+    pub fence: Arc<Fence>,
+    /// When it happens on the virtual clock, in nanoseconds.
+    pub moment: u64,
+}
+
+/// An event as CUDA has them: whoever waits, waits for the latest recording that was submitted before, and for nothing
+/// if there is none. Recording it again leaves those who wait already with the recording that they know.
+#[derive(Debug, Default)]
+pub struct Event {
+    latest: Mutex<Option<Recording>>,
+}
+
+impl Event {
+    /// Makes a new recording the latest one. `submit` puts it into a stream and says when it happens.
+    pub fn record(&self, submit: impl FnOnce(Arc<Fence>) -> u64) {
+        let mut latest = self.latest.lock();
+        let fence = Arc::new(Fence::default());
+        let moment = submit(Arc::clone(&fence));
+        *latest = Some(Recording { fence, moment });
+    }
+
+    pub fn latest(&self) -> Option<Recording> {
+        self.latest.lock().clone()
+    }
+}
