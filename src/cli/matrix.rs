@@ -6,7 +6,7 @@ use crate::matrix::group::{Device, Workbench};
 use crate::matrix::run::{line, run as run_groups, Outcome};
 use clap::Args;
 use regex::Regex;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Which cases to run, and how.
@@ -38,6 +38,9 @@ pub struct MatrixArgs {
     /// Write what became of each case to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Take over the cases that passed in an earlier run of the same build, which --json wrote
+    #[arg(long, value_name = "FILE")]
+    pub reuse: Option<PathBuf>,
     /// Write the page for users; needs all cases
     #[arg(long, value_name = "FILE", requires = "full", conflicts_with_all = ["filter", "budgets", "device"])]
     pub write_doc: Option<PathBuf>,
@@ -115,7 +118,14 @@ pub fn run(args: MatrixArgs) -> Result<(), String> {
         in_place_of_gpu: args.in_place_of_gpu.clone(),
     };
     let start = Instant::now();
-    let outcome = run_groups(&groups, &bench, jobs, &|case| println!("{}", line(case)));
+    let earlier = args.reuse.as_deref().map(read).transpose()?;
+    let (taken, left) = earlier.unwrap_or_default().take_over(&groups);
+    let mut outcome = run_groups(&left, &bench, jobs, &|case| println!("{}", line(case)));
+    if !taken.is_empty() {
+        println!("{} cases taken over from an earlier run", taken.len());
+        outcome.cases.extend(taken);
+        outcome.in_order_of(&groups);
+    }
     if own {
         // best effort: the folder is in the system's temporary files
         let _ = std::fs::remove_dir_all(&folder);
@@ -127,6 +137,12 @@ pub fn run(args: MatrixArgs) -> Result<(), String> {
         0 => Ok(()),
         count => Err(format!("{count} cases failed")),
     }
+}
+
+fn read(path: &Path) -> Result<Outcome, String> {
+    let told = |why: String| format!("{}: {why}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|e| told(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| told(e.to_string()))
 }
 
 fn publish(args: &MatrixArgs, groups: &[Group], outcome: &Outcome) -> Result<(), String> {

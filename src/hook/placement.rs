@@ -353,11 +353,12 @@ impl Decider<'_> {
         self.on_cpu.contains_key(&(producer as usize))
     }
 
-    /// Does the node compute on KV cells that live in host memory? On the device it would pull all of them over the link.
+    /// Does the node compute on KV cells that live in host memory? On the device it would pull all of them over the link, or,
+    /// where a context shift rotates them in place, not reach them at all.
     unsafe fn reads_host_kv(&self, node: *mut ffi::ggml_tensor) -> bool {
         if !matches!(
             (*node).op,
-            ffi::GGML_OP_FLASH_ATTN_EXT | ffi::GGML_OP_MUL_MAT
+            ffi::GGML_OP_FLASH_ATTN_EXT | ffi::GGML_OP_MUL_MAT | ffi::GGML_OP_ROPE
         ) {
             return false;
         }

@@ -11,6 +11,7 @@ mod fingerprint;
 mod library;
 mod model;
 mod sampling;
+mod session;
 
 pub use adapters::{write_lora, Lora};
 pub use batch::Batch;

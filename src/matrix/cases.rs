@@ -159,6 +159,14 @@ const RULES: &[Rule] = &[
         quick: true,
     },
     Rule {
+        // rope factors, which are weights, applied to cells in host memory
+        models: Models::These(&["phi3"]),
+        features: Features::These(&["shift"]),
+        budgets: &[Budget::Min],
+        threads: &[1],
+        quick: true,
+    },
+    Rule {
         models: Models::These(&["bert", "bert-rank"]),
         features: Features::These(&["embed-mean", "rerank"]),
         budgets: &[Budget::Min],
@@ -206,6 +214,11 @@ const GPU_QUICK: &[&str] = &[
 
 /// What llama.cpp itself does not do: model, feature, and why.
 const NOT_IN_LLAMA: &[(&str, &str, &str)] = &[
+    (
+        "qwen2vl",
+        "shift",
+        "positions of several dimensions cannot be changed",
+    ),
     ("mamba2", "seq-remove", RECURRENT),
     ("mamba2", "shift", RECURRENT),
     ("granite-hybrid", "seq-remove", RECURRENT),

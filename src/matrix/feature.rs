@@ -62,6 +62,9 @@ pub enum Need {
     Draft,
 }
 
+/// A check of what pipeshard says about a step (`units`, `report`); an error says what is wrong.
+pub type Check = fn(&serde_json::Value) -> Result<(), String>;
+
 /// Something that llama.cpp offers, as a scenario.
 #[derive(Debug, Clone, Copy)]
 pub struct Feature {
@@ -84,7 +87,7 @@ pub struct Feature {
     /// Layers of the cache may be on the host.
     pub has_kv: bool,
     /// Checks beyond the common ones.
-    pub check: Option<fn(&serde_json::Value) -> Result<(), String>>,
+    pub check: Option<Check>,
 }
 
 impl Feature {

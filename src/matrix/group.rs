@@ -4,6 +4,7 @@ use super::cases::{known_fault, not_in_llama, refused, Budget, Group};
 use super::feature::Side;
 use super::process::{finish, Finished};
 use super::scenario::StepResult;
+use super::search::Search;
 use super::verdict::{difference, healthy, report_of, CaseResult, Verdict};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,8 +38,8 @@ pub struct Workbench {
 
 /// Room for everything, in bytes.
 const ROOMY: u64 = 2 << 30;
-/// Tries to find a budget at which some layers' KV is on the host.
-const TRIES: u32 = 9;
+/// Tries to find a budget with a certain property.
+pub(super) const TRIES: u32 = 9;
 
 /// Who runs a process, and with what.
 #[derive(Clone, Copy)]
@@ -49,7 +50,7 @@ enum Runner<'a> {
 }
 
 /// Why a run has no results.
-enum Stopped {
+pub(super) enum Stopped {
     /// The budget is too small; the smallest that works is named.
     TooSmall(u64),
     /// Another clean refusal.
@@ -67,7 +68,7 @@ impl From<String> for Stopped {
 }
 
 impl Stopped {
-    fn why(self) -> String {
+    pub(super) fn why(self) -> String {
         match self {
             Stopped::TooSmall(bytes) => format!("refused: {bytes} bytes are the smallest budget"),
             Stopped::Refused(why) | Stopped::Unsupported(why) | Stopped::Failed(why) => why,
@@ -78,21 +79,21 @@ impl Stopped {
 type Steps = Result<Vec<StepResult>, Stopped>;
 
 /// A group at work.
-struct Work<'a> {
+pub(super) struct Work<'a> {
     bench: &'a Workbench,
-    group: &'a Group,
+    pub(super) group: &'a Group,
     model: PathBuf,
     folder: PathBuf,
     seed: u64,
 }
 
 /// What a run at a budget gave beside answers.
-struct Measured {
-    steps: Vec<StepResult>,
+pub(super) struct Measured {
+    pub(super) steps: Vec<StepResult>,
     /// The most that was held, in bytes.
-    peak: u64,
+    pub(super) peak: u64,
     /// The most KV that was held on the device, in bytes.
-    kv: u64,
+    pub(super) kv: u64,
 }
 
 impl Group {
@@ -227,7 +228,12 @@ impl<'a> Work<'a> {
     }
 
     /// All steps, the case's at `budget`; not compared with anything yet.
-    fn ours(&self, budget: u64, roomy_device: bool, repeats: u32) -> Result<Measured, Stopped> {
+    pub(super) fn ours(
+        &self,
+        budget: u64,
+        roomy_device: bool,
+        repeats: u32,
+    ) -> Result<Measured, Stopped> {
         let mut measured = Measured {
             steps: Vec::new(),
             peak: 0,
@@ -257,7 +263,7 @@ impl<'a> Work<'a> {
     }
 
     /// Whether the answers are stock's and pipeshard gave them.
-    fn judge(
+    pub(super) fn judge(
         &self,
         stock: &[StepResult],
         ours: &[StepResult],
@@ -317,13 +323,7 @@ impl<'a> Work<'a> {
                 return fail(format!("with room for everything: {why}"));
             }
         }
-        let mut search = Search {
-            work: self,
-            stock: &stock,
-            everything: &roomy,
-            smallest: None,
-            kv_host: None,
-        };
+        let mut search = Search::new(self, &stock, &roomy);
         let each = self.group.budgets.iter().map(|&budget| {
             let start = Instant::now();
             let mut result = search.case(budget);
@@ -396,7 +396,7 @@ impl<'a> Work<'a> {
         Ok(ours)
     }
 
-    fn result(
+    pub(super) fn result(
         &self,
         budget: Budget,
         bytes: Option<u64>,
@@ -422,101 +422,6 @@ impl<'a> Work<'a> {
             passes,
             seconds: start.elapsed().as_secs_f64(),
         }
-    }
-}
-
-/// Looks for budgets, and compares at each.
-struct Search<'a> {
-    work: &'a Work<'a>,
-    stock: &'a [StepResult],
-    everything: &'a Measured,
-    smallest: Option<u64>,
-    kv_host: Option<u64>,
-}
-
-impl Search<'_> {
-    fn case(&mut self, budget: Budget) -> CaseResult {
-        let start = Instant::now();
-        let bytes = match self.bytes(budget) {
-            Ok(bytes) => bytes,
-            Err(why) => return self.work.result(budget, None, Err(why), start),
-        };
-        let repeats = self.work.group.feature.repeats;
-        let ran = self.work.ours(bytes, false, repeats).and_then(|ours| {
-            self.work
-                .judge(self.stock, &ours.steps, Some(budget), bytes)?;
-            if budget == Budget::KvHost && !self.kv_is_split(&ours) {
-                return Err(Stopped::Failed(format!(
-                    "{} of {} bytes of KV are on the device, which is not some of it",
-                    ours.kv, self.everything.kv
-                )));
-            }
-            Ok(ours)
-        });
-        self.work.result(budget, Some(bytes), ran, start)
-    }
-
-    fn kv_is_split(&self, ours: &Measured) -> bool {
-        ours.kv > 0 && ours.kv < self.everything.kv
-    }
-
-    fn bytes(&mut self, budget: Budget) -> Result<u64, Stopped> {
-        match budget {
-            Budget::Min => self.smallest(),
-            Budget::KvHost => self.kv_host(),
-            Budget::Mid => {
-                let low = match self.work.group.feature.has_kv && self.everything.kv > 0 {
-                    true => self.smallest()? + self.everything.kv,
-                    false => self.smallest()?,
-                };
-                Ok(low + self.everything.peak.saturating_sub(low) / 2)
-            }
-            Budget::All => Ok(self.everything.peak),
-        }
-    }
-
-    /// The smallest budget that works: the one that is named when less is refused.
-    fn smallest(&mut self) -> Result<u64, Stopped> {
-        if let Some(bytes) = self.smallest {
-            return Ok(bytes);
-        }
-        let mut budget = 1;
-        loop {
-            match self.work.ours(budget, true, 1) {
-                Err(Stopped::TooSmall(named)) if named > budget => budget = named,
-                Err(why) => {
-                    return Err(Stopped::Failed(format!("at {budget} bytes: {}", why.why())))
-                }
-                Ok(_) => break,
-            }
-        }
-        self.smallest = Some(budget);
-        Ok(budget)
-    }
-
-    /// A budget at which some layers' KV is on the host.
-    fn kv_host(&mut self) -> Result<u64, Stopped> {
-        if let Some(bytes) = self.kv_host {
-            return Ok(bytes);
-        }
-        let (mut low, mut high) = (self.smallest()?, self.everything.peak);
-        let mut budget = low + self.everything.kv / 2;
-        for _ in 0..TRIES {
-            match self.work.ours(budget, true, 1) {
-                Ok(found) if self.kv_is_split(&found) => {
-                    self.kv_host = Some(budget);
-                    return Ok(budget);
-                }
-                Ok(found) if found.kv >= self.everything.kv => high = budget,
-                Ok(_) | Err(Stopped::TooSmall(_)) => low = budget,
-                Err(why) => return Err(why),
-            }
-            budget = low + high.saturating_sub(low) / 2;
-        }
-        Err(Stopped::Failed(format!(
-            "no budget was found at which some of the {} bytes of KV are on the device",
-            self.everything.kv
-        )))
     }
 }
 

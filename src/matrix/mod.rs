@@ -13,7 +13,7 @@
 //! | [`cases`] | which feature is tried with which model, at which budgets |
 //! | [`scenario`] | one step of a scenario in this process |
 //! | [`process`] | processes with a time limit |
-//! | [`group`] | the cases that share a reference: finding budgets, comparing |
+//! | [`group`], `search` | the cases that share a reference: finding budgets, comparing |
 //! | [`run`] | many groups at once, and the outcome |
 //! | [`document`] | the outcome as a page for users |
 
@@ -26,4 +26,5 @@ pub mod models;
 pub mod process;
 pub mod run;
 pub mod scenario;
+mod search;
 pub mod verdict;

@@ -126,18 +126,19 @@ fn continuous(stage: &mut Stage) -> Outcome {
     let model = stage.load()?;
     let mut context = stage.context(&model)?;
     let mut running: Vec<(i32, i32, i32)> = Vec::new();
-    // who joins with how many tokens, and who leaves, before each step
-    let schedule: [(Option<(i32, u32)>, Option<i32>); 8] = [
-        (Some((0, 12)), None),
-        (None, None),
-        (Some((1, 50)), None),
-        (Some((2, 2)), None),
-        (None, Some(0)),
-        (Some((0, 70)), None),
-        (Some((3, 33)), Some(1)),
-        (None, None),
+    // before each step: who joins with how many tokens, and who leaves
+    let joining: [Option<(i32, u32)>; 8] = [
+        Some((0, 12)),
+        None,
+        Some((1, 50)),
+        Some((2, 2)),
+        None,
+        Some((0, 70)),
+        Some((3, 33)),
+        None,
     ];
-    for (i, (joins, leaves)) in schedule.into_iter().enumerate() {
+    let leaving = [None, None, None, None, Some(0), None, Some(1), None];
+    for (i, (joins, leaves)) in joining.into_iter().zip(leaving).enumerate() {
         if let Some(sequence) = leaves {
             context.remove(sequence, -1, -1);
             running.retain(|r| r.0 != sequence);

@@ -1,0 +1,117 @@
+//! Finding budgets on the simulated GPU, which has exactly as many bytes, and comparing at each.
+
+use super::cases::Budget;
+use super::group::{Measured, Stopped, Work, TRIES};
+use super::scenario::StepResult;
+use super::verdict::CaseResult;
+use std::time::Instant;
+
+/// Looks for budgets, and compares at each.
+pub(super) struct Search<'a> {
+    work: &'a Work<'a>,
+    stock: &'a [StepResult],
+    everything: &'a Measured,
+    smallest: Option<u64>,
+    kv_host: Option<u64>,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(
+        work: &'a Work<'a>,
+        stock: &'a [StepResult],
+        everything: &'a Measured,
+    ) -> Self {
+        Search {
+            work,
+            stock,
+            everything,
+            smallest: None,
+            kv_host: None,
+        }
+    }
+
+    /// The case at a budget.
+    pub(super) fn case(&mut self, budget: Budget) -> CaseResult {
+        let start = Instant::now();
+        let bytes = match self.bytes(budget) {
+            Ok(bytes) => bytes,
+            Err(why) => return self.work.result(budget, None, Err(why), start),
+        };
+        let repeats = self.work.group.feature.repeats;
+        let ran = self.work.ours(bytes, false, repeats).and_then(|ours| {
+            self.work
+                .judge(self.stock, &ours.steps, Some(budget), bytes)?;
+            if budget == Budget::KvHost && !self.kv_is_split(&ours) {
+                return Err(Stopped::Failed(format!(
+                    "{} of {} bytes of KV are on the device, which is not some of it",
+                    ours.kv, self.everything.kv
+                )));
+            }
+            Ok(ours)
+        });
+        self.work.result(budget, Some(bytes), ran, start)
+    }
+
+    fn kv_is_split(&self, ours: &Measured) -> bool {
+        ours.kv > 0 && ours.kv < self.everything.kv
+    }
+
+    fn bytes(&mut self, budget: Budget) -> Result<u64, Stopped> {
+        match budget {
+            Budget::Min => self.smallest(),
+            Budget::KvHost => self.kv_host(),
+            Budget::Mid => {
+                let low = match self.work.group.feature.has_kv && self.everything.kv > 0 {
+                    true => self.smallest()? + self.everything.kv,
+                    false => self.smallest()?,
+                };
+                Ok(low + self.everything.peak.saturating_sub(low) / 2)
+            }
+            Budget::All => Ok(self.everything.peak),
+        }
+    }
+
+    /// The smallest budget that works: the one that is named when less is refused.
+    fn smallest(&mut self) -> Result<u64, Stopped> {
+        if let Some(bytes) = self.smallest {
+            return Ok(bytes);
+        }
+        let mut budget = 1;
+        loop {
+            match self.work.ours(budget, true, 1) {
+                Err(Stopped::TooSmall(named)) if named > budget => budget = named,
+                Err(why) => {
+                    return Err(Stopped::Failed(format!("at {budget} bytes: {}", why.why())))
+                }
+                Ok(_) => break,
+            }
+        }
+        self.smallest = Some(budget);
+        Ok(budget)
+    }
+
+    /// A budget at which some layers' KV is on the host.
+    fn kv_host(&mut self) -> Result<u64, Stopped> {
+        if let Some(bytes) = self.kv_host {
+            return Ok(bytes);
+        }
+        let (mut low, mut high) = (self.smallest()?, self.everything.peak);
+        let mut budget = low + self.everything.kv / 2;
+        for _ in 0..TRIES {
+            match self.work.ours(budget, true, 1) {
+                Ok(found) if self.kv_is_split(&found) => {
+                    self.kv_host = Some(budget);
+                    return Ok(budget);
+                }
+                Ok(found) if found.kv >= self.everything.kv => high = budget,
+                Ok(_) | Err(Stopped::TooSmall(_)) => low = budget,
+                Err(why) => return Err(why),
+            }
+            budget = low + high.saturating_sub(low) / 2;
+        }
+        Err(Stopped::Failed(format!(
+            "no budget was found at which some of the {} bytes of KV are on the device",
+            self.everything.kv
+        )))
+    }
+}
