@@ -31,8 +31,8 @@ KEPT_LAYERS, LAYERS = 6, 30
 PIPESHARD = {"LLAMA_ARG_PIPESHARD": "1", "LLAMA_ARG_PIPESHARD_SIM": "vram=1G", "LLAMA_ARG_PIPESHARD_VRAM": "20M"}
 # The plain kernels of the CPU, which the simulated GPU computes with as well.
 STOCK = {"LLAMA_ARG_REPACK": "0"}
-# Some thirty seconds.
-QUICK = ["test_basic.py", "test_tokenize.py", "test_metrics.py", "test_ctx_shift.py", "test_ignore_eos.py"]
+# Half a minute.
+QUICK = ["test_basic.py", "test_tokenize.py", "test_metrics.py", "test_ctx_shift.py", "test_ignore_eos.py", "test_sleep.py"]
 
 
 def extract(work: Path) -> None:

@@ -273,7 +273,6 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::types::*;
-    use super::*;
     use std::collections::HashSet;
 
     fn report() -> Report {
