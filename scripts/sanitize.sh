@@ -16,7 +16,7 @@ evaluate() {
     "$tool" synth --shape tiny-llama --force "$model" >/dev/null
     local common=(eval "$model" --threads=1 --prompt=1,40 --generate=4 --ctx=256 --ubatch=64 --contexts=2)
     "$tool" "${common[@]}" --vram=12M --sim=vram=64M,pin=off,delay=50us,seed=7 >"$scratch/small"
-    "$tool" "${common[@]}" --vram=32M --budget-at=1=14M,3=32M --sim=vram=64M,delay=50us,seed=7 >"$scratch/changes"
+    "$tool" "${common[@]}" --vram=32M --budget-at=1=20M,3=32M --sim=vram=64M,delay=50us,seed=7 >"$scratch/changes"
     "$tool" "${common[@]}" >"$scratch/stock"
     local answers=()
     for run in stock small changes; do

@@ -79,10 +79,12 @@ fn near(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn survives_damage(reader: &str, entry: Entry) {
+    let full = std::env::var_os("PIPESHARD_TEST_FULL").is_some();
+    let cases = if full { 50_000 } else { 200 };
     let seeds: Vec<Vec<u8>> = inputs(reader).into_iter().map(|(_, bytes)| bytes).collect();
     let mut runner = TestRunner::new_with_rng(
         Config {
-            cases: 200,
+            cases,
             failure_persistence: None,
             ..Config::default()
         },
