@@ -168,7 +168,7 @@ impl Ring {
     /// Whether `group` cannot be filled before its experts are [chosen](Ring::choose).
     pub fn awaits_choice(&self, group: GroupId) -> bool {
         let state = &self.states[group];
-        state.choosy && !state.chosen && !(state.filled && !state.partial)
+        state.choosy && !state.chosen && (state.partial || !state.filled)
     }
 
     /// The pass has chosen these experts of `group`, and will read no other.
