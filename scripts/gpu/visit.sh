@@ -141,7 +141,7 @@ fi
 
 if [[ $what == *matrix* ]]; then
     echo "--- matrix" >> "$OUT/visit.log"
-    timeout "${LIMIT:-540}" "$bin/pipeshard" matrix --device gpu --quick --json "$OUT/matrix.json" 2>&1 | tee -a "$OUT/visit.log"
+    timeout "${LIMIT:-540}" "$bin/pipeshard" matrix --device gpu --models "$models" --quick --json "$OUT/matrix.json" 2>&1 | tee -a "$OUT/visit.log"
     note "matrix: exit ${PIPESTATUS[0]}"
 fi
 

@@ -198,6 +198,8 @@ impl<'a> Work<'a> {
         if self.bench.device == Device::Gpu {
             // small models are planned to the byte; the backend's own part is not what is tested
             command.env("PIPESHARD_RESERVE", "0");
+            // where an operation runs decides about its last bit, so it runs where stock has a flag for it
+            command.env("PIPESHARD_DEBUG_LIKE_STOCK", "1");
             let simulated = &self.bench.in_place_of_gpu;
             command.args(simulated.iter().map(|sim| format!("--sim={sim}")));
         }
