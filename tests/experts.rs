@@ -20,9 +20,9 @@ fn assert_chosen(ours: &Answers) {
     assert!(report.host_waits.expert_choices > 0, "{report:?}");
 }
 
-/// A budget into which all but a few tensors of experts fit, and the head.
+/// A budget into which all but a few tensors of experts fit.
 fn nearly_all(eval: &Eval) -> u64 {
-    eval.largest_budget() - 4 * MIB
+    eval.largest_budget() - 2 * MIB
 }
 
 /// The same with all experts, however few are chosen.

@@ -2,14 +2,14 @@
 //!
 //! A prompt streams everything that is not resident once per ubatch, so larger ones move fewer bytes; they need larger compute
 //! buffers, which push out residents, and decode then reads more from host memory. The size is chosen by what a
-//! conversation costs: a prompt that fills half of the context, and [`GENERATED_TOKENS`] after it.
+//! conversation costs: a prompt that fills three quarters of the context, and [`GENERATED_TOKENS`] after it.
 
 /// Tokens that are generated for each prompt, in the conversation that is priced.
-const GENERATED_TOKENS: f64 = 64.0;
+const GENERATED_TOKENS: f64 = 32.0;
 /// Sizes beside the one that llama.cpp would use.
 const SIZES: [u32; 4] = [512, 1024, 2048, 4096];
 
-/// What the machine does per second. The defaults are a mid-range card on PCIe 4 x16 in a desktop with two memory channels: they
+/// What the machine does per second. The defaults are a fast card on PCIe 4 x16 in a desktop with two memory channels: they
 /// weigh a prompt against decode, and only their ratios matter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
@@ -26,7 +26,7 @@ impl Default for Rates {
         Rates {
             link: 25e9,
             cpu: 50e9,
-            flops: 60e12,
+            flops: 120e12,
         }
     }
 }
@@ -70,7 +70,7 @@ pub fn choose_ubatch(input: &UbatchInput, scratch: impl Fn(u32) -> u64) -> u32 {
 fn seconds(input: &UbatchInput, size: u32, scratch: &impl Fn(u32) -> u64) -> f64 {
     let room = input.room.saturating_sub(scratch(size));
     let host = input.weights.saturating_sub(room) as f64;
-    let prompt = f64::from(input.context / 2).max(1.0);
+    let prompt = (f64::from(input.context) * 0.75).max(1.0);
     let passes = (prompt / f64::from(size.max(1))).ceil();
     let compute = prompt * input.flops_per_token / input.rates.flops;
     let streaming = passes * host / input.rates.link;
@@ -115,6 +115,13 @@ mod tests {
             [1024, 4096, 32768].map(|context| choose_ubatch(&dense(4 * GIB, context), scratch));
         assert!(chosen[0] < chosen[2], "{chosen:?}");
         assert!(chosen[1] <= chosen[2] && chosen[2] >= 2048, "{chosen:?}");
+    }
+
+    #[test]
+    fn a_prompt_that_fits_into_one_ubatch_gets_one() {
+        for gib in [3, 4, 6] {
+            assert_eq!(choose_ubatch(&dense(gib * GIB, 4096), scratch), 4096, "{gib}");
+        }
     }
 
     #[test]
