@@ -22,7 +22,7 @@ fn assert_chosen(ours: &Answers) {
 
 /// A budget into which all but a few tensors of experts fit.
 fn nearly_all(eval: &Eval) -> u64 {
-    eval.largest_budget() - 2 * MIB
+    eval.largest_budget() - 4 * MIB
 }
 
 /// The same with all experts, however few are chosen.
@@ -68,7 +68,7 @@ fn only_what_was_chosen_crosses_the_link() {
 
 #[test]
 fn experts_that_are_still_in_place_are_used_again() {
-    // what is streamed and read has a place of its own
+    // most of what is streamed has a place of its own, the rest takes turns
     let eval = many_experts(&[32, 32, 40]).generate(0);
     let stock = eval.answers();
     let budget = nearly_all(&eval);
@@ -76,12 +76,14 @@ fn experts_that_are_still_in_place_are_used_again() {
     assert_eq!(stock.outcome(), ours.outcome());
     let experts = ours.report().experts;
     // the second prompt is the first one again, and begins the third
-    assert!(experts.reused > experts.copied, "{experts:?}");
-    let again = ours.device_in(1, "bytes_h2d");
-    assert!(
-        again < ours.device_in(0, "bytes_h2d") && again < MIB,
-        "{again}"
+    assert!(experts.reused > experts.copied / 4, "{experts:?}");
+    let (first, again) = (
+        ours.device_in(0, "bytes_h2d"),
+        ours.device_in(1, "bytes_h2d"),
     );
+    // the first prompt uploads the residents as well
+    let resident = ours.report().bytes_uploaded;
+    assert!(again < first - resident, "{again} after {first}");
 }
 
 #[test]

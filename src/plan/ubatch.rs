@@ -120,7 +120,11 @@ mod tests {
     #[test]
     fn a_prompt_that_fits_into_one_ubatch_gets_one() {
         for gib in [3, 4, 6] {
-            assert_eq!(choose_ubatch(&dense(gib * GIB, 4096), scratch), 4096, "{gib}");
+            assert_eq!(
+                choose_ubatch(&dense(gib * GIB, 4096), scratch),
+                4096,
+                "{gib}"
+            );
         }
     }
 
