@@ -8,6 +8,7 @@ use pipeshard::matrix::cases::{self, Group};
 use pipeshard::matrix::document;
 use pipeshard::matrix::group::{Device, Workbench};
 use pipeshard::matrix::run::{line, run};
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -51,7 +52,8 @@ fn all_pass(groups: &[Group], bench: &Workbench) -> usize {
     let outcome = run(groups, bench, jobs, &|case| println!("{}", line(case)));
     // best effort: the folder lies in cargo's
     let _ = std::fs::remove_dir_all(&bench.folder);
-    eprintln!("matrix: {}", outcome.told());
+    // not through eprintln, which cargo shows of failed tests only
+    let _ = writeln!(std::io::stderr(), "matrix: {}", outcome.told());
     let failed: Vec<String> = outcome.failed().map(line).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     let expected: usize = groups.iter().map(|g| g.cases().len()).sum();

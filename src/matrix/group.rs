@@ -116,7 +116,7 @@ impl Group {
     /// A failure that is known is called so.
     fn known(&self, verdict: Verdict) -> Verdict {
         match verdict {
-            Verdict::Failed(seen) => match known_fault(self.feature, &seen) {
+            Verdict::Failed(seen) => match known_fault(self.model, self.feature, &seen) {
                 Some(why) => Verdict::KnownFault(why.to_string()),
                 None => Verdict::Failed(seen),
             },
@@ -273,6 +273,9 @@ impl<'a> Work<'a> {
         bytes: u64,
     ) -> Result<(), String> {
         let feature = self.group.feature;
+        if let Some(what) = difference(stock, ours) {
+            return Err(what);
+        }
         for (step, result) in feature.steps.iter().zip(ours) {
             let (budget, bytes) = match step.side {
                 Side::Stock => continue,
@@ -280,12 +283,6 @@ impl<'a> Work<'a> {
                 Side::Case => (budget, bytes),
             };
             healthy(result, feature, budget, bytes)?;
-        }
-        if let Some(what) = difference(stock, ours) {
-            return Err(what);
-        }
-        let pipeshards = feature.steps.iter().zip(ours);
-        for (_, result) in pipeshards.filter(|(step, _)| step.side != Side::Stock) {
             if let Some(check) = feature.check {
                 let evidence = serde_json::json!({"units": result.units, "report": result.report});
                 check(&evidence)?;
@@ -303,7 +300,7 @@ impl<'a> Work<'a> {
             (Ok(_), Some(why)) => {
                 return fail(format!("llama.cpp does it, though it is listed: {why}"))
             }
-            (Err(Stopped::Unsupported(_) | Stopped::Refused(_)), Some(why)) => {
+            (Err(_), Some(why)) => {
                 return self
                     .group
                     .all(Verdict::NotInLlama(why.to_string()), start, tell)
