@@ -242,11 +242,10 @@ impl Grid {
         }
         if self.same_placement {
             for &(model, budget) in &cells {
-                for prompt in self.prompts.iter().copied().filter(|&p| p >= 2048) {
-                    // one ubatch for each prompt: the largest that is given and needs more than one pass, else the first
-                    let ubatches = &self.our_ubatches;
-                    let held = ubatches.iter().copied().filter(|&u| u <= prompt).max();
-                    if let Some(ubatch) = held.filter(|&u| u >= 2048) {
+                for &prompt in &self.prompts {
+                    // one ubatch for each prompt: the largest of those given that it fills
+                    let filled = self.our_ubatches.iter().copied().filter(|&u| u <= prompt);
+                    if let Some(ubatch) = filled.max() {
                         let test = Test::prompt(prompt);
                         steps.push(Step::SamePlacement {
                             model,
@@ -317,10 +316,9 @@ impl Grid {
         for &prompt in &self.prompts {
             let test = Test::prompt(prompt);
             steps.push(Step::Run(run(test)));
-            let smallest = self.our_ubatches.iter().min().copied().unwrap_or(0);
             for &ubatch in &self.our_ubatches {
-                let matters = prompt > 512.max(smallest.min(512));
-                if matters && prompts_for(&[prompt], &self.our_ubatches, ubatch) == [prompt] {
+                // one that is larger than the prompt changes nothing
+                if ubatch <= prompt {
                     steps.push(Step::Run(run(test).ubatch(ubatch)));
                 }
             }

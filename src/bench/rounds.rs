@@ -23,13 +23,21 @@ impl Run<'_> {
         tests.retain(|t| !self.found_before(model, budget, strategy, ubatch, *t));
         let key = (model, strategy, ubatch);
         for attempt in 0..3 {
+            if tests.is_empty() {
+                return Ok(());
+            }
             let context = tests.iter().map(|t| t.context()).max().unwrap_or(0);
             let need = Need { context, ubatch };
             let beside = self.beside.get(&key).copied();
             let Some(inventory) = self.inventories.get(model) else {
                 return Ok(());
             };
-            let Some(placed) = strategy.fit(inventory, need, budget, beside) else {
+            let fitted = strategy.fit(inventory, need, budget, beside).or_else(|| {
+                // what was assumed may be too much: the least that this kind can take tells
+                let least = strategy.placement(inventory, inventory.layer_count, need);
+                (beside.is_none() && least.weights + least.kv < budget).then_some(least)
+            });
+            let Some(placed) = fitted else {
                 let why = format!("{what}: no placement of this kind fits");
                 self.notes.push(why);
                 return Ok(());
@@ -39,7 +47,7 @@ impl Run<'_> {
             job.setting.clone_from(&placed.setting);
             job.flags.clone_from(&placed.flags);
             let estimate = job_seconds(&job, self.fact(model), self.tools.repetitions);
-            if tests.is_empty() || (attempt > 0 && !self.clock.has_time_for(estimate)) {
+            if attempt > 0 && !self.clock.has_time_for(estimate) {
                 return Ok(());
             }
             let measured = self.run_job(&job)?;
