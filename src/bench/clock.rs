@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::command::repetitions_of;
 use super::grid::{Grid, Job, Step};
 use super::types::{Approach, Work};
 
@@ -36,6 +37,7 @@ const COMPUTE: f64 = 9000.0;
 
 /// Seconds that a job should take.
 pub fn job_seconds(job: &Job, facts: Facts, repetitions: u32) -> f64 {
+    let repetitions = repetitions_of(job.approach, repetitions);
     let host = facts.on_host(job.budget);
     let all = facts.bytes as f64;
     let (load, link) = match job.approach {
