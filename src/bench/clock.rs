@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::command::repetitions_of;
 use super::grid::{Grid, Job, Step};
 use super::types::{Approach, Work};
 
@@ -36,6 +37,7 @@ const COMPUTE: f64 = 9000.0;
 
 /// Seconds that a job should take.
 pub fn job_seconds(job: &Job, facts: Facts, repetitions: u32) -> f64 {
+    let repetitions = repetitions_of(job.approach, repetitions);
     let host = facts.on_host(job.budget);
     let all = facts.bytes as f64;
     let (load, link) = match job.approach {
@@ -163,7 +165,7 @@ impl Clock {
     /// How long a process may run whose work should take so many seconds: much longer, for a row that is slow is a result,
     /// but not beyond the end.
     pub fn limit_for(&self, estimated: f64) -> Duration {
-        let patience = (estimated * self.factor() * 4.0).clamp(45.0, 240.0);
+        let patience = (estimated * self.factor() * 4.0).clamp(45.0, 400.0);
         Duration::from_secs_f64(patience).min(self.left())
     }
 }
@@ -216,6 +218,6 @@ mod tests {
         assert!(!clock.has_time_for(80.0));
         assert!(clock.limit_for(1000.0) <= Duration::from_secs(100));
         assert!(Clock::start(None).has_time_for(1e9));
-        assert!(Clock::start(None).limit_for(1e9) <= Duration::from_secs(240));
+        assert!(Clock::start(None).limit_for(1e9) <= Duration::from_secs(400));
     }
 }

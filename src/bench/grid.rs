@@ -236,17 +236,17 @@ impl Grid {
                 }
             }
         }
+        self.cold_steps(&mut steps, &cells, 1);
         for &(model, budget) in &cells {
             let decode = decodes(model, Some(budget));
             self.fit_steps(&mut steps, model, budget, &decode, Approach::FitLocked);
         }
         if self.same_placement {
             for &(model, budget) in &cells {
-                for prompt in self.prompts.iter().copied().filter(|&p| p >= 2048) {
-                    // one ubatch for each prompt: the largest that is given and needs more than one pass, else the first
-                    let ubatches = &self.our_ubatches;
-                    let held = ubatches.iter().copied().filter(|&u| u <= prompt).max();
-                    if let Some(ubatch) = held.filter(|&u| u >= 2048) {
+                for &prompt in &self.prompts {
+                    // one ubatch for each prompt: the largest of those given that it fills
+                    let filled = self.our_ubatches.iter().copied().filter(|&u| u <= prompt);
+                    if let Some(ubatch) = filled.max() {
                         let test = Test::prompt(prompt);
                         steps.push(Step::SamePlacement {
                             model,
@@ -258,44 +258,43 @@ impl Grid {
                 }
             }
         }
-        for round in 1..=self.rounds {
-            if self.first_token > 0 {
-                let kept = if self.full_search {
-                    cells.len()
-                } else {
-                    self.models.len()
-                };
-                let smallest = |budget| self.budgets.iter().min() == Some(&budget);
-                let chosen = cells
-                    .iter()
-                    .filter(|(_, b)| self.full_search || smallest(*b));
-                for &(model, budget) in chosen.take(kept) {
-                    for approach in [Approach::FitMapped, Approach::Pipeshard] {
-                        let tests = vec![Test::first_token(self.first_token)];
-                        let job = Job::new(model, Some(budget), approach, tests);
-                        let ubatch = self.fit_ubatches.iter().min().copied();
-                        let job = match (approach, ubatch) {
-                            (Approach::FitMapped, Some(ubatch)) => job.ubatch(ubatch),
-                            _ => job,
-                        };
-                        steps.push(Step::Run(job.in_round(round)));
-                    }
-                }
+        for round in 2..=self.rounds {
+            self.cold_steps(&mut steps, &cells, round);
+            for model in models.clone() {
+                self.ceiling_steps(&mut steps, model, &decodes(model, None), round);
             }
-            if round > 1 {
-                for model in models.clone() {
-                    self.ceiling_steps(&mut steps, model, &decodes(model, None), round);
-                }
-                for &(model, budget) in &cells {
-                    steps.push(Step::Duel {
-                        model,
-                        budget,
-                        round,
-                    });
-                }
+            for &(model, budget) in &cells {
+                steps.push(Step::Duel {
+                    model,
+                    budget,
+                    round,
+                });
             }
         }
         steps
+    }
+
+    /// Cold starts, in the quick grid with the smallest budget only.
+    fn cold_steps(&self, steps: &mut Vec<Step>, cells: &[(usize, u64)], round: u32) {
+        if self.first_token == 0 {
+            return;
+        }
+        let smallest = self.budgets.iter().min().copied();
+        for &(model, budget) in cells {
+            if !self.full_search && Some(budget) != smallest {
+                continue;
+            }
+            let tests = vec![Test::first_token(self.first_token)];
+            let job = |approach| Job::new(model, Some(budget), approach, tests.clone());
+            let stock = job(Approach::FitMapped);
+            let stock = match self.fit_ubatches.iter().min() {
+                Some(&ubatch) => stock.ubatch(ubatch),
+                None => stock,
+            };
+            for job in [stock, job(Approach::Pipeshard)] {
+                steps.push(Step::Run(job.in_round(round)));
+            }
+        }
     }
 
     fn ceiling_steps(&self, steps: &mut Vec<Step>, model: usize, decode: &[Test], round: u32) {
@@ -317,10 +316,9 @@ impl Grid {
         for &prompt in &self.prompts {
             let test = Test::prompt(prompt);
             steps.push(Step::Run(run(test)));
-            let smallest = self.our_ubatches.iter().min().copied().unwrap_or(0);
             for &ubatch in &self.our_ubatches {
-                let matters = prompt > 512.max(smallest.min(512));
-                if matters && prompts_for(&[prompt], &self.our_ubatches, ubatch) == [prompt] {
+                // one that is larger than the prompt changes nothing
+                if ubatch <= prompt {
                     steps.push(Step::Run(run(test).ubatch(ubatch)));
                 }
             }

@@ -6,7 +6,9 @@ use super::grid::{Job, Step};
 use super::runner::Run;
 use super::search::{Need, Strategy};
 use super::types::{Approach, Measurement, Outcome, Test, Work};
-use super::MIB;
+
+/// Part of a budget that a placement may be off by from one run to the next.
+const MARGIN: u64 = 512;
 
 impl Run<'_> {
     /// Looks for the placement of a kind that just fits, by running it; what was measured corrects what was assumed.
@@ -23,13 +25,21 @@ impl Run<'_> {
         tests.retain(|t| !self.found_before(model, budget, strategy, ubatch, *t));
         let key = (model, strategy, ubatch);
         for attempt in 0..3 {
+            if tests.is_empty() {
+                return Ok(());
+            }
             let context = tests.iter().map(|t| t.context()).max().unwrap_or(0);
             let need = Need { context, ubatch };
             let beside = self.beside.get(&key).copied();
             let Some(inventory) = self.inventories.get(model) else {
                 return Ok(());
             };
-            let Some(placed) = strategy.fit(inventory, need, budget, beside) else {
+            let fitted = strategy.fit(inventory, need, budget, beside).or_else(|| {
+                // what was assumed may be too much: the least that this kind can take tells
+                let least = strategy.placement(inventory, inventory.layer_count, need);
+                (beside.is_none() && least.weights + least.kv < budget).then_some(least)
+            });
+            let Some(placed) = fitted else {
                 let why = format!("{what}: no placement of this kind fits");
                 self.notes.push(why);
                 return Ok(());
@@ -39,14 +49,15 @@ impl Run<'_> {
             job.setting.clone_from(&placed.setting);
             job.flags.clone_from(&placed.flags);
             let estimate = job_seconds(&job, self.fact(model), self.tools.repetitions);
-            if tests.is_empty() || (attempt > 0 && !self.clock.has_time_for(estimate)) {
+            if attempt > 0 && !self.clock.has_time_for(estimate) {
                 return Ok(());
             }
             let measured = self.run_job(&job)?;
             let Some(peak) = measured.iter().filter_map(|m| m.peak).max() else {
                 return Ok(());
             };
-            let found = peak.saturating_sub(placed.weights + placed.kv) + 8 * MIB;
+            let margin = budget / MARGIN;
+            let found = peak.saturating_sub(placed.weights + placed.kv) + margin;
             let over = |m: &&Measurement| matches!(m.outcome, Outcome::OverBudget { .. });
             let went_over: Vec<Test> = measured.iter().filter(over).map(|m| m.test).collect();
             if went_over.is_empty() {
@@ -60,7 +71,7 @@ impl Run<'_> {
             } else {
                 // whatever the figures say, the same must not come back
                 self.beside
-                    .insert(key, found.max(beside.unwrap_or(0) + MIB));
+                    .insert(key, found.max(beside.unwrap_or(0) + margin.max(1)));
                 tests = went_over;
             }
         }
@@ -124,23 +135,23 @@ impl Run<'_> {
     /// The fastest baseline and pipeshard once more, for each test.
     pub(super) fn duel(&mut self, model: usize, budget: u64, round: u32) -> Result<(), String> {
         let name = self.name(model);
-        let measured = self.store.measurements.iter();
-        let mut tests: Vec<Test> = measured
-            .filter(|m| m.model == name && m.budget == Some(budget) && m.is_valid())
-            .map(|m| m.test)
-            .filter(|t| t.work != Work::FirstToken)
+        let of_cell = |m: &&Measurement| m.model == name && m.budget == Some(budget);
+        // what earlier rounds found: this one must not change its own choice when it is taken up again
+        let earlier: Vec<Measurement> = self
+            .store
+            .measurements
+            .iter()
+            .filter(|m| of_cell(m) && m.round < round)
+            .cloned()
             .collect();
+        let timed = earlier.iter().filter(|m| m.is_valid()).map(|m| m.test);
+        let mut tests: Vec<Test> = timed.filter(|t| t.work != Work::FirstToken).collect();
         tests.sort_unstable();
         tests.dedup();
         let mut theirs: Vec<Job> = Vec::new();
         let mut ours: Vec<Job> = Vec::new();
         for test in tests {
-            let all = rows(
-                &self.store.measurements,
-                &name,
-                Some(budget),
-                test.comparable(),
-            );
+            let all = rows(&earlier, &name, Some(budget), test.comparable());
             let fastest = |pick: &dyn Fn(&Row) -> bool| {
                 let picked = all.iter().filter(|row| pick(row));
                 picked.min_by(|a, b| a.time.mean.total_cmp(&b.time.mean))

@@ -206,7 +206,7 @@ impl Run<'_> {
             } => of(
                 *model,
                 Some(*budget),
-                &format!("stock, search {strategy:?} ub {ubatch}"),
+                &format!("stock, search of {} ub {ubatch}", strategy.name()),
             ),
             Step::SamePlacement {
                 model,

@@ -89,6 +89,12 @@ impl Strategy {
         }
     }
 
+    /// For people: `ffn` or `ffn, head`.
+    pub fn name(self) -> String {
+        let head = if self.head_on_host() { ", head" } else { "" };
+        format!("{}{head}", self.word())
+    }
+
     fn setting(self, layers: u32) -> String {
         let head = if self.head_on_host() { ", head" } else { "" };
         format!("{} {layers}{head}", self.word())

@@ -324,6 +324,10 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::bench::clock::{step_seconds, Facts};
+    use crate::bench::grid::Step;
+    use crate::bench::search::Strategy;
+    use crate::bench::types::Approach;
 
     #[derive(Debug, Parser)]
     struct Tool {
@@ -348,6 +352,30 @@ mod tests {
         assert_eq!(full.grid.budgets, [2 << 30, 8 << 30]);
         assert_eq!(full.grid.prompts, [8, 512]);
         assert!(full.grid.full_search && full.grid.same_placement);
+    }
+
+    #[test]
+    fn the_quick_grid_has_time_for_what_it_is_for() {
+        let grid = parse("bench --quick").unwrap().grid().unwrap();
+        let facts = [(16u64 << 30, 1.0), (17 << 30, 8.0 / 128.0)];
+        let facts = facts.map(|(bytes, active)| Facts { bytes, active });
+        let decode = |model: usize, budget| {
+            let tokens = grid.decode_seconds / facts[model].token(budget);
+            (tokens as u32).clamp(8, grid.decode)
+        };
+        let steps = grid.steps(decode, |_| vec![Strategy::Layers]);
+        let of = |wanted: &dyn Fn(&Step) -> bool| -> f64 {
+            let steps = steps.iter().filter(|step| wanted(step));
+            steps.map(|step| step_seconds(step, &facts, &grid)).sum()
+        };
+        let later = |step: &Step| match step {
+            Step::Run(job) => job.round > 1 || job.approach == Approach::FitLocked,
+            Step::Duel { .. } => true,
+            _ => false,
+        };
+        let (first, rest) = (of(&|step| !later(step)), of(&later));
+        // half a minute is for making the models; page-locked --fit and the second round get what is left
+        assert!(first < 270.0, "{first} s, and {rest} s");
     }
 
     #[test]
