@@ -16,7 +16,7 @@ use std::sync::Arc;
 use fence::{Event, Fence};
 use loom::cell::UnsafeCell;
 use loom::thread;
-use pipeshard::lanes::ring::{CopyLane, GroupId, Place, Ring};
+use pipeshard::lanes::ring::{CopyLane, Experts, GroupId, Place, Ring};
 use pipeshard::lanes::staging::StagingRing;
 use queue::{CommandQueue, Queued};
 
@@ -291,6 +291,10 @@ impl CopyLane for Lanes<'_> {
         self.copy.queue.submit(Command::Write(slot, 0, group));
         self.copy.record(&self.filled[group]);
         true
+    }
+
+    fn copy_experts(&mut self, group: GroupId, _: &Experts) -> bool {
+        panic!("group {group} is no stack of experts")
     }
 
     fn compute_waits_until_filled(&mut self, group: GroupId) {
