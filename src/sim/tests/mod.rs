@@ -11,7 +11,7 @@ use std::sync::{Arc, Once};
 use crate::ffi;
 
 use super::device::Device;
-use super::event::Fence;
+use super::fence::Fence;
 use super::stream::{Command, Stream};
 use super::SimSpec;
 
