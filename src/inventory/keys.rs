@@ -39,6 +39,22 @@ impl KeyValues for BTreeMap<String, String> {
     }
 }
 
+/// A number of each layer.
+pub(super) enum PerLayer {
+    Same(Option<u64>),
+    Each(Vec<u64>),
+}
+
+impl PerLayer {
+    /// That of one layer.
+    pub fn of(&self, layer: u32) -> Option<u64> {
+        match self {
+            PerLayer::Same(value) => *value,
+            PerLayer::Each(values) => values.get(layer as usize).copied(),
+        }
+    }
+}
+
 /// The keys of one architecture, and the questions that several places ask.
 pub(super) struct ArchKeys<'a> {
     pub keys: &'a dyn KeyValues,
@@ -56,11 +72,12 @@ impl ArchKeys<'_> {
         self.keys.numbers(&format!("{}.{key}", self.architecture))
     }
 
-    /// The value of a key that holds either one number for all layers or one per layer.
-    pub fn per_layer(&self, key: &str, layer: u32) -> Option<u64> {
+    /// The value of a key that holds either one number for all layers or one per layer. A list is copied as a whole,
+    /// so this is asked once and not for every layer.
+    pub fn per_layer(&self, key: &str) -> PerLayer {
         match self.numbers(key) {
-            Some(values) => values.get(layer as usize).copied(),
-            None => self.number(key),
+            Some(values) => PerLayer::Each(values),
+            None => PerLayer::Same(self.number(key)),
         }
     }
 
@@ -95,9 +112,9 @@ mod tests {
         assert_eq!(arch.number("block_count"), Some(30));
         assert_eq!(arch.number("flag"), Some(1));
         assert_eq!(arch.numbers("pattern"), Some(vec![1, 0]));
-        assert_eq!(arch.per_layer("list", 2), Some(3));
-        assert_eq!(arch.per_layer("list", 3), None);
-        assert_eq!(arch.per_layer("block_count", 3), Some(30));
+        assert_eq!(arch.per_layer("list").of(2), Some(3));
+        assert_eq!(arch.per_layer("list").of(3), None);
+        assert_eq!(arch.per_layer("block_count").of(3), Some(30));
         assert_eq!(arch.largest("list"), Some(3));
         assert_eq!(arch.number("list"), None);
         assert_eq!(keys.string("general.name").as_deref(), Some("A model"));

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::keys::ArchKeys;
+use super::keys::{ArchKeys, PerLayer};
 use super::types::{KvGeometry, KvLayer, Role, TensorInfo};
 
 /// Architectures whose layers look back over a window in a fixed pattern unless the file says otherwise: name, period,
@@ -125,16 +125,31 @@ fn windows(keys: &ArchKeys<'_>, layer_count: u32) -> Vec<Option<u32>> {
         .collect()
 }
 
-/// Whether the layer is recurrent by the metadata, for architectures whose tensors do not show it.
-fn recurrent_by_keys(keys: &ArchKeys<'_>, layer: u32) -> bool {
-    if let Some(marked) = keys.per_layer("attention.recurrent_layers", layer) {
-        return marked != 0;
+/// Whether layers are recurrent by the metadata, for architectures whose tensors do not show it.
+struct RecurrentByKeys {
+    marked: PerLayer,
+    interval: Option<u64>,
+}
+
+impl RecurrentByKeys {
+    fn new(keys: &ArchKeys<'_>) -> Self {
+        let written = keys.number("full_attention_interval");
+        Self {
+            marked: keys.per_layer("attention.recurrent_layers"),
+            interval: match (keys.architecture, written) {
+                ("minimax-01", None) => Some(8),
+                (_, interval) => interval,
+            },
+        }
     }
-    let interval = match (keys.architecture, keys.number("full_attention_interval")) {
-        ("minimax-01", None) => Some(8),
-        (_, interval) => interval,
-    };
-    interval.is_some_and(|interval| interval > 0 && (u64::from(layer) + 1) % interval != 0)
+
+    fn is_recurrent(&self, layer: u32) -> bool {
+        if let Some(marked) = self.marked.of(layer) {
+            return marked != 0;
+        }
+        let full = |interval| interval > 0 && (u64::from(layer) + 1) % interval != 0;
+        self.interval.is_some_and(full)
+    }
 }
 
 /// The caches of a model of `layer_count` layers with these tensors.
@@ -161,14 +176,18 @@ pub(super) fn geometry(
         .number("attention.key_length_mla")
         .is_some_and(|length| length > 0);
 
+    let recurrent = RecurrentByKeys::new(keys);
+    let head_counts = keys.per_layer("attention.head_count");
+    let kv_head_counts = keys.per_layer("attention.head_count_kv");
+
     let geometry = (0..layer_count.min(cached)).filter_map(|layer| {
         let facts = layers.get(&layer)?;
         let parallel = PARALLEL_HYBRIDS.contains(&keys.architecture);
-        if !facts.attention || (facts.recurrent && !parallel) || recurrent_by_keys(keys, layer) {
+        if !facts.attention || (facts.recurrent && !parallel) || recurrent.is_recurrent(layer) {
             return None;
         }
-        let heads = keys.per_layer("attention.head_count", layer);
-        let kv_heads = keys.per_layer("attention.head_count_kv", layer).or(heads);
+        let heads = head_counts.of(layer);
+        let kv_heads = kv_head_counts.of(layer).or(heads);
         if kv_heads == Some(0) {
             return None;
         }
@@ -204,6 +223,7 @@ pub(super) fn geometry(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::collections::BTreeMap;
 
     use super::*;
@@ -212,6 +232,7 @@ mod tests {
     struct Keys {
         scalars: BTreeMap<&'static str, u64>,
         arrays: BTreeMap<&'static str, Vec<u64>>,
+        copied: Cell<usize>,
     }
 
     impl KeyValues for Keys {
@@ -219,7 +240,9 @@ mod tests {
             self.scalars.get(key.split_once('.')?.1).copied()
         }
         fn numbers(&self, key: &str) -> Option<Vec<u64>> {
-            self.arrays.get(key.split_once('.')?.1).cloned()
+            let list = self.arrays.get(key.split_once('.')?.1)?;
+            self.copied.set(self.copied.get() + 1);
+            Some(list.clone())
         }
         fn string(&self, _: &str) -> Option<String> {
             None
@@ -230,6 +253,7 @@ mod tests {
         Keys {
             scalars: scalars.iter().copied().collect(),
             arrays: arrays.iter().map(|(k, v)| (*k, v.to_vec())).collect(),
+            copied: Cell::new(0),
         }
     }
 
@@ -296,6 +320,21 @@ mod tests {
             of("gpt2", 1, &keys(&wide, &[]), &tensors),
             [kv(0, 192, 128, None)]
         );
+    }
+
+    /// A damaged file may hold a list of millions and thousands of layers.
+    #[test]
+    fn a_list_is_copied_once_however_many_layers_there_are() {
+        let heads = [8; 40];
+        let lists: [(&str, &[u64]); 3] = [
+            ("attention.head_count", &heads),
+            ("attention.head_count_kv", &heads),
+            ("attention.recurrent_layers", &[0; 40]),
+        ];
+        let keys = keys(&[("embedding_length", 512)], &lists);
+        let found = of("gpt2", 40, &keys, &tensors(40, &[("attn_qkv", 1536)]));
+        assert_eq!(found.len(), 40);
+        assert_eq!(keys.copied.get(), lists.len());
     }
 
     #[test]
