@@ -111,11 +111,12 @@ fn every_row_is_measured_on_the_simulated_gpu_and_kept() {
         );
         let streamed = m.counted.as_ref().map(|c| c.bytes_streamed);
         let streams = m.test.work == Work::Prompt && m.test.tokens == 64;
-        assert_eq!(
-            streamed > Some(0),
-            streams || m.test.work == Work::FirstToken,
-            "{m:?}"
-        );
+        // what shorter ones use in slots is copied there once
+        if streams || m.test.work == Work::FirstToken {
+            assert!(streamed > Some(0), "{m:?}");
+        } else {
+            assert!(streamed < Some(30 * MIB), "{m:?}");
+        }
     }
     let duelled = measured
         .iter()

@@ -13,6 +13,8 @@ pub(super) struct Search<'a> {
     everything: &'a Measured,
     smallest: Option<u64>,
     kv_host: Option<u64>,
+    /// The smallest budget, where that has room for all KV already: what comes to the device after the KV needs more than it.
+    whole_kv_at_least: Option<u64>,
 }
 
 impl<'a> Search<'a> {
@@ -27,6 +29,7 @@ impl<'a> Search<'a> {
             everything,
             smallest: None,
             kv_host: None,
+            whole_kv_at_least: None,
         }
     }
 
@@ -41,7 +44,8 @@ impl<'a> Search<'a> {
         let ran = self.work.ours(bytes, false, repeats).and_then(|ours| {
             self.work
                 .judge(self.stock, &ours.steps, Some(budget), bytes)?;
-            if budget == Budget::KvHost && !self.kv_is_split(&ours) {
+            let split = self.kv_is_split(&ours) || Some(bytes) == self.whole_kv_at_least;
+            if budget == Budget::KvHost && !split {
                 return Err(Stopped::Failed(format!(
                     "{} of {} bytes of KV are on the device, which is not some of it",
                     ours.kv, self.everything.kv
@@ -108,6 +112,11 @@ impl<'a> Search<'a> {
                 Err(why) => return Err(why),
             }
             budget = low + high.saturating_sub(low) / 2;
+        }
+        let smallest = self.smallest()?;
+        if self.work.ours(smallest, true, 1)?.kv >= self.everything.kv {
+            self.whole_kv_at_least = Some(smallest);
+            return Ok(smallest);
         }
         Err(Stopped::Failed(format!(
             "no budget was found at which some of the {} bytes of KV are on the device",

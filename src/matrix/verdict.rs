@@ -201,6 +201,8 @@ mod tests {
         let with = |change: fn(&mut Report)| {
             let mut report = report.clone();
             report.peak.total = 100;
+            report.peak.resident = 1;
+            report.simulated_device = Some(serde_json::Value::Null);
             report.passes.prompt = 1;
             change(&mut report);
             StepResult {
@@ -214,6 +216,7 @@ mod tests {
         for change in [
             (|r| r.engaged = false) as fn(&mut Report),
             |r| r.peak.total = 101,
+            |r| r.peak.resident = 0,
             |r| r.errors.push("refused".to_string()),
             |r| r.budget = 99,
             |r| r.passes.prompt = 0,
