@@ -202,7 +202,7 @@ mod tests {
             let mut report = report.clone();
             report.peak.total = 100;
             report.peak.resident = 1;
-            report.simulated_device = Some(serde_json::Value::Null);
+            report.simulated_device = Some(serde_json::json!({}));
             report.passes.prompt = 1;
             change(&mut report);
             StepResult {
