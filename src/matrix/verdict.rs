@@ -202,7 +202,9 @@ mod tests {
             let mut report = report.clone();
             report.peak.total = 100;
             report.peak.resident = 1;
-            report.simulated_device = Some(serde_json::json!({}));
+            report.simulated_device = Some(serde_json::json!({
+                "failed_allocations": 0, "events_never_recorded": 0, "peak_bytes": 100, "kernels": 1,
+            }));
             report.passes.prompt = 1;
             change(&mut report);
             StepResult {
