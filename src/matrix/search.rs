@@ -3,7 +3,7 @@
 use super::cases::Budget;
 use super::group::{Measured, Stopped, Work, TRIES};
 use super::scenario::StepResult;
-use super::verdict::CaseResult;
+use super::verdict::{report_of, CaseResult};
 use std::time::Instant;
 
 /// Looks for budgets, and compares at each.
@@ -66,8 +66,8 @@ impl<'a> Search<'a> {
             Budget::KvHost => self.kv_host(),
             Budget::Mid => {
                 let low = match self.work.group.feature.has_kv && self.everything.kv > 0 {
-                    true => self.smallest()? + self.everything.kv,
-                    false => self.smallest()?,
+                    true => self.floor() + self.everything.kv,
+                    false => self.floor(),
                 };
                 Ok(low + self.everything.peak.saturating_sub(low) / 2)
             }
@@ -99,8 +99,9 @@ impl<'a> Search<'a> {
         if let Some(bytes) = self.kv_host {
             return Ok(bytes);
         }
-        let (mut low, mut high) = (self.smallest()?, self.everything.peak);
+        let (mut low, mut high) = (self.floor(), self.everything.peak);
         let mut budget = low + self.everything.kv / 2;
+        let mut last = None;
         for _ in 0..TRIES {
             match self.work.ours(budget, true, 1) {
                 Ok(found) if self.kv_is_split(&found) => {
@@ -109,18 +110,35 @@ impl<'a> Search<'a> {
                 }
                 Ok(found) if found.kv >= self.everything.kv => high = budget,
                 Ok(_) | Err(Stopped::TooSmall(_)) => low = budget,
-                Err(why) => return Err(why),
+                Err(why) => (low, last) = (budget, Some(why)),
             }
             budget = low + high.saturating_sub(low) / 2;
         }
-        let smallest = self.smallest()?;
-        if self.work.ours(smallest, true, 1)?.kv >= self.everything.kv {
-            self.whole_kv_at_least = Some(smallest);
-            return Ok(smallest);
+        if let Ok(smallest) = self.smallest() {
+            let least = self.work.ours(smallest, true, 1);
+            if least.is_ok_and(|found| found.kv >= self.everything.kv) {
+                self.whole_kv_at_least = Some(smallest);
+                return Ok(smallest);
+            }
         }
-        Err(Stopped::Failed(format!(
-            "no budget was found at which some of the {} bytes of KV are on the device",
-            self.everything.kv
-        )))
+        Err(last.unwrap_or_else(|| {
+            Stopped::Failed(format!(
+                "no budget was found at which some of the {} bytes of KV are on the device",
+                self.everything.kv
+            ))
+        }))
+    }
+
+    /// A budget to search from: the smallest that works, or, where that cannot be found out, the smallest that the plan with
+    /// room for everything could have been made for, less the KV that it had on the device.
+    fn floor(&mut self) -> u64 {
+        let planned = self
+            .everything
+            .steps
+            .iter()
+            .filter_map(|s| report_of(s).ok());
+        let planned = planned.map(|r| r.minimum_budget).max();
+        let without_kv = planned.unwrap_or(0).saturating_sub(self.everything.kv);
+        self.smallest().unwrap_or(without_kv)
     }
 }
