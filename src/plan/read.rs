@@ -103,7 +103,9 @@ mod tests {
 
     fn made() -> Plan {
         let units = units_from_inventory(&models::moe(), 1024);
-        plan(&PlanInput::new(units, Vec::new(), 60 << 20)).unwrap()
+        let roomy = plan(&PlanInput::new(units.clone(), Vec::new(), 1 << 40)).unwrap();
+        let middle = (roomy.minimum_budget + roomy.full_budget) / 2;
+        plan(&PlanInput::new(units, Vec::new(), middle)).unwrap()
     }
 
     fn refusal(change: impl FnOnce(&mut Plan)) -> String {
