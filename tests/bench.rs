@@ -169,6 +169,16 @@ fn recorded(folder: &Path, script: &str) {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
 }
 
+/// A grid of one prompt with the `llama-bench` that lies in `out`.
+fn with_recorded(out: &Path) -> Finished {
+    let model = format!("tiny={}", synthetic("tiny-llama", &[]).display());
+    let tools = out.display().to_string();
+    let grid = "--vram 60M --prompt 64 --ubatch 64 --fit-ubatch 64 --generate 0 --rounds 1 --first-token 0 --no-ceiling";
+    let mut args: Vec<&str> = grid.split(' ').collect();
+    args.extend(["--model", &model, "--tools", &tools]);
+    finish(&mut bench(out, &args))
+}
+
 const LINE: &str =
     r#"{"n_prompt": 64, "n_gen": 0, "n_depth": 0, "samples_ns": [ 2000000, 2100000 ]}"#;
 
@@ -186,30 +196,7 @@ fn a_baseline_over_the_budget_is_thrown_out_and_fit_tries_again_below_it() {
             60 * MIB + 1
         ),
     );
-    let model = format!("tiny={}", synthetic("tiny-llama", &[]).display());
-    let tools = out.display().to_string();
-    let args = [
-        "--model",
-        &model,
-        "--vram",
-        "60M",
-        "--prompt",
-        "64",
-        "--ubatch",
-        "64",
-        "--fit-ubatch",
-        "64",
-        "--generate",
-        "0",
-        "--rounds",
-        "1",
-        "--first-token",
-        "0",
-        "--no-ceiling",
-        "--tools",
-        &tools,
-    ];
-    let finished = finish(&mut bench(&out, &args));
+    let finished = with_recorded(&out);
     expect_success(&finished, &out);
     let measured = results(&out);
     let fit: Vec<&Measurement> = measured
@@ -254,33 +241,11 @@ fn a_failure_is_a_row_and_the_grid_goes_on() {
     recorded(
         &out,
         &format!(
-            "case \"$*\" in *none*) echo 'error: no such luck' >&2; exit 7;; esac\necho '{LINE}'"
+            "case \"$*\" in *none*) echo 'error: no such luck' >&2; exit 7;; esac\n\
+             case \"$*\" in *fitt*) echo '{{\"peak_bytes\": 1000}}' > \"$PIPESHARD_SIM_COUNTERS\";; esac\necho '{LINE}'"
         ),
     );
-    let model = format!("tiny={}", synthetic("tiny-llama", &[]).display());
-    let tools = out.display().to_string();
-    let args = [
-        "--model",
-        &model,
-        "--vram",
-        "60M",
-        "--prompt",
-        "64",
-        "--ubatch",
-        "64",
-        "--fit-ubatch",
-        "64",
-        "--generate",
-        "0",
-        "--rounds",
-        "1",
-        "--first-token",
-        "0",
-        "--no-ceiling",
-        "--tools",
-        &tools,
-    ];
-    let finished = finish(&mut bench(&out, &args));
+    let finished = with_recorded(&out);
     expect_success(&finished, &out);
     let measured = results(&out);
     let failed = measured
@@ -295,6 +260,22 @@ fn a_failure_is_a_row_and_the_grid_goes_on() {
     assert!(mapped.is_some_and(Measurement::is_valid));
     assert!(
         finished.stdout.contains("no such luck"),
+        "{}",
+        finished.stdout
+    );
+}
+
+#[test]
+fn a_baseline_whose_memory_nobody_measured_does_not_count() {
+    let out = folder("bench-unmeasured");
+    recorded(&out, &format!("echo '{LINE}'"));
+    let finished = with_recorded(&out);
+    expect_success(&finished, &out);
+    let measured = results(&out);
+    assert!(measured.iter().any(|m| m.approach == Approach::FitMapped));
+    assert!(!measured.iter().any(Measurement::is_valid), "{measured:?}");
+    assert!(
+        finished.stdout.contains("could not be measured"),
         "{}",
         finished.stdout
     );

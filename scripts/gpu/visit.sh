@@ -147,6 +147,8 @@ fi
 
 if [[ $what == *bench* ]]; then
     results=${BENCH_DIR:-/dev/shm/pipeshard-bench}
+    # a table of what there is, before the machine's own time limit
+    [[ ${BENCH_ARGS---quick} == *--quick* ]] || MINUTES=${MINUTES:-9}
     # shellcheck disable=SC2086 # arguments are words
     timeout "${LIMIT:-590}" "$bin/pipeshard" bench ${BENCH_ARGS---quick} ${MINUTES:+--minutes "$MINUTES"} --threads "$threads" \
         --models-dir "$models" --out "$results" > "$OUT/bench.out" 2> >(tee -a "$OUT/visit.log" >&2)

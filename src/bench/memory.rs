@@ -180,16 +180,15 @@ impl Sampler {
     /// Starts.
     pub fn start(source: &Source) -> Self {
         let steps = Arc::new(Mutex::new(Vec::new()));
-        let stop = Arc::new(AtomicBool::new(false));
+        // nobody to ask: nothing to do
+        let stop = Arc::new(AtomicBool::new(matches!(source, Source::None)));
         let (source, kept, ended) = (source.clone(), Arc::clone(&steps), Arc::clone(&stop));
         let work = move || {
             let mut last = None;
             while !ended.load(Ordering::Relaxed) {
                 let used = source.used();
-                if used.is_none() {
-                    return;
-                }
-                if used != last {
+                // a sample may fail; the next may not
+                if used.is_some() && used != last {
                     kept.lock().extend(used.map(|u| (Instant::now(), u)));
                     last = used;
                 }

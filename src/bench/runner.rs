@@ -97,15 +97,22 @@ pub fn run(settings: &Settings, progress: &dyn Progress) -> Result<Results, Stri
         .append(true)
         .open(in_folder("log.txt"))
         .map_err(|e| format!("{}: {e}", in_folder("log.txt").display()))?;
+    let source = match settings.simulated {
+        Some(_) => Source::None,
+        None => Source::find(settings.gpu),
+    };
+    if settings.simulated.is_none() && matches!(source, Source::None) {
+        return Err(
+            "neither NVIDIA's management library nor nvidia-smi tells how much device memory is in use here, so nothing could \
+             be compared at equal memory; --sim vram=1G tries the machinery without a GPU"
+                .to_owned(),
+        );
+    }
     let mut inventories = Vec::new();
     for model in &settings.grid.models {
         make_model(settings, model, progress, &mut log)?;
         inventories.push(Inventory::from_gguf(&model.path).map_err(|e| e.to_string())?);
     }
-    let source = match settings.simulated {
-        Some(_) => Source::None,
-        None => Source::find(settings.gpu),
-    };
     progress.say("opening the device and measuring the link");
     let machine = open_device(settings, &source, &mut log)?;
     let facts: Vec<Facts> = inventories.iter().map(facts_of).collect();
@@ -411,6 +418,12 @@ impl Run<'_> {
             };
             let sampled = sampler.peak(result.from, result.to).map(beyond);
             let peak = counted_peak.or(sampled);
+            if peak.is_none() && job.budget.is_some() {
+                let why = "its device memory could not be measured, so it compares with nothing";
+                let failed = failed(why.to_owned()).into_iter();
+                measured.extend(failed.filter(|m| m.test == test));
+                continue;
+            }
             let over = match (peak, job.budget) {
                 (Some(peak), Some(budget)) if job.approach != Approach::SamePlacement => {
                     peak.saturating_sub(budget)
