@@ -237,21 +237,6 @@ const REFUSED: &[(&str, &str, &str)] = &[];
 /// What is known to be wrong: model, feature, a part of what is seen, and what it comes from. A case that fails otherwise, or of
 /// another feature, is a failure. Whoever mends one takes it out of this list.
 const KNOWN_FAULTS: &[(&str, &str, &str, &str)] = &[
-    ("*", "lora", EXCEPTION, REFUSED_LATE),
-    ("*", "lora-swap", EXCEPTION, REFUSED_LATE),
-    ("*", "control-vector", EXCEPTION, REFUSED_LATE),
-    (
-        "*",
-        "control-vector",
-        "are the smallest budget",
-        NOT_COUNTED,
-    ),
-    ("*", "control-vector", ARENA_REFUSED, NOT_COUNTED),
-    ("*", "kv-q8_0", ARENA_REFUSED, PADDED_ROWS),
-    ("*", "kv-q4_0", ARENA_REFUSED, PADDED_ROWS),
-    ("*", "kv-k-q8_0", ARENA_REFUSED, PADDED_ROWS),
-    ("*", "ot-host", "that the user keeps on the host", IGNORED),
-    ("*", "n-cpu-moe", "that the user keeps on the host", IGNORED),
     ("qwen3next", "continuous", GREW, UNFORESEEN),
     ("qwen3next", "contexts", GREW, UNFORESEEN),
 ];
@@ -259,15 +244,6 @@ const KNOWN_FAULTS: &[(&str, &str, &str, &str)] = &[
 const GREW: &str = "compute buffers grew";
 const UNFORESEEN: &str =
     "the answers are the same, but compute buffers grow once after they were reserved";
-const EXCEPTION: &str = "Rust cannot catch foreign exceptions";
-const ARENA_REFUSED: &str = "although the budget allows them";
-const REFUSED_LATE: &str =
-    "compute buffers that no longer fit, once the context exists, end the process";
-const NOT_COUNTED: &str = "the vector's memory on the device is not counted in the budget";
-const PADDED_ROWS: &str =
-    "quantised rows are padded on the device, which the budget does not count";
-const IGNORED: &str =
-    "the answers are the same, but the weights may be placed on the device all the same";
 
 /// What a failure comes from, if that is known.
 pub fn known_fault(model: &MatrixModel, feature: &Feature, seen: &str) -> Option<&'static str> {
