@@ -12,12 +12,12 @@ trap 'rm -rf "$scratch"' EXIT
 # Two evaluations on the simulated GPU: streaming under a small budget, and a budget that changes while tokens are made;
 # two contexts take turns, the weights are not page-locked, and copies and kernels are delayed at random.
 evaluate() {
-    local tool=$1 model=$scratch/model.gguf
-    "$tool" synth --shape tiny-llama --force "$model" >/dev/null
+    local model=$scratch/model.gguf
+    "$@" synth --shape tiny-llama --force "$model" >/dev/null
     local common=(eval "$model" --threads=1 --prompt=1,40 --generate=4 --ctx=256 --ubatch=64 --contexts=2)
-    "$tool" "${common[@]}" --vram=12M --sim=vram=64M,pin=off,delay=50us,seed=7 >"$scratch/small"
-    "$tool" "${common[@]}" --vram=32M --budget-at=1=20M,3=32M --sim=vram=64M,delay=50us,seed=7 >"$scratch/changes"
-    "$tool" "${common[@]}" >"$scratch/stock"
+    "$@" "${common[@]}" --vram=12M --sim=vram=64M,pin=off,delay=50us,seed=7 >"$scratch/small"
+    "$@" "${common[@]}" --vram=32M --budget-at=1=20M,3=32M --sim=vram=64M,delay=50us,seed=7 >"$scratch/changes"
+    "$@" "${common[@]}" >"$scratch/stock"
     local answers=()
     for run in stock small changes; do
         answers+=("$(grep -o '"logits_hash":"[^"]*"' "$scratch/$run" | sort -u)")
@@ -49,14 +49,14 @@ threads() {
 # AddressSanitizer and LeakSanitizer: Rust and llama.cpp both instrumented, with the compiler's own run-time library.
 addresses() {
     export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/asan
-    export RUSTFLAGS="-Zsanitizer=address -Zexternal-clangrt $nightly_flags -Clink-arg=-lasan"
+    export RUSTFLAGS="-Zsanitizer=address -Zexternal-clangrt -Clink-arg=-lasan $nightly_flags"
     export CFLAGS="-fsanitize=address -fno-omit-frame-pointer -g1" CXXFLAGS="-fsanitize=address -fno-omit-frame-pointer -g1"
     export PIPESHARD_CMAKE_ARGS="-DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1" PIPESHARD_TOOLS=""
     export ASAN_OPTIONS="detect_leaks=1 detect_stack_use_after_return=1"
-    export LSAN_OPTIONS="suppressions=$PWD/scripts/lsan.supp print_suppressions=0"
     echo "== AddressSanitizer: evaluations"
     cargo build --target "$triple"
-    evaluate "target/asan/$triple/debug/pipeshard"
+    # cargo puts the run-time library last, and it insists on being first
+    evaluate env LD_PRELOAD="$(gcc -print-file-name=libasan.so)" "target/asan/$triple/debug/pipeshard"
 }
 
 for part in "${@:-threads addresses}"; do

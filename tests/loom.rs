@@ -3,6 +3,10 @@
 //! that runs; only the locks are loom's.
 //!
 //! A test that expects a panic leaves something out on purpose: it shows that the models would notice.
+#![allow(
+    clippy::arc_with_non_send_sync,
+    reason = "loom runs all its threads on one"
+)]
 
 // loom's cells say themselves who may share them: it fails where two threads touch one at once
 #![allow(clippy::arc_with_non_send_sync)]
