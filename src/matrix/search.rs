@@ -114,6 +114,15 @@ impl<'a> Search<'a> {
             }
             budget = low + high.saturating_sub(low) / 2;
         }
+        // more KV on the device can leave too little room for what comes later, so a larger budget may be refused
+        let floor = self.floor();
+        for eighth in 1..8 {
+            let budget = floor + self.everything.kv / 8 * eighth;
+            if matches!(self.work.ours(budget, true, 1), Ok(found) if self.kv_is_split(&found)) {
+                self.kv_host = Some(budget);
+                return Ok(budget);
+            }
+        }
         if let Ok(smallest) = self.smallest() {
             let least = self.work.ours(smallest, true, 1);
             if least.is_ok_and(|found| found.kv >= self.everything.kv) {
