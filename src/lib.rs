@@ -15,6 +15,7 @@ pub mod lanes;
 pub mod llama;
 pub mod matrix;
 pub mod plan;
+pub mod profile;
 pub mod report;
 pub mod sim;
 pub mod size;

@@ -5,11 +5,8 @@
 //! A test that expects a panic leaves something out on purpose: it shows that the models would notice.
 #![allow(
     clippy::arc_with_non_send_sync,
-    reason = "loom runs all its threads on one"
+    reason = "loom runs all its threads on one, and its cells say themselves who may share them"
 )]
-
-// loom's cells say themselves who may share them: it fails where two threads touch one at once
-#![allow(clippy::arc_with_non_send_sync)]
 
 #[path = "../src/sim/fence.rs"]
 #[allow(dead_code)]

@@ -8,6 +8,7 @@ mod gguf;
 mod keys;
 mod kv;
 mod names;
+mod routing;
 mod types;
 
 use std::collections::HashSet;
@@ -17,6 +18,7 @@ pub use dtype::{DType, DTYPES};
 pub use error::InventoryError;
 pub use keys::KeyValues;
 pub use names::{canonical_order, layer_of, role_of};
+pub use routing::expected_distinct;
 pub use types::{kv_bytes, Inventory, KvGeometry, KvLayer, Role, TensorInfo};
 
 use keys::ArchKeys;

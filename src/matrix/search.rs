@@ -6,6 +6,9 @@ use super::scenario::StepResult;
 use super::verdict::{report_of, CaseResult};
 use std::time::Instant;
 
+/// Budgets between no KV on the device and all of it that are tried where halving the distance finds none.
+const STEPS: u64 = 32;
+
 /// Looks for budgets, and compares at each.
 pub(super) struct Search<'a> {
     work: &'a Work<'a>,
@@ -116,8 +119,8 @@ impl<'a> Search<'a> {
         }
         // more KV on the device can leave too little room for what comes later, so a larger budget may be refused
         let floor = self.floor();
-        for eighth in 1..8 {
-            let budget = floor + self.everything.kv / 8 * eighth;
+        for step in 1..STEPS {
+            let budget = floor + self.everything.kv / STEPS * step;
             if matches!(self.work.ours(budget, true, 1), Ok(found) if self.kv_is_split(&found)) {
                 self.kv_host = Some(budget);
                 return Ok(budget);

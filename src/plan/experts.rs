@@ -1,16 +1,7 @@
 //! How many of a layer's experts a batch is expected to choose, and what is streamed for it.
 
 use super::types::Tier;
-
-/// How many different experts `rows` rows are expected to choose, if each chooses `used` of `experts` at random. Real routers
-/// choose less evenly, so this is the most to be expected.
-pub fn expected_distinct(experts: u32, used: u32, rows: u32) -> f64 {
-    if experts == 0 {
-        return 0.0;
-    }
-    let missed_by_one = 1.0 - f64::from(used.min(experts)) / f64::from(experts);
-    f64::from(experts) * (1.0 - missed_by_one.powf(f64::from(rows)))
-}
+use crate::inventory::expected_distinct;
 
 impl Tier {
     /// Whether an operation that sees `rows` rows, each of which chooses `used` of `experts`, fetches only what was chosen.

@@ -41,7 +41,6 @@ pub(crate) mod tests;
 
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;
-pub use experts::expected_distinct;
 pub use read::ReadPlanError;
 pub use solve::{place_kv, plan};
 pub use types::{
