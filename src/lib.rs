@@ -8,6 +8,7 @@
 pub mod arena;
 pub mod bench;
 pub mod cli;
+pub mod cost;
 pub mod ffi;
 pub mod hook;
 pub mod inventory;
