@@ -16,7 +16,7 @@ use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::host_memory::LockedMemory;
 use crate::lanes::mapped_file::{MappedFiles, Shrunk};
-use crate::plan::{plan, Plan, PlanError, PlanInput, Unit, UnitId};
+use crate::plan::{plan, Plan, PlanError, PlanInput, StreamShare, Unit, UnitId};
 use crate::trace::record::HostWork;
 use crate::trace::Recorder;
 use std::collections::HashMap;
@@ -282,6 +282,12 @@ impl Runtime {
         let debug = &self.config.debug;
         input.expert_min_rows = debug.expert_rows;
         input.chosen_percent = debug.chosen_percent.unwrap_or(input.chosen_percent);
+        if let Some(percent) = debug.decode_stream {
+            input.short_streams.push(StreamShare {
+                min_rows: 1,
+                percent,
+            });
+        }
         input.output_on_host = self.retry.output_on_host;
         input.keep_in_ring = !self.config.debug.like_stock;
         input.kv_fixed = Some(self.ledger.kv_placements());

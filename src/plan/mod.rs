@@ -32,6 +32,7 @@ mod order;
 mod read;
 mod ring;
 mod solve;
+mod tiers;
 mod types;
 mod ubatch;
 mod units;
@@ -45,7 +46,7 @@ pub use read::ReadPlanError;
 pub use solve::{place_kv, plan};
 pub use types::{
     Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,
-    Tier, Unit, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
+    StreamShare, Tier, Unit, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
 };
 pub use ubatch::{choose_ubatch, Rates, UbatchInput};
 pub use units::{default_small_threshold, units_from_inventory};

@@ -3,10 +3,9 @@
 use super::chunks::{round_up, Packer};
 use super::error::{Contribution, Contributor, PlanError};
 use super::types::{
-    KvPlacement, Ledger, Placement, Plan, PlanInput, Ring, StreamGroup, Tier, UnitClass, UnitId,
-    PLAN_SCHEMA_VERSION,
+    KvPlacement, Ledger, Plan, PlanInput, Ring, StreamGroup, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
 };
-use super::{order, ring};
+use super::{order, ring, tiers};
 
 /// The derived ring takes this share of the room for weights, within the limits below. It is no loss: short batches use what it
 /// holds, and between two prompts or ubatches, while the host prepares the next, the link fills it.
@@ -291,7 +290,7 @@ impl<'a> Problem<'a> {
             full_budget: self.fixed() + self.kv_bytes(kv_all.iter()) + all.chunks,
             scratch_estimated: input.scratch_estimated,
             units: input.units.clone(),
-            tiers: tiers(input, &residents, &ring),
+            tiers: tiers::tiers(input, &residents, &ring),
             residents,
             chunks,
             ring,
@@ -338,57 +337,6 @@ fn ids(input: &PlanInput, wanted: impl Fn(UnitClass) -> bool) -> Vec<UnitId> {
     let units = input.units.iter().enumerate();
     let found = units.filter(|(_, unit)| wanted(unit.class));
     found.map(|(index, _)| UnitId(index as u32)).collect()
-}
-
-fn tiers(input: &PlanInput, residents: &[UnitId], ring: &Ring) -> Vec<Tier> {
-    let mut resident = vec![Placement::Host; input.units.len()];
-    for id in residents {
-        resident[id.index()] = Placement::Resident;
-    }
-    let members = ring.groups.iter().flat_map(|group| &group.units);
-    let streamed: Vec<UnitId> = members.map(|&(id, _)| id).collect();
-    let min_rows = |id: &UnitId| {
-        let own = match input.units[id.index()].class {
-            UnitClass::Experts => input.expert_min_rows,
-            _ => None,
-        };
-        own.unwrap_or(input.stream_min_rows).max(1)
-    };
-    let mut starts: Vec<u32> = streamed.iter().map(min_rows).collect();
-    // the tiers are the same ones where nothing is streamed
-    starts.extend([1, input.stream_min_rows.max(1)]);
-    starts.sort_unstable();
-    starts.dedup();
-    let last = starts.len() - 1;
-    // a batch that is too short to stream for may as well use what the ring holds
-    let first_lap = match input.keep_in_ring {
-        true => ring.first_lap(),
-        false => &[],
-    };
-    let kept = first_lap.iter().flat_map(|group| &group.units);
-    let kept: Vec<UnitId> = kept.map(|&(id, _)| id).collect();
-    let tier = |(index, &start): (usize, &u32)| {
-        let mut placements = resident.clone();
-        for id in &kept {
-            placements[id.index()] = Placement::Kept;
-        }
-        for id in streamed.iter().filter(|id| min_rows(id) <= start) {
-            placements[id.index()] = Placement::Streamed;
-        }
-        Tier {
-            name: match index {
-                _ if index == last => "prompt",
-                0 => "decode",
-                _ => "batch",
-            }
-            .to_owned(),
-            min_rows: start,
-            max_rows: starts.get(index + 1).map(|next| next - 1),
-            placements,
-            chosen_percent: input.chosen_percent,
-        }
-    };
-    starts.iter().enumerate().map(tier).collect()
 }
 
 /// Refuses settings that make no sense, and sizes whose sums might not fit 64 bits: no sum that
