@@ -23,6 +23,7 @@
 //! operation sees: long batches stream it through the ring, short ones compute it on the CPU.
 //! Where a batch leaves enough of a layer's experts alone, it fetches only those that it has chosen.
 
+mod choices;
 mod chunks;
 mod error;
 mod estimate;
@@ -31,6 +32,7 @@ mod explain;
 mod order;
 mod read;
 mod ring;
+mod search;
 mod solve;
 mod tiers;
 mod types;
@@ -40,9 +42,11 @@ mod units;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use choices::Choices;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;
 pub use read::ReadPlanError;
+pub use search::{search, Found, SearchInput, UbatchOption};
 pub use solve::{place_kv, plan};
 pub use types::{
     Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,

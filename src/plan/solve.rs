@@ -27,7 +27,8 @@ pub fn plan(input: &PlanInput) -> Result<Plan, PlanError> {
     let (kv, room) = problem.place_kv()?;
     // While part of the KV cache is still on the host, more budget goes to it first: residents
     // wait, or they would have to make way again for the next layer of KV.
-    let waits = input.kv_fixed.is_none() && kv.iter().any(|layer| !layer.device);
+    let unwanted = |layer: &KvPlacement| !layer.device && !input.kv_on_host.contains(&layer.layer);
+    let waits = input.kv_fixed.is_none() && kv.iter().any(unwanted);
     let count = if waits {
         problem.anchor
     } else {
@@ -86,7 +87,7 @@ impl<'a> Problem<'a> {
             .collect();
         let small: Vec<UnitId> = ids(input, |class| class == UnitClass::Small);
         let small_sum: u64 = small.iter().map(|id| sizes[id.index()]).sum();
-        let priority = order::priority(&input.units, !input.output_on_host);
+        let priority = order::priority(&input.units, &input.order, !input.output_on_host);
         let output = input.output_streams && !input.output_on_host;
         let groups = ring::group(&input.units, &sizes, input.group_target, output);
         let mut problem = Self {
@@ -178,17 +179,24 @@ impl<'a> Problem<'a> {
         if let Some(fixed) = &self.input.kv_fixed {
             return Ok((fixed.clone(), spare + self.weights_min()));
         }
-        let layers: Vec<u64> = self.input.kv.iter().map(|layer| layer.bytes).collect();
+        let may = |layer: &super::KvLayer| !self.input.kv_on_host.contains(&layer.layer);
+        let layers = self.input.kv.iter().filter(|layer| may(layer));
+        let layers: Vec<u64> = layers.map(|layer| layer.bytes).collect();
         let taken = (0..=layers.len())
             .rev()
             .find(|&count| self.kv_bytes(layers[..count].iter()) <= spare)
             .unwrap_or(0);
-        let place = |(index, layer): (usize, &super::KvLayer)| KvPlacement {
-            layer: layer.layer,
-            device: index < taken,
-            bytes: layer.bytes,
+        let mut left = taken;
+        let place = |layer: &super::KvLayer| {
+            let device = may(layer) && left > 0;
+            left -= usize::from(device);
+            KvPlacement {
+                layer: layer.layer,
+                device,
+                bytes: layer.bytes,
+            }
         };
-        let placed = self.input.kv.iter().enumerate().map(place).collect();
+        let placed = self.input.kv.iter().map(place).collect();
         let used = self.kv_bytes(layers[..taken].iter());
         Ok((placed, spare - used + self.weights_min()))
     }

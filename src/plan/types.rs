@@ -120,6 +120,12 @@ pub struct PlanInput {
     pub granularity: u64,
     /// Where the KV cache already lives, if it has been allocated; takes the place of `kv`.
     pub kv_fixed: Option<Vec<KvPlacement>>,
+    /// Large units in the order in which they are given room; those that are not named follow in the usual order.
+    #[serde(default)]
+    pub order: Vec<UnitId>,
+    /// Layers whose KV cache goes to host memory whatever the budget.
+    #[serde(default)]
+    pub kv_on_host: Vec<u32>,
     /// Compute the output head on the CPU whatever the budget: its logits then need no room among
     /// the compute buffers.
     pub output_on_host: bool,
@@ -160,6 +166,8 @@ impl PlanInput {
             alignment: 256,
             granularity: 2 * MIB,
             kv_fixed: None,
+            order: Vec::new(),
+            kv_on_host: Vec::new(),
             output_on_host: false,
             output_streams: false,
             keep_in_ring: true,
