@@ -23,8 +23,8 @@
 //! operation sees: long batches stream it through the ring, short ones compute it on the CPU.
 //! Where a batch leaves enough of a layer's experts alone, it fetches only those that it has chosen.
 
-mod choices;
 mod chunks;
+mod decisions;
 mod error;
 mod estimate;
 mod experts;
@@ -36,13 +36,12 @@ mod search;
 mod solve;
 mod tiers;
 mod types;
-mod ubatch;
 mod units;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use choices::Choices;
+pub use decisions::Decisions;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;
 pub use read::ReadPlanError;
@@ -52,5 +51,4 @@ pub use types::{
     Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,
     StreamShare, Tier, Unit, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
 };
-pub use ubatch::{choose_ubatch, Rates, UbatchInput};
 pub use units::{default_small_threshold, units_from_inventory};

@@ -39,7 +39,10 @@ pub(super) fn priority(units: &[Unit], wanted: &[UnitId], output: bool) -> Vec<u
 
 /// Layers of every class, in an order in which every prefix is spread evenly over the model.
 pub(super) fn spread_layers(layers: &[u32]) -> Vec<u32> {
-    spread(layers.len()).into_iter().map(|at| layers[at]).collect()
+    spread(layers.len())
+        .into_iter()
+        .map(|at| layers[at])
+        .collect()
 }
 
 fn usual(units: &[Unit], output: bool) -> Vec<usize> {
@@ -127,7 +130,10 @@ mod tests {
         assert_eq!(priority(&units, &[], true), [2, 8, 5, 11, 3, 9, 6, 12, 13]);
         assert_eq!(priority(&units, &[], false), [2, 8, 5, 11, 3, 9, 6, 12]);
         let wanted = [9, 0, 9, 13, 99].map(UnitId);
-        assert_eq!(priority(&units, &wanted, true), [9, 13, 2, 8, 5, 11, 3, 6, 12]);
+        assert_eq!(
+            priority(&units, &wanted, true),
+            [9, 13, 2, 8, 5, 11, 3, 6, 12]
+        );
         assert_eq!(priority(&units, &wanted, false)[..2], [9, 2]);
     }
 }

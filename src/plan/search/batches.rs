@@ -1,6 +1,6 @@
 //! What short batches do: stream through part of the ring, or all of it.
 
-use super::super::choices::Choices;
+use super::super::decisions::Decisions;
 use super::super::solve::plan;
 use super::super::types::{Placement, StreamShare, UnitClass};
 use super::{Search, GAIN};
@@ -22,11 +22,11 @@ impl Search<'_> {
         }
         let rows = 1;
         for percent in SHARES {
-            let choices = Choices {
+            let decisions = Decisions {
                 short_streams: self.with_share(rows, percent),
-                ..self.choices.clone()
+                ..self.decisions.clone()
             };
-            better |= choices != self.choices && self.attempt(choices);
+            better |= decisions != self.decisions && self.attempt(decisions);
         }
         better
     }
@@ -53,7 +53,7 @@ impl Search<'_> {
     }
 
     fn with_share(&self, min_rows: u32, percent: u32) -> Vec<StreamShare> {
-        let mut shares = self.choices.short_streams.clone();
+        let mut shares = self.decisions.short_streams.clone();
         shares.retain(|share| share.min_rows != min_rows);
         shares.push(StreamShare { min_rows, percent });
         shares.sort_by_key(|share| share.min_rows);
@@ -61,19 +61,19 @@ impl Search<'_> {
     }
 
     fn tune_share(&mut self, rows: u32) {
-        let mut best = (self.batch_seconds(&self.choices.clone(), rows), None);
+        let mut best = (self.batch_seconds(&self.decisions.clone(), rows), None);
         for percent in SHARES {
-            let choices = Choices {
+            let decisions = Decisions {
                 short_streams: self.with_share(rows, percent),
-                ..self.choices.clone()
+                ..self.decisions.clone()
             };
-            let seconds = self.batch_seconds(&choices, rows);
+            let seconds = self.batch_seconds(&decisions, rows);
             if seconds < best.0 * (1.0 - GAIN) {
-                best = (seconds, Some(choices));
+                best = (seconds, Some(decisions));
             }
         }
-        if let Some(choices) = best.1 {
-            self.adopt(choices);
+        if let Some(decisions) = best.1 {
+            self.adopt(decisions);
         }
     }
 
@@ -81,25 +81,31 @@ impl Search<'_> {
         let prompt = self.plan.tiers.last().map(|tier| &tier.placements);
         let streams = |class: UnitClass| {
             let placements = prompt.into_iter().flatten().zip(&self.plan.units);
-            let mut of_class = placements.filter(|(_, unit)| (unit.class == UnitClass::Experts) == (class == UnitClass::Experts));
+            let mut of_class = placements.filter(|(_, unit)| {
+                (unit.class == UnitClass::Experts) == (class == UnitClass::Experts)
+            });
             of_class.any(|(placement, _)| *placement == Placement::Streamed)
         };
-        let class = if experts { UnitClass::Experts } else { UnitClass::FeedForward };
+        let class = if experts {
+            UnitClass::Experts
+        } else {
+            UnitClass::FeedForward
+        };
         if !streams(class) {
             return;
         }
         let with = |rows: u32| {
-            let mut choices = self.choices.clone();
+            let mut decisions = self.decisions.clone();
             match experts {
-                true => choices.expert_min_rows = Some(rows),
+                true => decisions.expert_min_rows = Some(rows),
                 false => {
                     // experts keep theirs
-                    let own = choices.expert_min_rows.or(self.input.expert_min_rows);
-                    choices.expert_min_rows = own.or(Some(self.input.stream_min_rows));
-                    choices.stream_min_rows = Some(rows);
+                    let own = decisions.expert_min_rows.or(self.input.expert_min_rows);
+                    decisions.expert_min_rows = own.or(Some(self.input.stream_min_rows));
+                    decisions.stream_min_rows = Some(rows);
                 }
             }
-            choices
+            decisions
         };
         // the fewest rows for which, and for all more, streaming everything is no slower
         let mut found = None;
@@ -116,18 +122,18 @@ impl Search<'_> {
     }
 
     /// Takes over decisions that do not concern the conversation that is priced.
-    fn adopt(&mut self, choices: Choices) {
-        if let Ok(made) = plan(&self.input.with(&choices)) {
+    fn adopt(&mut self, decisions: Decisions) {
+        if let Ok(made) = plan(&self.input.with(&decisions)) {
             self.prediction = self.costs.predict(&made, self.workload);
             self.score = self.prediction.e2el;
-            self.choices = choices;
+            self.decisions = decisions;
             self.plan = made;
         }
     }
 
     /// Seconds of a pass of `rows` tokens, each of a sequence of its own.
-    fn batch_seconds(&self, choices: &Choices, rows: u32) -> f64 {
-        let Ok(made) = plan(&self.input.with(choices)) else {
+    fn batch_seconds(&self, decisions: &Decisions, rows: u32) -> f64 {
+        let Ok(made) = plan(&self.input.with(decisions)) else {
             return f64::INFINITY;
         };
         let cells = u64::from(self.workload.prompt / rows.max(1));

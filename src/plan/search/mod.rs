@@ -12,7 +12,7 @@ mod orders;
 #[cfg(test)]
 mod tests;
 
-use super::choices::Choices;
+use super::decisions::Decisions;
 use super::error::PlanError;
 use super::solve::plan;
 use super::types::{Plan, PlanInput};
@@ -53,7 +53,7 @@ pub struct SearchInput<'a> {
 #[derive(Debug, Clone)]
 pub struct Found {
     /// The decisions.
-    pub choices: Choices,
+    pub decisions: Decisions,
     /// The plan that they make.
     pub plan: Plan,
     /// What it is predicted to cost.
@@ -80,9 +80,16 @@ pub fn search(wanted: &SearchInput) -> Result<Found, PlanError> {
             ..wanted.workload
         };
         match Search::new(input, &costs, workload) {
+            // what fits is computed as llama.cpp does
+            Ok(search) if search.all_fits() && best.is_none() => {
+                best = Some(search);
+                break;
+            }
             Ok(mut search) => {
                 search.try_shares();
-                let better = best.as_ref().is_none_or(|best| search.score < best.score * (1.0 - GAIN));
+                let better = best
+                    .as_ref()
+                    .is_none_or(|best| search.score < best.score * (1.0 - GAIN));
                 if better {
                     best = Some(search);
                 }
@@ -94,7 +101,7 @@ pub fn search(wanted: &SearchInput) -> Result<Found, PlanError> {
     search.improve();
     search.tune_batches();
     Ok(Found {
-        choices: search.choices,
+        decisions: search.decisions,
         plan: search.plan,
         prediction: search.prediction,
         ubatch: search.workload.ubatch,
@@ -107,7 +114,7 @@ struct Search<'a> {
     input: PlanInput,
     costs: &'a Costs<'a>,
     workload: Workload,
-    choices: Choices,
+    decisions: Decisions,
     plan: Plan,
     prediction: Prediction,
     /// Seconds until the conversation ends.
@@ -117,7 +124,7 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn new(input: PlanInput, costs: &'a Costs<'a>, workload: Workload) -> Result<Self, PlanError> {
-        let choices = Choices::default();
+        let decisions = Decisions::default();
         let plan = plan(&input)?;
         let prediction = costs.predict(&plan, workload);
         Ok(Search {
@@ -125,7 +132,7 @@ impl<'a> Search<'a> {
             input,
             costs,
             workload,
-            choices,
+            decisions,
             plan,
             prediction,
             priced: 1,
@@ -133,8 +140,8 @@ impl<'a> Search<'a> {
     }
 
     /// Whether the conversation ends sooner with these decisions; then they are the best.
-    fn attempt(&mut self, choices: Choices) -> bool {
-        let Ok(made) = plan(&self.input.with(&choices)) else {
+    fn attempt(&mut self, decisions: Decisions) -> bool {
+        let Ok(made) = plan(&self.input.with(&decisions)) else {
             return false;
         };
         self.priced += 1;
@@ -142,16 +149,21 @@ impl<'a> Search<'a> {
         let better = prediction.e2el < self.score * (1.0 - GAIN);
         if better {
             self.score = prediction.e2el;
-            self.choices = choices;
+            self.decisions = decisions;
             self.plan = made;
             self.prediction = prediction;
         }
         better
     }
 
+    /// Nothing is left on the host that may be on the device.
+    fn all_fits(&self) -> bool {
+        self.plan.budget >= self.plan.full_budget
+    }
+
     /// Varies one decision after the other.
     fn improve(&mut self) {
-        if self.plan.ring.groups.is_empty() && self.plan.kv.iter().all(|layer| layer.device) {
+        if self.all_fits() {
             return;
         }
         for round in 0..3 {
@@ -170,13 +182,13 @@ impl<'a> Search<'a> {
         let mut better = false;
         let sizes = RINGS.iter().map(|size| Some(size * MIB));
         for ring_target in std::iter::once(None).chain(sizes) {
-            let known = ring_target == self.choices.ring_target;
+            let known = ring_target == self.decisions.ring_target;
             if known || ring_target.is_some_and(|bytes| bytes > streamed.next_power_of_two()) {
                 continue;
             }
-            better |= self.attempt(Choices {
+            better |= self.attempt(Decisions {
                 ring_target,
-                ..self.choices.clone()
+                ..self.decisions.clone()
             });
         }
         better

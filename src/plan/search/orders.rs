@@ -1,6 +1,6 @@
 //! What is given room first.
 
-use super::super::choices::Choices;
+use super::super::decisions::Decisions;
 use super::super::order::spread_layers;
 use super::super::types::{UnitClass, UnitId};
 use super::Search;
@@ -14,6 +14,11 @@ const CLASSES: [UnitClass; 4] = [
 ];
 /// Exchanges of a resident block for another that are tried at the end.
 const EXCHANGES: usize = 48;
+
+/// Numbers of layers on the host that are tried.
+const LAYER_STEPS: usize = 16;
+/// Blocks of which every choice is tried.
+const FEW_BLOCKS: usize = 9;
 
 /// Units of a layer and class, which the CPU computes in one go.
 #[derive(Debug, Clone)]
@@ -35,16 +40,36 @@ impl Search<'_> {
         for classes in permutations(&present) {
             for spread in [true, false] {
                 let order = by_class(&blocks, &classes, spread);
-                let choices = Choices {
+                let decisions = Decisions {
                     order,
                     kv_on_host: Vec::new(),
-                    ..self.choices.clone()
+                    ..self.decisions.clone()
                 };
-                better |= choices != self.choices && self.attempt(choices);
+                better |= decisions != self.decisions && self.attempt(decisions);
             }
         }
         if round == 0 {
             better |= self.try_layers(&blocks);
+        }
+        if blocks.len() <= FEW_BLOCKS {
+            better |= self.try_all(&blocks);
+        }
+        better
+    }
+
+    /// Every choice of blocks.
+    fn try_all(&mut self, blocks: &[Block]) -> bool {
+        let mut better = false;
+        for subset in 0..1u32 << blocks.len() {
+            let chosen = blocks
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| subset >> at & 1 == 1);
+            let order = chosen.flat_map(|(_, block)| block.units.iter().copied());
+            better |= self.attempt(Decisions {
+                order: order.collect(),
+                ..self.decisions.clone()
+            });
         }
         better
     }
@@ -57,19 +82,26 @@ impl Search<'_> {
         let mut layers: Vec<u32> = blocks.iter().filter_map(|block| block.layer).collect();
         layers.sort_unstable();
         layers.dedup();
-        let head = blocks.iter().filter(|block| block.layer.is_none());
-        let rest = layers.iter().rev();
-        let whole = rest.flat_map(|layer| blocks.iter().filter(|b| b.layer == Some(*layer)));
-        let order: Vec<UnitId> = head.chain(whole).flat_map(|b| b.units.clone()).collect();
+        let units = |layer: Option<u32>| {
+            let members = blocks.iter().filter(move |block| block.layer == layer);
+            members.flat_map(|block| block.units.iter().copied())
+        };
+        let whole = || layers.iter().rev().flat_map(|layer| units(Some(*layer)));
+        let orders: [Vec<UnitId>; 2] = [
+            units(None).chain(whole()).collect(),
+            whole().chain(units(None)).collect(),
+        ];
         let mut better = false;
-        // eighths of the layers: finer steps differ by less than the other decisions do
-        for step in 0..8 {
-            let hosted = layers.len() * step / 8;
-            better |= self.attempt(Choices {
-                order: order.clone(),
-                kv_on_host: layers[..hosted].to_vec(),
-                ..self.choices.clone()
-            });
+        for order in orders {
+            let steps = layers.len().min(LAYER_STEPS);
+            for step in 0..=steps {
+                let hosted = layers.len() * step / steps.max(1);
+                better |= self.attempt(Decisions {
+                    order: order.clone(),
+                    kv_on_host: layers[..hosted].to_vec(),
+                    ..Decisions::default()
+                });
+            }
         }
         better
     }
@@ -106,11 +138,11 @@ impl Search<'_> {
                     let stays = stays.filter(|(at, _)| Some(*at) != leave);
                     let first = stays.map(|(_, block)| *block).chain([outside[enter]]);
                     let order = first.flat_map(|block| block.units.clone()).collect();
-                    let choices = Choices {
+                    let decisions = Decisions {
                         order,
-                        ..self.choices.clone()
+                        ..self.decisions.clone()
                     };
-                    if self.attempt(choices) {
+                    if self.attempt(decisions) {
                         moved = true;
                         break 'pairs;
                     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// The decisions that make one plan out of an input. The default ones are those of an input that nobody searched for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Choices {
+pub struct Decisions {
     /// [`PlanInput::order`].
     pub order: Vec<UnitId>,
     /// [`PlanInput::kv_on_host`].
@@ -22,21 +22,21 @@ pub struct Choices {
 
 impl PlanInput {
     /// The input with these decisions.
-    pub fn with(&self, choices: &Choices) -> PlanInput {
+    pub fn with(&self, decisions: &Decisions) -> PlanInput {
         let mut input = self.clone();
-        input.decide(choices);
+        input.decide(decisions);
         input
     }
 
     /// Takes over these decisions.
-    pub fn decide(&mut self, choices: &Choices) {
-        self.order.clone_from(&choices.order);
-        self.kv_on_host.clone_from(&choices.kv_on_host);
-        self.ring_target = choices.ring_target;
-        self.short_streams.clone_from(&choices.short_streams);
-        if let Some(rows) = choices.stream_min_rows {
+    pub fn decide(&mut self, decisions: &Decisions) {
+        self.order.clone_from(&decisions.order);
+        self.kv_on_host.clone_from(&decisions.kv_on_host);
+        self.ring_target = decisions.ring_target;
+        self.short_streams.clone_from(&decisions.short_streams);
+        if let Some(rows) = decisions.stream_min_rows {
             self.stream_min_rows = rows;
         }
-        self.expert_min_rows = choices.expert_min_rows.or(self.expert_min_rows);
+        self.expert_min_rows = decisions.expert_min_rows.or(self.expert_min_rows);
     }
 }
