@@ -86,19 +86,17 @@ impl Search<'_> {
             let members = blocks.iter().filter(move |block| block.layer == layer);
             members.flat_map(|block| block.units.iter().copied())
         };
-        let whole = || layers.iter().rev().flat_map(|layer| units(Some(*layer)));
-        let orders: [Vec<UnitId>; 2] = [
-            units(None).chain(whole()).collect(),
-            whole().chain(units(None)).collect(),
-        ];
+        let steps = layers.len().min(LAYER_STEPS);
         let mut better = false;
-        for order in orders {
-            let steps = layers.len().min(LAYER_STEPS);
-            for step in 0..=steps {
-                let hosted = layers.len() * step / steps.max(1);
+        for step in 0..=steps {
+            let (hosted, kept) = layers.split_at(layers.len() * step / steps.max(1));
+            let whole = || kept.iter().rev().flat_map(|layer| units(Some(*layer)));
+            let orders: [Vec<UnitId>; 2] =
+                [units(None).chain(whole()).collect(), whole().collect()];
+            for order in orders {
                 better |= self.attempt(Decisions {
-                    order: order.clone(),
-                    kv_on_host: layers[..hosted].to_vec(),
+                    order,
+                    kv_on_host: hosted.to_vec(),
                     ..Decisions::default()
                 });
             }
