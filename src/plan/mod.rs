@@ -45,7 +45,7 @@ pub use decisions::Decisions;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;
 pub use read::ReadPlanError;
-pub use search::{search, Found, SearchInput, UbatchOption};
+pub use search::{search, Candidate, Found, SearchInput, UbatchOption};
 pub use solve::{place_kv, plan};
 pub use types::{
     Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,
