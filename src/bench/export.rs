@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::analysis::{end_to_end, Cell};
+use super::placements::Point;
 use super::table::ANSWER;
 use super::targets::Verdict;
 use super::types::{Machine, Test, Work};
@@ -21,6 +22,8 @@ pub struct Summary<'a> {
     pub cells: &'a [Cell],
     /// What became of the targets.
     pub targets: &'a [Verdict],
+    /// Placements that the planner chose, or was told to take.
+    pub placements: &'a [Point],
     /// What was left out, and why.
     pub not_measured: &'a [String],
 }

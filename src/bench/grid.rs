@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::place::Way;
 use super::search::Strategy;
 use super::types::{Approach, Test};
 
@@ -116,6 +117,19 @@ pub enum Step {
         /// What to time.
         test: Test,
     },
+    /// Find stock placements of a kind that fit into each of these budgets, and time a generation with them.
+    Place {
+        /// Index of the model.
+        model: usize,
+        /// The budgets in bytes.
+        budgets: Vec<u64>,
+        /// The kind.
+        way: Way,
+        /// What to time.
+        test: Test,
+        /// By which tool.
+        form: Form,
+    },
     /// Run the best of each side again.
     Duel {
         /// Index of the model.
@@ -146,6 +160,20 @@ pub struct Job {
     pub tests: Vec<Test>,
     /// In which round.
     pub round: u32,
+    /// How its tests are timed.
+    pub form: Form,
+}
+
+/// How the tests of a job are timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Form {
+    /// Each by itself, by `llama-bench`.
+    #[default]
+    Separate,
+    /// A prompt and the generation behind it together, by `llama-bench`, and told apart by what it says as it goes on.
+    Answer,
+    /// Sequences side by side, by `llama-batched-bench`.
+    Batched,
 }
 
 impl Job {
@@ -160,6 +188,16 @@ impl Job {
             ubatch: None,
             tests,
             round: 1,
+            form: Form::Separate,
+        }
+    }
+
+    /// A prompt, and so many tokens generated behind it.
+    pub fn answer(model: usize, budget: u64, prompt: u32, tokens: u32) -> Self {
+        let tests = vec![Test::prompt(prompt), Test::decode(tokens, prompt)];
+        Job {
+            form: Form::Answer,
+            ..Job::new(model, Some(budget), Approach::Pipeshard, tests)
         }
     }
 

@@ -89,7 +89,7 @@ fn legend() -> String {
     )
 }
 
-fn table(header: &[&str], left: usize) -> Table {
+pub(super) fn table(header: &[&str], left: usize) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(header.to_vec());
@@ -123,7 +123,11 @@ fn block_table(block: &[&Cell]) -> Table {
             first = false;
             let decode = block
                 .iter()
-                .find(|c| c.test == Test::decode(0, cell.test.depth))
+                .find(|c| c.test == Test::decode(0, 0))
+                .or_else(|| {
+                    let behind = Test::decode(0, cell.test.tokens);
+                    block.iter().find(|c| c.test == behind)
+                })
                 .and_then(|c| c.row(row.approach));
             table.add_row(cells_of(cell, row, decode).into_iter().fold(
                 vec![test],
@@ -160,7 +164,7 @@ fn cells_of(cell: &Cell, row: &Row, decode: Option<&Row>) -> Vec<String> {
     };
     let streamed = row.counted.as_ref().map(|c| c.bytes_streamed);
     let streamed = match streamed {
-        Some(bytes) if row.approach == Approach::Pipeshard => {
+        Some(bytes) if row.approach == Approach::Pipeshard && test.depth == 0 => {
             let per = if test.work == Work::Decode { "/t" } else { "" };
             format!("{:.2}{per}", bytes as f64 / 1e9)
         }
