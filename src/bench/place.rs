@@ -229,24 +229,24 @@ impl Run<'_> {
                 && m.test.comparable() == test.comparable()
         };
         let measured: Vec<&Measurement> = self.store.measurements.iter().filter(of_way).collect();
-        // what compute buffers and pools took, by budget: the placement itself is known
-        let mut beside: Option<u64> = None;
-        for m in &measured {
-            let placed = way.of_setting(inventory, &m.setting, need);
-            if let (Some(placed), Some(peak)) = (placed, m.peak) {
-                let took = peak.saturating_sub(placed.weights + placed.kv) + budget / MARGIN;
-                beside = beside.max(Some(took));
-            }
-        }
         let here = || measured.iter().filter(|m| m.budget == Some(budget));
+        // what compute buffers and pools took: the placement itself is known
+        let took = |m: &&&Measurement| {
+            let placed = way.of_setting(inventory, &m.setting, need)?;
+            Some(m.peak?.saturating_sub(placed.weights + placed.kv) + budget / MARGIN)
+        };
+        let beside = here().filter_map(|m| took(&m)).max();
+        let beside = beside.or_else(|| measured.iter().filter_map(|m| took(&m)).max());
         let least = way.placement(inventory, inventory.layer_count, need);
         let least_held = least.weights + least.kv;
         let fitted = way.fit(inventory, need, budget, beside).or_else(|| {
             // what was assumed may be too much: the least that this kind can take tells
-            (here().next().is_none() && least_held < budget).then_some(least)
+            (here().next().is_none() && least_held < budget).then_some(least.clone())
         });
         let Some(fitted) = fitted else {
-            return Next::Never(least_held + beside.unwrap_or(0));
+            let tried = here().find(|m| m.setting == least.setting);
+            let tried = tried.and_then(|m| m.peak);
+            return Next::Never(tried.unwrap_or(least_held + beside.unwrap_or(0)));
         };
         let best = here().filter(|m| m.is_valid()).filter_map(|m| m.peak).max();
         let held_before = here().filter(|m| m.is_valid()).filter_map(|m| {
@@ -412,4 +412,108 @@ fn results_in_order(finished: &Finished, test: Test) -> Vec<Timed> {
         }
     }
     results
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::super::process::Said;
+    use super::*;
+    use crate::synth::{shape, write, WriteOptions};
+
+    fn inventory(name: &str) -> Inventory {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        let options = WriteOptions {
+            threads: Some(1),
+            replace: true,
+        };
+        write(&shape(name).unwrap(), &path, options, &|_| ()).unwrap();
+        Inventory::from_gguf(&path).unwrap()
+    }
+
+    const NEED: Need = Need {
+        context: 512,
+        ubatch: UBATCH,
+    };
+
+    #[test]
+    fn a_cache_in_host_memory_makes_room_for_weights() {
+        let dense = inventory("tiny-llama");
+        let all = Way::Part.placement(&dense, 0, NEED);
+        let budget = all.weights + all.kv / 2 + 1000;
+        let part = Way::Part.fit(&dense, NEED, budget, Some(1000)).unwrap();
+        let host = Way::HostKv.fit(&dense, NEED, budget, Some(1000)).unwrap();
+        assert!(host.weights > part.weights);
+        assert_eq!((host.kv, host.setting.as_str()), (0, "ffn 0, nkvo"));
+        let again = Way::HostKv.of_setting(&dense, &host.setting, NEED);
+        assert_eq!(again, Some(host.clone()));
+        assert_eq!(Way::Part.of_setting(&dense, &host.setting, NEED), None);
+    }
+
+    #[test]
+    fn one_process_has_a_setting_that_fills_and_those_that_are_wanted() {
+        let args = |name: &str, way: Way, filled| {
+            let model = inventory(name);
+            let list = [2, 1].map(|layers| Placed {
+                budget: 1,
+                placement: way.placement(&model, layers, NEED),
+            });
+            let process = together(way, &model, &list, filled);
+            (process.args.join(" "), process.settings)
+        };
+        let layers = inventory("tiny-llama").layer_count;
+        let (text, settings) = args("tiny-llama", Way::Layers, true);
+        assert_eq!(text, format!("-ngl 999,{},{}", layers - 1, layers));
+        assert_eq!(settings, [None, Some(0), Some(1)]);
+        let (text, settings) = args("tiny-qwen3moe", Way::Part, false);
+        assert_eq!(text, "-ncmoe 2,1 -ngl 999");
+        assert_eq!(settings, [Some(0), Some(1)]);
+        let (text, settings) = args("tiny-llama", Way::HostKv, true);
+        assert!(text.starts_with("-ot ,blk"), "{text}");
+        assert!(text.ends_with("-ngl 999 -nkvo 0,1"), "{text}");
+        // the cache in VRAM first, with every placement
+        assert_eq!(settings, [None, None, None, Some(0), None, Some(1)]);
+    }
+
+    #[test]
+    fn results_come_in_the_order_of_the_settings() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let said = |ms, error, text: &str| Said {
+            at: at(ms),
+            error,
+            text: text.to_owned(),
+        };
+        let line = |ns: u64| {
+            format!("{{\"n_prompt\": 0, \"n_gen\": 4, \"n_depth\": 200, \"samples_ns\": [{ns}]}}")
+        };
+        let finished = Finished {
+            start,
+            status: None,
+            said: vec![
+                said(1, true, "llama-bench: benchmark 1/2: starting"),
+                said(5, true, "llama-bench: benchmark 1/2: warmup generation run"),
+                said(9, false, &line(1_000_000_000)),
+                said(10, true, "llama-bench: benchmark 2/2: starting"),
+                said(
+                    15,
+                    true,
+                    "llama-bench: benchmark 2/2: warmup generation run",
+                ),
+                said(
+                    16,
+                    true,
+                    "llama-bench: benchmark 2/2: depth run 1/1 (cached)",
+                ),
+                said(19, false, &line(2_000_000_000)),
+            ],
+        };
+        let results = results_in_order(&finished, Test::decode(4, 200));
+        assert_eq!(results.len(), 2);
+        assert_eq!(results[1].seconds, [2.0]);
+        let times = (results[1].from, results[1].loaded, results[1].to);
+        assert_eq!(times, (at(10), at(15), at(19)));
+    }
 }

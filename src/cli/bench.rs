@@ -32,6 +32,8 @@ device memory less what a process takes that only opens the device, for both sid
 by the driver's count; a baseline that took more is thrown out. Results are kept as
 they come: the same command again takes up where the last one ended.";
 
+/// Between the budgets that tell most.
+const MIDDLE: u64 = 5800 << 20;
 const DENSE: &str = "llama3-8b:f16";
 const MIXTURE: &str = "qwen3-30b-a3b:q4_0";
 
@@ -77,7 +79,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "grid")]
     candidates: Option<Vec<String>>,
 
-    /// Prompt lengths in tokens [default: 8,32,128,512,2048,4096; quick: 32,512,4096]
+    /// Prompt lengths in tokens [default: 8,32,128,512,2048,4096; quick: 32,512,2048,4096]
     #[arg(long = "prompt", value_name = "LIST", value_delimiter = ',')]
     prompts: Option<Vec<u32>>,
 
@@ -89,9 +91,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     fit_ubatch: Option<Vec<u32>>,
 
-    /// Ubatches that pipeshard is given for longer prompts, besides choosing its own
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["2048", "4096"])]
-    our_ubatch: Vec<u32>,
+    /// Ubatches that pipeshard is given for longer prompts, besides choosing its own [default: 2048,4096; quick: 2048]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    our_ubatch: Option<Vec<u32>>,
 
     /// Tokens to generate; fewer where that would take too long [default: 64; quick: 32]
     #[arg(long, value_name = "N")]
@@ -200,11 +202,11 @@ impl BenchArgs {
             prompts: list(
                 &self.prompts,
                 &[8, 32, 128, 512, 2048, 4096],
-                &[32, 512, 4096],
+                &[32, 512, 2048, 4096],
             ),
             ubatches: list(&self.ubatches, &[512, 2048, 4096], &[4096]),
             fit_ubatches: list(&self.fit_ubatch, &[512, 2048], &[2048]),
-            our_ubatches: ascending(self.our_ubatch.clone()),
+            our_ubatches: list(&self.our_ubatch, &[2048, 4096], &[2048]),
             decode: self.generate.unwrap_or(if quick { 32 } else { 64 }),
             decode_seconds: if quick { 2.0 } else { 4.0 },
             depths: self.depth.clone(),
@@ -215,7 +217,7 @@ impl BenchArgs {
             rounds: self.rounds.max(1),
             first_token: self.first_token,
             full_search: search == Search::Full,
-            same_placement: search == Search::Full,
+            same_placement: true,
             ceiling: !self.no_ceiling,
         };
         match grid.ubatches.is_empty() || grid.fit_ubatches.is_empty() {
@@ -244,7 +246,7 @@ impl BenchArgs {
             return Ok(None);
         };
         let mut budgets = self.budgets();
-        middle_first(&mut budgets, 6 << 30);
+        middle_first(&mut budgets, MIDDLE);
         let default: &[u64] = match kind {
             GridKind::Contexts => &[1 << 10, 4 << 10, 16 << 10, 64 << 10],
             GridKind::Batches => &[1 << 10],
@@ -432,7 +434,7 @@ mod tests {
     fn the_quick_grid_is_a_small_one_with_a_limit() {
         let quick = parse("bench --quick").unwrap().settings().unwrap();
         assert_eq!(quick.limit, Some(Duration::from_secs(300)));
-        assert_eq!(quick.grid.prompts, [32, 512, 4096]);
+        assert_eq!(quick.grid.prompts, [32, 512, 2048, 4096]);
         assert_eq!(quick.grid.models.len(), 2);
         assert!(!quick.grid.full_search);
         let full = parse("bench --vram 8G,2G,8G --prompt 512,8").unwrap();
@@ -458,13 +460,21 @@ mod tests {
             steps.map(|step| step_seconds(step, &facts, &grid)).sum()
         };
         let later = |step: &Step| match step {
-            Step::Run(job) => job.round > 1 || job.approach == Approach::FitLocked,
+            Step::Run(job) => {
+                job.round > 1 || job.approach == Approach::FitLocked || job.budget == Some(8 << 30)
+            }
+            Step::Search { budget, .. } => *budget == 8 << 30,
             Step::Duel { .. } => true,
             _ => false,
         };
         let (first, rest) = (of(&|step| !later(step)), of(&later));
-        // half a minute is for making the models; page-locked --fit and the second round get what is left
-        assert!(first < 270.0, "{first} s, and {rest} s");
+        // half a minute is for making the models; what is left is for the larger budget, page-locked --fit, and more rounds
+        assert!(first < 200.0, "{first} s, and {rest} s");
+        let is_later: Vec<bool> = steps.iter().map(later).collect();
+        assert!(
+            is_later.is_sorted(),
+            "every target has a pair before anything has two"
+        );
     }
 
     #[test]
