@@ -5,12 +5,15 @@
 //! processor's bandwidth and its arithmetic rate the one that takes longer.
 
 mod curve;
+mod key;
 mod machine;
+pub mod measure;
 mod operations;
 mod stated;
 mod types;
 
 pub use curve::Work;
+pub use key::key_of;
 pub use machine::{Machine, WhatIf, WhatIfError, MACHINES};
 pub use operations::{operations, usual_operations, Effort};
 pub use stated::{Rates, ASSUMED_CPU, ASSUMED_DRAM_SHARE, ASSUMED_PASS};
