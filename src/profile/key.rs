@@ -79,6 +79,19 @@ fn nvml_version() -> Option<String> {
     }
 }
 
+/// Threads that llama.cpp computes with unless it is told: one for each core, not for each of a core's threads.
+pub fn default_threads() -> u32 {
+    let siblings = |cpu: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings");
+        std::fs::read_to_string(path).ok()
+    };
+    let cores: std::collections::HashSet<String> = (0..4096).map_while(siblings).collect();
+    match cores.len() {
+        0 => std::thread::available_parallelism().map_or(4, |n| n.get() as u32),
+        n => n as u32,
+    }
+}
+
 /// Bytes of the largest cache of the CPU; 32 MiB where nobody tells.
 pub(super) fn last_cache_bytes() -> u64 {
     let folder = Path::new("/sys/devices/system/cpu/cpu0/cache");

@@ -168,13 +168,13 @@ impl<'b> Bench<'_, 'b> {
         alone: f64,
         traffic: &Traffic<'b>,
     ) -> Result<Option<Beside>, MeasureError> {
-        let expected = alone * series.nodes as f64;
+        let mut lasting = alone * series.nodes as f64 * 2.5;
         let mut found: Vec<Beside> = Vec::new();
         let start = std::time::Instant::now();
         let limit = self.pace.limit.max(Duration::from_millis(5));
         while found.len() < 3 || (start.elapsed() < limit && found.len() < 25) {
             let graph = &series.graphs[found.len() % series.graphs.len()];
-            match traffic.beside(expected, || self.engine.run(graph))? {
+            match traffic.beside(&mut lasting, || self.engine.run(graph))? {
                 Some(beside) => found.push(beside),
                 None => return Ok(None),
             }

@@ -17,10 +17,14 @@ const TIME_LIMIT: std::time::Duration = std::time::Duration::from_millis(15);
 const PIECE: usize = 1 << 18;
 
 /// Types that ggml can quantise to.
-const QUANTISABLE: [&str; 28] = [
+const QUANTISABLE: [&str; 21] = [
     "f32", "f16", "bf16", "q1_0", "q2_0", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4", "nvfp4",
-    "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "tq1_0", "tq2_0", "iq2_xxs", "iq2_xs", "iq2_s",
-    "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs", "iq1_s", "iq1_m",
+    "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "tq1_0", "tq2_0", "iq4_nl", "iq4_xs",
+];
+
+/// Types whose codebooks take ggml seconds to prepare. All bits are good for them, but for the scale.
+const CODEBOOKS: [&str; 7] = [
+    "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s",
 ];
 
 /// Random values of one type, as a series of its blocks. Any part of it that begins with a block is as good a matrix as another.
@@ -45,47 +49,77 @@ pub(super) fn normal(count: usize, seed: u64) -> Vec<f32> {
     values
 }
 
-impl Blocks {
-    /// Quantises random numbers; none for a type that ggml cannot quantise to.
-    pub fn new(type_name: &str) -> Option<Self> {
-        let known = QUANTISABLE
-            .iter()
-            .any(|name| name.eq_ignore_ascii_case(type_name));
-        let dtype = DType::from_name(type_name).filter(|_| known)?;
-        let row = normal(MOST_ELEMENTS.min(64 * ROW), 1);
-        let importance = vec![1.0f32; ROW];
-        let row_bytes = dtype.row_bytes(ROW as u64) as usize;
-        let mut bytes = vec![0u8; MOST_ELEMENTS / ROW * row_bytes];
-        let start = std::time::Instant::now();
-        let mut rows = 0;
-        while rows < MOST_ELEMENTS / ROW
-            && (rows < LEAST_ELEMENTS / ROW || start.elapsed() < TIME_LIMIT)
-        {
-            // rows that were used up are used again, shifted by some elements
-            let from = (rows * ROW + rows / 64 * 37) % (row.len() - ROW + 1);
-            // SAFETY: a whole number of blocks goes from a row of floats to the bytes that ggml needs for it; the type is one
-            // that ggml quantises to, and has weights of importance where it asks for them.
-            unsafe {
-                ffi::ggml_quantize_chunk(
-                    dtype.id as ffi::ggml_type,
-                    row[from..from + ROW].as_ptr(),
-                    bytes[rows * row_bytes..][..row_bytes].as_mut_ptr().cast(),
-                    0,
-                    1,
-                    ROW as i64,
-                    importance.as_ptr(),
-                );
-            }
-            rows += 1;
+/// Quantises random numbers with ggml.
+fn quantised(dtype: &DType) -> Vec<u8> {
+    let row = normal(MOST_ELEMENTS.min(64 * ROW), 1);
+    let importance = vec![1.0f32; ROW];
+    let row_bytes = dtype.row_bytes(ROW as u64) as usize;
+    let mut bytes = vec![0u8; MOST_ELEMENTS / ROW * row_bytes];
+    let start = std::time::Instant::now();
+    let mut rows = 0;
+    while rows < MOST_ELEMENTS / ROW
+        && (rows < LEAST_ELEMENTS / ROW || start.elapsed() < TIME_LIMIT)
+    {
+        // rows that were used up are used again, shifted by some elements
+        let from = (rows * ROW + rows / 64 * 37) % (row.len() - ROW + 1);
+        // SAFETY: a whole number of blocks goes from a row of floats to the bytes that ggml needs for it; the type is one
+        // that ggml quantises to, and has weights of importance where it asks for them.
+        unsafe {
+            ffi::ggml_quantize_chunk(
+                dtype.id as ffi::ggml_type,
+                row[from..from + ROW].as_ptr(),
+                bytes[rows * row_bytes..][..row_bytes].as_mut_ptr().cast(),
+                0,
+                1,
+                ROW as i64,
+                importance.as_ptr(),
+            );
         }
-        bytes.truncate(rows * row_bytes);
+        rows += 1;
+    }
+    bytes.truncate(rows * row_bytes);
+    bytes
+}
+
+/// Random bits with scales of 1/128.
+fn random_bits(dtype: &DType) -> Vec<u8> {
+    const SCALE: [u8; 2] = [0x00, 0x20];
+    let block = dtype.block_bytes as usize;
+    let mut rng = Pcg64Mcg::seed_from_u64(9);
+    let mut bytes = vec![0u8; LEAST_ELEMENTS / dtype.block as usize * block];
+    rng.fill_bytes(&mut bytes);
+    for block in bytes.chunks_mut(block) {
+        if dtype.name == "iq1_m" {
+            // its scale is in the upper halves of the last four pairs of bytes
+            let scales = &mut block[48..];
+            scales
+                .iter_mut()
+                .skip(1)
+                .step_by(2)
+                .for_each(|byte| *byte &= 0x0f);
+            scales[7] |= SCALE[1];
+        } else {
+            block[..2].copy_from_slice(&SCALE);
+        }
+    }
+    bytes
+}
+
+impl Blocks {
+    /// Random blocks; none for a type that models do not have.
+    pub fn new(type_name: &str) -> Option<Self> {
+        let dtype = DType::from_name(type_name)?;
+        let bytes = match dtype.name {
+            name if QUANTISABLE.contains(&name) => quantised(dtype),
+            name if CODEBOOKS.contains(&name) => random_bits(dtype),
+            _ => return None,
+        };
         Some(Blocks {
             type_name: type_name.to_owned(),
             dtype,
             bytes,
         })
     }
-
     /// The type that they are of.
     pub fn type_name(&self) -> &str {
         &self.type_name
@@ -140,14 +174,44 @@ mod tests {
 
     #[test]
     fn weights_are_random_in_every_type() {
-        for name in QUANTISABLE {
+        for name in QUANTISABLE.iter().chain(&CODEBOOKS) {
             let blocks = Blocks::new(name).unwrap();
             let least = blocks.dtype.row_bytes(LEAST_ELEMENTS as u64) as usize;
             assert!(blocks.bytes.len() >= least, "{name}");
             let kinds: HashSet<u8> = blocks.bytes[..least].iter().copied().collect();
             assert!(kinds.len() > 16, "{name}: {} different bytes", kinds.len());
+            let numbers = expanded(&blocks);
+            assert!(
+                numbers.iter().all(|n| n.is_finite() && n.abs() < 1000.0),
+                "{name}"
+            );
+            assert!(numbers.iter().any(|n| n.abs() > 1e-3), "{name}");
         }
         assert!(Blocks::new("q8_1").is_none() && Blocks::new("i32").is_none());
+    }
+
+    /// What ggml makes of the first blocks.
+    fn expanded(blocks: &Blocks) -> Vec<f32> {
+        let count = 16 * blocks.dtype.block as usize;
+        let mut numbers = vec![0.0f32; count];
+        // SAFETY: there are as many blocks, and room for as many numbers.
+        unsafe {
+            let traits = ffi::ggml_get_type_traits(blocks.dtype.id as ffi::ggml_type);
+            match (*traits).to_float {
+                Some(expand) => expand(
+                    blocks.bytes.as_ptr().cast(),
+                    numbers.as_mut_ptr(),
+                    count as i64,
+                ),
+                // floats as they are
+                None => std::ptr::copy_nonoverlapping(
+                    blocks.bytes.as_ptr().cast(),
+                    numbers.as_mut_ptr(),
+                    count,
+                ),
+            }
+        }
+        numbers
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod graph;
 mod overheads;
 mod place;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod traffic;
 
 use std::time::Duration;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::sim::{self, SimSpec};
 
-fn card(spec: &str) -> Device {
+pub(in crate::profile) fn card(spec: &str) -> Device {
     sim::tests::load_cpu();
     let registry = sim::registry(SimSpec::parse(spec).unwrap());
     // SAFETY: the registry has one device.
@@ -15,7 +15,7 @@ fn card(spec: &str) -> Device {
 }
 
 /// Little of everything, so that it takes a moment.
-fn little(device_memory: u64) -> Settings {
+pub(in crate::profile) fn little(device_memory: u64) -> Settings {
     Settings {
         threads: 1,
         device_memory,

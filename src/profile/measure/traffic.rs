@@ -7,16 +7,18 @@ use super::clock::{rate, seconds_of, Pace};
 use super::error::MeasureError;
 use super::graph::{Graph, Tensor};
 use crate::ffi;
-use crate::lanes::device::{Buffer, Device, Stream};
+use crate::lanes::device::{Buffer, Device, Memory, Stream};
 use crate::lanes::host_memory::LockedMemory;
 use crate::profile::{Link, Quantity};
 
 /// Bytes of one copy command, as streaming weights has them.
 const COMMAND: u64 = 4 << 20;
-/// Copies last for so many times what they shall accompany, at first.
-const LONGER: f64 = 2.5;
+/// More is not copied beside anything, in bytes.
+const MOST_COPIED: f64 = 16e9;
 /// Attempts to make copies last longer than what they accompany.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 4;
+/// Of what copies are expected to last beside something, so much more is submitted.
+const MARGIN: f64 = 1.25;
 
 /// A copy lane of its own: a stream, page-locked memory to copy from and a place on the device to copy to.
 pub(super) struct Traffic<'b> {
@@ -50,6 +52,9 @@ impl<'b> Traffic<'b> {
         let target = graph.tensor(ffi::GGML_TYPE_I8, [command as i64, 1, 1], buffer, offset)?;
         let pinned = device.pinned_memory();
         let pinned = pinned.and_then(|memory| Buffer::allocate(memory, pinned_bytes));
+        // a backend that is refused page-locked memory hands out ordinary memory
+        // SAFETY: the buffer is live.
+        let pinned = pinned.filter(|b| unsafe { Memory::of(b.raw()) } != Memory::host());
         Ok(Traffic {
             stream,
             _graph: graph,
@@ -147,19 +152,19 @@ impl<'b> Traffic<'b> {
         self.stream.synchronize();
     }
 
-    /// Runs `once`, which takes some `expected` seconds and waits for what it does, while copies are under way from its beginning
-    /// to its end. None where there is no page-locked memory, or the copies could not be made to last.
+    /// Runs `once`, which waits for what it does, while copies are under way from its beginning to its end. They are meant to last
+    /// for `lasting` seconds, which becomes what is enough. None where there is no page-locked memory, or the copies could not
+    /// be made to last.
     pub fn beside(
         &self,
-        expected: f64,
+        lasting: &mut f64,
         mut once: impl FnMut() -> Result<(), MeasureError>,
     ) -> Result<Option<Beside>, MeasureError> {
         let (Some(source), true) = (self.pinned(), self.idle > 0.0) else {
             return Ok(None);
         };
-        let mut longer = LONGER;
         for _ in 0..ATTEMPTS {
-            let wanted = (self.idle * expected * longer).clamp(self.command as f64 * 2.0, 16e9);
+            let wanted = (self.idle * *lasting).clamp(self.command as f64 * 2.0, MOST_COPIED);
             let start = Instant::now();
             // SAFETY: the buffer is host memory of that size and this value's own; the stream is waited for below.
             let moved = unsafe { self.copy(source, wanted as u64, false) };
@@ -169,17 +174,31 @@ impl<'b> Traffic<'b> {
             self.stream.synchronize();
             let tail = end.elapsed().as_secs_f64();
             done?;
-            // a stream that was still at work when `once` ended needs a moment to end as well
-            if tail > self.command as f64 / self.idle {
-                let overlap = (end - start).as_secs_f64().max(1e-9);
-                return Ok(Some(Beside {
-                    seconds: (end - begin).as_secs_f64().max(1e-9),
-                    link: (moved as f64 - tail * self.idle).max(0.0) / overlap,
-                }));
+            let overlap = (end - start).as_secs_f64().max(1e-9);
+            // a stream that has nothing left to do answers in less than a command takes
+            if tail <= self.command as f64 / self.idle {
+                *lasting *= 2.0;
+                continue;
             }
-            longer *= 2.0;
+            let link = during(moved as f64, overlap, tail, self.idle);
+            *lasting = overlap * link / self.idle * MARGIN;
+            return Ok(Some(Beside {
+                seconds: (end - begin).as_secs_f64().max(1e-9),
+                link,
+            }));
         }
         Ok(None)
+    }
+}
+
+/// The rate of copies while something else went on, which took `overlap` seconds, if they ended `tail` seconds after it at the rate
+/// `idle`: at most the average of both.
+fn during(moved: f64, overlap: f64, tail: f64, idle: f64) -> f64 {
+    let average = moved / (overlap + tail);
+    let rest = (moved - tail * idle) / overlap;
+    match rest > 0.0 {
+        true => rest.min(average),
+        false => average,
     }
 }
 
@@ -224,5 +243,22 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`, unmapped once.
         unsafe { libc::munmap(self.base.cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::during;
+
+    #[test]
+    fn what_is_copied_behind_the_end_does_not_count() {
+        // 10 units per second alone; 20 in 3 seconds and 10 in the last one
+        assert_eq!(during(30.0, 3.0, 1.0, 10.0), 20.0 / 3.0);
+        assert_eq!(
+            during(60.0, 3.0, 1.0, 10.0),
+            15.0,
+            "never more than the average"
+        );
+        assert_eq!(during(5.0, 3.0, 1.0, 10.0), 1.25, "nor less than nothing");
     }
 }
