@@ -130,6 +130,25 @@ if [[ $what == *decode* ]]; then
     done
 fi
 
+if [[ $what == *planned* ]]; then
+    # what the plan chooses by itself, with what it predicted
+    synth 8b llama3-8b --type f16
+    synth 30b qwen3-30b-a3b --type q4_0
+    context=${CONTEXT_MIB:-527}
+    for gib in ${GIBS:-4 8}; do
+        for model in ${MODELS_PLANNED:-8b 30b}; do
+            for candidate in ${CANDIDATES:-found}; do
+                [ "$candidate" = found ] || export PIPESHARD_DEBUG_CANDIDATE=$candidate
+                # shellcheck disable=SC2086
+                bench "$model ${gib}G planned, $candidate" -m "$models/$model.gguf" ${TESTS:--p 32 -p 512 -p 4096 -n 48} -r "${REPEAT:-2}" -b 4096 -v \
+                    --pipeshard --pipeshard-vram $((gib * 1024 - context))M
+                unset PIPESHARD_DEBUG_CANDIDATE
+            done
+        done
+    done
+    grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
+fi
+
 if [[ $what == *speed* ]]; then
     synth 8b llama3-8b --type f16
     synth 30b qwen3-30b-a3b --type q4_0
