@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [sanitize] [trace] [speed] [matrix] [bench] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [sanitize] [trace] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended.
 set -uo pipefail
@@ -159,6 +159,11 @@ if [[ $what == *bench* ]]; then
     # few files come back from such a machine: the tables apart, all the rest in one
     for file in tables.txt summary.json; do [ -s "$results/$file" ] && cp "$results/$file" "$OUT/bench-$file"; done
     tar -C "$results" -czf "$OUT/bench.tar.gz" .
+fi
+
+if [[ $what == *profile* ]]; then
+    "$PWD/profile.sh" "$bin" "$OUT" "$models" "$threads" 2>&1 | tee -a "$OUT/visit.log"
+    note "profile: exit ${PIPESTATUS[0]}, $(grep -c . "$OUT/profile-times.txt" 2>/dev/null || echo 0) runs timed"
 fi
 
 echo; echo "SUMMARY"; printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"
