@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [sanitize] [trace] [decode] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [sanitize] [trace] [decode] [planned] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -196,13 +196,8 @@ if [[ $what == *bench* ]]; then
 fi
 
 if [[ $what == *profile* ]]; then
-    if [ -f profile.sh ]; then
-        # shellcheck disable=SC2086 # arguments are words
-        OUT="$OUT" MODELS="$models" THREADS="$threads" timeout "${LIMIT:-590}" bash profile.sh ${PROFILE_ARGS-} 2>&1 | tee -a "$OUT/visit.log"
-        note "profile: exit ${PIPESTATUS[0]}"
-    else
-        note "profile: there is no profile.sh beside visit.sh"
-    fi
+    "$PWD/profile.sh" "$bin" "$OUT" "$models" "$threads" 2>&1 | tee -a "$OUT/visit.log"
+    note "profile: exit ${PIPESTATUS[0]}, $(grep -c . "$OUT/profile-times.txt" 2>/dev/null || echo 0) runs timed"
 fi
 
 echo; echo "SUMMARY"; printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"

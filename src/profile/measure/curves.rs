@@ -31,10 +31,11 @@ pub(super) struct Bench<'e, 'b> {
     pub busy_up_to: u32,
 }
 
-/// Graphs that are run in turn, and how many operations each has.
+/// Graphs that are run in turn, how many operations each has, and about how many seconds it takes.
 struct Series<'b> {
     graphs: Vec<Graph<'b>>,
     nodes: usize,
+    seconds: f64,
 }
 
 impl<'b> Bench<'_, 'b> {
@@ -54,17 +55,27 @@ impl<'b> Bench<'_, 'b> {
             return Ok(curve);
         };
         for &tokens in self.batches {
-            let guess = match curve.points.last() {
-                Some(last) => {
-                    let grown = f64::from(tokens) / f64::from(last.rows);
-                    if last.seconds * grown > self.longest {
-                        break;
-                    }
-                    last.seconds
-                }
-                None => op.work(tokens).bytes / self.best_rate,
+            let last = curve
+                .points
+                .last()
+                .map_or((0, 0.0), |p| (p.rows, p.seconds));
+            let guess = match last.0 {
+                0 => op.work(tokens).bytes / self.best_rate,
+                rows if last.1 * f64::from(tokens) / f64::from(rows) > self.longest => break,
+                _ => last.1,
             };
-            let Some(series) = self.series(&operands, tokens, guess)? else {
+            // where inputs and outputs do not fit, fewer tokens may
+            let halves = std::iter::successors(Some(tokens), |tokens| Some(tokens / 2));
+            let mut found = None;
+            for tokens in halves.take_while(|tokens| *tokens > last.0) {
+                found = self
+                    .series(&operands, tokens, guess)?
+                    .map(|series| (tokens, series));
+                if found.is_some() {
+                    break;
+                }
+            }
+            let Some((tokens, series)) = found else {
                 break;
             };
             let time = self.time(&series)?;
@@ -112,8 +123,8 @@ impl<'b> Bench<'_, 'b> {
             return Ok(None);
         };
         let first = seconds_of(|| self.engine.run(&probe))?;
-        // what comes first sets things up, and says too much
-        let one = match first > self.repetition * 4.0 {
+        // what comes first sets things up, and says too much: CUDA loads kernels and libraries then
+        let one = match self.on == Processor::Cpu && first > self.repetition * 4.0 {
             true => first,
             false => seconds_of(|| self.engine.run(&probe))?.max(guess),
         };
@@ -139,18 +150,27 @@ impl<'b> Bench<'_, 'b> {
             }
         }
         // what a backend remembers of a graph (CUDA records it) it learns now
-        if one * (nodes as f64) < 5.0 * self.repetition {
+        let seconds = one * nodes as f64;
+        if seconds < 5.0 * self.repetition {
             for _ in 0..2 {
                 self.engine.run(&graphs[0])?;
             }
         }
-        Ok(Some(Series { graphs, nodes }))
+        Ok(Some(Series {
+            graphs,
+            nodes,
+            seconds,
+        }))
     }
 
     /// Seconds of one operation, nothing else going on.
     fn time(&self, series: &Series<'b>) -> Result<Quantity, MeasureError> {
         let mut turn = 0;
-        let all = self.pace.repeat(|| {
+        let mut pace = self.pace;
+        if series.seconds > pace.limit.as_secs_f64() {
+            pace.least = 1;
+        }
+        let all = pace.repeat(|| {
             turn += 1;
             let graph = &series.graphs[turn % series.graphs.len()];
             seconds_of(|| self.engine.run(graph))
