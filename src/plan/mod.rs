@@ -28,9 +28,11 @@ mod error;
 mod estimate;
 mod experts;
 mod explain;
+mod fixed;
 mod order;
 mod read;
 mod ring;
+mod saved;
 mod solve;
 mod types;
 mod ubatch;
@@ -41,7 +43,11 @@ pub(crate) mod tests;
 
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;
+pub use fixed::FixedPlan;
 pub use read::ReadPlanError;
+pub use saved::{
+    ModelIdentity, PlanSettings, SavedPlan, SavedPlanError, TensorIdentity, SAVED_PLAN_SCHEMA,
+};
 pub use solve::{place_kv, plan};
 pub use types::{
     Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,
