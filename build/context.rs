@@ -69,7 +69,9 @@ impl Context {
             .parent()
             .ok_or_else(|| format!("{} has no parent folder", profile.display()))?
             .join("native");
-        fs::create_dir_all(&native)
+        // CMake insists on the path that it saw first, by whichever link one comes here
+        let native = fs::create_dir_all(&native)
+            .and_then(|()| native.canonicalize())
             .map_err(|e| format!("cannot make {}: {e}", native.display()))?;
         let context = Context {
             root: path("CARGO_MANIFEST_DIR")?,

@@ -65,6 +65,9 @@ impl Retry {
 impl Runtime {
     /// The ubatch of a context that is about to be made: what the user gave, or what suits the budget where they gave none.
     pub fn ubatch(&mut self, model: usize, wanted: ContextSize) -> u32 {
+        if let Some(planned) = self.saved_ubatch(wanted) {
+            return planned;
+        }
         let found = self.models.iter().find(|m| m.key == model);
         let Some(model) = found.filter(|_| self.config.ubatch_from_plan) else {
             return wanted.ubatch;
@@ -136,7 +139,10 @@ impl Runtime {
         if let Some(kv) = &mut input.kv_fixed {
             kv.push(placement);
         }
-        placement.device = !self.retry.smallest && plan(&input).is_ok();
+        placement.device = match self.saved_kv_on_host(layer, bytes) {
+            Some(on_host) => !on_host,
+            None => !self.retry.smallest && plan(&input).is_ok(),
+        };
         self.ledger.add_kv(owner, model, placement);
         self.replan();
         !placement.device
@@ -164,6 +170,10 @@ impl Runtime {
 
     /// Compute buffers of a scheduler are about to become `bytes` on the device. Makes room, or says no.
     pub fn scratch_wanted(&mut self, sched: usize, bytes: u64, measuring: bool) -> bool {
+        if let Some(why) = self.saved_plan_refusal() {
+            self.retry.fail(why);
+            return false;
+        }
         let bytes = bytes.next_multiple_of(self.granularity());
         let before = self.ledger.scratch_of(sched);
         if bytes <= before {
@@ -207,7 +217,8 @@ impl Runtime {
         };
         let in_use = self.outcome.total_passes() > 0;
         self.retry.tries += 1;
-        let may_learn = self.retry.tries < TRIES;
+        // a saved plan says where everything goes: another try would go the same way
+        let may_learn = self.retry.tries < TRIES && self.config.plan.is_none();
         let knows_more = self.retry.wanted_scratch > self.retry.expected_scratch;
         if may_learn && !self.retry.output_on_host {
             self.retry.output_on_host = true;

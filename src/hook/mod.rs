@@ -15,6 +15,7 @@
 //! | [`routing`] | which experts a batch has chosen |
 //! | [`pools`] | what the device's backend takes on its own account |
 //! | [`outcome`] | the report |
+//! | [`saved`] | a saved plan that is followed |
 //! | [`rewrite`] | graph rewrites |
 
 pub mod admission;
@@ -30,6 +31,7 @@ pub mod pools;
 pub mod rewrite;
 pub mod routing;
 pub mod runtime;
+pub mod saved;
 pub mod table;
 pub mod traced;
 pub mod turns;
