@@ -20,10 +20,8 @@ use super::types::{
 pub struct FixedPlan {
     /// Residents, those that give way last first. Small units are resident whether they are listed or not.
     pub residents: Vec<UnitId>,
-    /// What shares a slot of the ring, in order of use.
-    pub groups: Vec<Vec<UnitId>>,
-    /// Bytes of the ring.
-    pub ring_bytes: u64,
+    /// What shares a slot of the ring, in order of use, and where; the places hold as long as the same groups are streamed.
+    pub ring: Ring,
     /// Layers whose KV cache is on the device.
     pub kv_on_device: Vec<u32>,
     /// What happens to every unit, by the number of rows.
@@ -40,10 +38,14 @@ impl FixedPlan {
         unit_count: usize,
         id_of: impl Fn(UnitId) -> Option<UnitId>,
     ) -> Self {
-        let translated =
-            |ids: &mut dyn Iterator<Item = UnitId>| ids.filter_map(&id_of).collect::<Vec<_>>();
-        let groups = plan.ring.groups.iter();
-        let groups = groups.map(|group| translated(&mut group.units.iter().map(|&(id, _)| id)));
+        let group = |group: &StreamGroup| {
+            let units = group.units.iter();
+            let units = units.filter_map(|&(id, offset)| Some((id_of(id)?, offset)));
+            StreamGroup {
+                units: units.collect(),
+                ..*group
+            }
+        };
         let tier = |tier: &Tier| {
             let mut placements = vec![Placement::Host; unit_count];
             for (index, &placement) in tier.placements.iter().enumerate() {
@@ -58,9 +60,11 @@ impl FixedPlan {
             }
         };
         FixedPlan {
-            residents: translated(&mut plan.residents.iter().copied()),
-            groups: groups.filter(|group| !group.is_empty()).collect(),
-            ring_bytes: plan.ring.bytes,
+            residents: plan.residents.iter().copied().filter_map(&id_of).collect(),
+            ring: Ring {
+                bytes: plan.ring.bytes,
+                groups: plan.ring.groups.iter().map(group).collect(),
+            },
             kv_on_device: (plan.kv.iter().filter(|kv| kv.device))
                 .map(|kv| kv.layer)
                 .collect(),
@@ -90,7 +94,7 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
     let share = |ids: &[UnitId], percent| u128::from(work.bytes_of(ids)) * u128::from(percent);
     let most = share(&work.large, fixed.dropped_percent.min(100));
     let enough = |&kept: &usize| share(&work.large[kept..], 100_u32) <= most;
-    let full_ring = work.need(work.large.len(), fixed.ring_bytes);
+    let full_ring = work.need(work.large.len(), fixed.ring.bytes);
     let room = input.budget.saturating_sub(taken);
     // slots first: it is they that the link needs in order to be busy
     let kept_beside = |ring: u64| {
@@ -98,7 +102,7 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
         let longest = (0..=work.large.len()).rev().find(fits);
         longest.filter(enough)
     };
-    let found = kept_beside(fixed.ring_bytes).or_else(|| kept_beside(0));
+    let found = kept_beside(fixed.ring.bytes).or_else(|| kept_beside(0));
     let Some(kept) = found else {
         return Err(PlanError::FixedDoesNotFit {
             budget: input.budget,
@@ -183,12 +187,11 @@ impl<'a> Work<'a> {
         }
         let class = |id: UnitId| self.input.units[id.index()].class;
         let mut groups: Vec<Vec<UnitId>> = Vec::new();
-        for group in &self.fixed.groups {
-            let mut left = group.clone();
-            left.retain(|&id| {
+        for group in &self.fixed.ring.groups {
+            let left = group.units.iter().map(|&(id, _)| id).filter(|&id| {
                 class(id) != UnitClass::HostOnly && std::mem::take(&mut free[id.index()])
             });
-            groups.push(left);
+            groups.push(left.collect());
         }
         for &id in &self.large[kept..] {
             let streams = class(id) != UnitClass::Output || self.input.output_streams;
@@ -252,13 +255,39 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// The places that the plan gave its groups, where these are still the same and fit.
+    fn known_offsets(&self, groups: &[Vec<UnitId>], sizes: &[u64], room: u64) -> Option<Vec<u64>> {
+        let ring = &self.fixed.ring;
+        let known = &ring.groups;
+        let same = |(group, (ids, &bytes)): (&StreamGroup, (&Vec<UnitId>, &u64))| {
+            let members = group.units.iter().map(|(id, _)| id);
+            members.eq(ids.iter())
+                && group.bytes == bytes
+                && group.offset.is_multiple_of(self.input.alignment)
+                && (group.offset.checked_add(bytes)).is_some_and(|end| end <= ring.bytes)
+        };
+        let all_same =
+            known.len() == groups.len() && known.iter().zip(groups.iter().zip(sizes)).all(same);
+        let apart = |index: usize| {
+            let next = (index + 1) % known.len();
+            next == index || !known[index].overlaps(&known[next])
+        };
+        let usable = ring.bytes <= room && all_same && (0..known.len()).all(apart);
+        usable.then(|| known.iter().map(|group| group.offset).collect())
+    }
+
     fn ring(&self, kept: usize, room: u64) -> Ring {
         let groups = self.groups(kept);
         let sizes: Vec<u64> = groups.iter().map(|group| self.bytes_of(group)).collect();
-        let wanted = self.fixed.ring_bytes.min(sizes.iter().sum());
-        let wanted = wanted.max(ring::minimum(&sizes));
-        let wanted = round_up(wanted, self.input.granularity);
-        let (offsets, used) = ring::layout(&sizes, wanted.min(room));
+        let (offsets, used) = match self.known_offsets(&groups, &sizes, room) {
+            Some(offsets) => (offsets, self.fixed.ring.bytes),
+            None => {
+                let wanted = self.fixed.ring.bytes.min(sizes.iter().sum());
+                let wanted = wanted.max(ring::minimum(&sizes));
+                let wanted = round_up(wanted, self.input.granularity);
+                ring::layout(&sizes, wanted.min(room))
+            }
+        };
         let placed = groups.iter().zip(offsets.iter().zip(&sizes));
         let placed = placed.map(|(ids, (&offset, &bytes))| {
             let mut next = offset;
@@ -328,7 +357,8 @@ impl<'a> Work<'a> {
 fn check(input: &PlanInput, fixed: &FixedPlan) -> Result<(), PlanError> {
     let invalid = |what: &str| Err(PlanError::InvalidInput(format!("the saved plan {what}")));
     let unknown = |id: &UnitId| id.index() >= input.units.len();
-    let mut members = fixed.residents.iter().chain(fixed.groups.iter().flatten());
+    let streamed = fixed.ring.groups.iter().flat_map(|group| &group.units);
+    let mut members = (fixed.residents.iter()).chain(streamed.map(|(id, _)| id));
     if members.any(unknown) {
         return invalid("names a tensor that the model has not");
     }

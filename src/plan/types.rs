@@ -210,7 +210,7 @@ pub struct StreamGroup {
 }
 
 impl StreamGroup {
-    fn overlaps(&self, other: &StreamGroup) -> bool {
+    pub(super) fn overlaps(&self, other: &StreamGroup) -> bool {
         self.offset < other.offset + other.bytes && other.offset < self.offset + self.bytes
     }
 }
