@@ -5,9 +5,15 @@
 //! processor's bandwidth and its arithmetic rate the one that takes longer.
 
 mod curve;
+mod machine;
+mod operations;
+mod stated;
 mod types;
 
 pub use curve::Work;
+pub use machine::{Machine, WhatIf, WhatIfError, MACHINES};
+pub use operations::{operations, usual_operations, Effort};
+pub use stated::{Rates, ASSUMED_CPU, ASSUMED_DRAM_SHARE, ASSUMED_PASS};
 pub use types::{
     Curve, HostMemory, Link, Op, Origin, Overheads, Point, Processor, Profile, ProfileKey,
     Quantity, Roofline, PROFILE_SCHEMA_VERSION,
