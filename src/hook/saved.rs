@@ -9,8 +9,12 @@ use crate::plan::{FixedPlan, SavedPlan, TensorIdentity};
 use crate::report::SavedPlanUse;
 use crate::size::ByteSize;
 use std::ffi::CStr;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// No saved plan is larger: that of a model with 2000 tensors has a megabyte.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// The plan that a run follows.
 #[derive(Debug, Clone)]
@@ -24,11 +28,7 @@ pub struct PlanFile {
 impl PlanFile {
     /// Reads the file, and refuses a plan that is larger than `budget` bytes.
     pub fn read(path: &Path, budget: Option<u64>) -> Result<Self, String> {
-        let text = std::fs::read(path).map_err(|e| {
-            format!(
-                "it cannot be read ({e}); give the path of a file that pipeshard plan --save wrote"
-            )
-        })?;
+        let text = read_file(path)?;
         let saved = SavedPlan::from_json(&text).map_err(|e| e.to_string())?;
         let needs = saved.plan.ledger.total();
         match budget {
@@ -51,6 +51,23 @@ impl PlanFile {
             "the saved plan {} is not followed: {why}",
             self.path.display()
         )
+    }
+}
+
+/// The file's content. A model that was named by mistake is not read to its end.
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let read = || {
+        let mut text = Vec::new();
+        let file = std::fs::File::open(path)?;
+        file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    let text = read().map_err(|e: std::io::Error| {
+        format!("it cannot be read ({e}); give the path of a file that pipeshard plan --save wrote")
+    })?;
+    match text.len() as u64 > MAX_BYTES {
+        true => Err("it is too large for a saved plan; give the path of a file that pipeshard plan --save wrote".to_string()),
+        false => Ok(text),
     }
 }
 
