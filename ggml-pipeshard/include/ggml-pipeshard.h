@@ -23,12 +23,24 @@
 extern "C" {
 #endif
 
-#define GGML_SCHED_HOOK_ABI 2
+#define GGML_SCHED_HOOK_ABI 3
 
 /* Why the thread that drives the scheduler is about to block until the device has caught up. */
 enum ggml_sched_host_wait {
     GGML_SCHED_WAIT_USER_INPUT = 0, /* an input that the user wrote is copied to the device */
     GGML_SCHED_WAIT_HAND_OVER  = 1, /* a result goes from one backend to another */
+};
+
+/* A context that is about to be made. */
+struct ggml_sched_hook_context {
+    uint32_t n_ctx;
+    uint32_t n_batch;
+    uint32_t n_ubatch;
+    uint32_t n_seq_max;
+    uint32_t n_expert_used; /* of a token, the most of any layer; 0 for a dense model */
+    int32_t  n_threads;     /* of the CPU, for generation */
+    int32_t  type_k;        /* enum ggml_type of the KV cells */
+    int32_t  type_v;
 };
 
 struct ggml_sched_hook {
@@ -78,7 +90,7 @@ struct ggml_sched_hook {
     void (*weights_gone) (void * user, const void * model);
 
     /* The ubatch of a context that is about to be made: n_ubatch, or what suits the budget where the user gave none. */
-    uint32_t (*ubatch)(void * user, const void * model, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, uint32_t n_expert_used);
+    uint32_t (*ubatch)(void * user, const void * model, const struct ggml_sched_hook_context * context);
 
     /* Should the KV cells (or the recurrent state) of this layer, so many bytes, be kept in host memory? */
     bool (*kv_on_host)(void * user, const void * model, const void * owner, int layer, size_t size);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [sanitize] [trace] [speed] [matrix] [bench] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [sanitize] [trace] [decode] [speed] [matrix] [bench] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended.
 set -uo pipefail
@@ -112,6 +112,21 @@ if [[ $what == *trace* ]]; then
                 note "trace $model ${gib}G pp$prompt: $(grep -E "pp$prompt|tg16" "$OUT/visit.log" | tail -n 2 | awk -F'|' '{print $(NF-2), $(NF-1)}' | tr '\n' ';')"
             done
         done
+    done
+fi
+
+if [[ $what == *decode* ]]; then
+    # how decode depends on the share of the ring that is streamed through
+    synth 8b llama3-8b --type f16
+    free=$(nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits | head -n 1)
+    context=${CONTEXT_MIB:-527}
+    common=(-m "$models/8b.gguf" -p "${DECODE_PROMPT:-512}" -n 48 -r "${REPEAT:-3}" -b 2048 -ub 2048)
+    for gib in ${GIBS:-4 8}; do
+        for percent in ${STREAMS:-0 20 35 50 65}; do
+            PIPESHARD_DEBUG_DECODE_STREAM=$percent bench "8b ${gib}G streams $percent %" "${common[@]}" \
+                --pipeshard --pipeshard-vram $((gib * 1024 - context))M --pipeshard-report "$OUT/decode-${gib}g-$percent.json"
+        done
+        [ -n "${SKIP_STOCK:-}" ] || bench "8b ${gib}G stock --fit, mmap" "${common[@]}" -fitt $((free - gib * 1024)) -fitc 4096
     done
 fi
 

@@ -2,8 +2,7 @@
 
 use super::log;
 use super::runtime::Runtime;
-use crate::inventory::Role;
-use crate::plan::{choose_ubatch, estimate_scratch, plan, KvPlacement, Rates, UbatchInput};
+use crate::plan::{plan, KvPlacement};
 
 /// How a context that did not fit is tried again. Compute buffers are only known once a context has tried to reserve them;
 /// KV is placed before that. So a failed try teaches the next one.
@@ -33,10 +32,15 @@ pub struct ContextSize {
     pub ubatch: u32,
     /// Experts that a token uses; 0 for a dense model.
     pub experts_used: u32,
+    /// Sequences that share it.
+    pub sequences: u32,
+    /// Threads of the CPU.
+    pub threads: u32,
+    /// ggml's number of the type of the keys.
+    pub type_k: u32,
+    /// ggml's number of the type of the values.
+    pub type_v: u32,
 }
-
-/// Bytes of an f16, the usual type of KV cells.
-const KV_ELEMENT: u64 = 2;
 
 /// The first try, one with the output head on the host, some with what they taught about compute buffers, and the smallest.
 const TRIES: u32 = 6;
@@ -63,65 +67,6 @@ impl Retry {
 }
 
 impl Runtime {
-    /// The ubatch of a context that is about to be made: what the user gave, or what suits the budget where they gave none.
-    pub fn ubatch(&mut self, model: usize, wanted: ContextSize) -> u32 {
-        if let Some(planned) = self.saved_ubatch(wanted) {
-            return planned;
-        }
-        let found = self.models.iter().find(|m| m.key == model);
-        let Some(model) = found.filter(|_| self.config.ubatch_from_plan) else {
-            return wanted.ubatch;
-        };
-        // a context that did not fit as planned is tried with what llama.cpp would use
-        if self.retry.tried() {
-            return wanted.ubatch;
-        }
-        let mut inventory = model.inventory.clone();
-        inventory.expert_used_count = wanted.experts_used;
-        let cells = u64::from(wanted.context);
-        let kv = inventory.kv.layers.iter().map(|layer| {
-            let elements = u64::from(layer.k_elements) + u64::from(layer.v_elements);
-            layer.cells(cells, u64::from(wanted.ubatch), 1) * elements * KV_ELEMENT
-        });
-        let taken = self.reserve() + self.ledger.now().kv + self.ledger.scratch() + kv.sum::<u64>();
-        let (mut weights, mut per_token, mut elements) = (0, 0, 0.0);
-        for tensor in inventory
-            .tensors
-            .iter()
-            .filter(|t| t.role != Role::TokenEmbedding)
-        {
-            let experts = tensor.shape[2].max(1);
-            let (used, of) = match tensor.role {
-                Role::Experts => (u64::from(wanted.experts_used).min(experts), experts),
-                _ => (1, 1),
-            };
-            weights += tensor.device_bytes;
-            per_token += tensor.bytes / of * used;
-            let all: f64 = tensor.shape.iter().map(|&n| n as f64).product();
-            elements += all / of as f64 * used as f64;
-        }
-        let input = UbatchInput {
-            context: wanted.context,
-            batch: wanted.batch,
-            default: wanted.ubatch,
-            room: self.budget.saturating_sub(taken),
-            weights,
-            weights_per_token: per_token,
-            flops_per_token: 2.0 * elements,
-            rates: Rates::default(),
-        };
-        let chosen = choose_ubatch(&input, |size| {
-            estimate_scratch(&inventory, size, wanted.context, 0)
-        });
-        if chosen != wanted.ubatch {
-            log::info(&format!(
-                "ubatches of {chosen} tokens suit this budget (-ub {} for llama.cpp's own size)",
-                wanted.ubatch
-            ));
-        }
-        chosen
-    }
-
     /// Where this layer's KV goes: on the device as long as all that must be there fits beside it.
     pub fn kv_on_host(&mut self, model: usize, owner: usize, layer: u32, bytes: u64) -> bool {
         if !self.models.iter().any(|m| m.key == model) {
@@ -141,7 +86,10 @@ impl Runtime {
         }
         placement.device = match self.saved_kv_on_host(layer, bytes) {
             Some(on_host) => !on_host,
-            None => !self.retry.smallest && plan(&input).is_ok(),
+            None => {
+                let wanted = self.retry.tried() || !self.decisions.kv_on_host.contains(&layer);
+                wanted && !self.retry.smallest && plan(&input).is_ok()
+            }
         };
         self.ledger.add_kv(owner, model, placement);
         self.replan();

@@ -61,6 +61,8 @@ pub struct Debug {
     pub expert_rows: Option<u32>,
     /// Fetch chosen experts only while at most this share of them is expected (`PIPESHARD_DEBUG_CHOSEN_PERCENT`).
     pub chosen_percent: Option<u32>,
+    /// Percent of the ring that decode streams through (`PIPESHARD_DEBUG_DECODE_STREAM`).
+    pub decode_stream: Option<u32>,
     /// Trace the simulated GPU as if it were a real one, by events (`PIPESHARD_DEBUG_TRACE_EVENTS=1`).
     pub trace_events: bool,
     /// Experts are chosen by the CPU, as for a device that cannot sort (`PIPESHARD_DEBUG_CPU_CHOICE=1`).
@@ -197,6 +199,7 @@ impl Config {
                     .transpose()?,
                 expert_rows: number("PIPESHARD_DEBUG_EXPERT_ROWS")?,
                 chosen_percent: number("PIPESHARD_DEBUG_CHOSEN_PERCENT")?,
+                decode_stream: number("PIPESHARD_DEBUG_DECODE_STREAM")?,
                 trace_events: on("PIPESHARD_DEBUG_TRACE_EVENTS"),
                 cpu_choice: on("PIPESHARD_DEBUG_CPU_CHOICE"),
             },

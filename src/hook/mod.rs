@@ -7,6 +7,7 @@
 //! | [`runtime`] | what is known: models, schedulers, plan, arena, and its upkeep |
 //! | [`models`] | weights that come and go |
 //! | [`admission`] | KV placement, compute buffers, the budget |
+//! | [`choosing`] | the search for a plan, before a context is made |
 //! | [`panics`] | what becomes of a panic in a callback |
 //! | [`turns`] | who may change the arena's shape, and when |
 //! | [`placement`] | a graph about to be split: who computes what, from which copy of the weights |
@@ -19,6 +20,7 @@
 //! | [`rewrite`] | graph rewrites |
 
 pub mod admission;
+pub mod choosing;
 pub mod config;
 pub mod library;
 pub mod log;

@@ -306,7 +306,7 @@ impl Decider<'_> {
             match self.locations[id.index()] {
                 Location::Chunk { .. } => self.graph.bound.push((id, Placement::Resident)),
                 Location::Ring { group, .. } => {
-                    let copied = self.streaming || placement == Placement::Streamed;
+                    let copied = placement == Placement::Streamed;
                     self.graph.group_of.insert(node as usize, (group, copied));
                     match choice {
                         Some((source, experts, indices)) if source == *slot => {

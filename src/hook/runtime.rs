@@ -11,13 +11,15 @@ use super::turns::Turns;
 use crate::arena::ledger::Ledger;
 use crate::arena::unit::LoadedUnit;
 use crate::arena::Arena;
+use crate::cost::Prediction;
 use crate::ffi;
 use crate::inventory::Inventory;
 use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::host_memory::LockedMemory;
 use crate::lanes::mapped_file::{MappedFiles, Shrunk};
-use crate::plan::{plan, Plan, PlanError, PlanInput, Unit, UnitId};
+use crate::plan::{plan, Decisions, Plan, PlanError, PlanInput, StreamShare, Unit, UnitId};
+use crate::profile::Profile;
 use crate::trace::record::HostWork;
 use crate::trace::Recorder;
 use std::collections::HashMap;
@@ -104,6 +106,12 @@ pub struct Runtime {
     pub turns: Turns,
     /// A callback panicked: nothing that is known can be relied on, and nothing is computed.
     pub broken: bool,
+    /// What was decided for the context that was made last.
+    pub decisions: Decisions,
+    /// What the machine does per second, once it was asked for.
+    pub measured: Option<Profile>,
+    /// What the decisions are predicted to cost.
+    pub prediction: Option<Prediction>,
     /// How contexts are retried.
     pub retry: super::admission::Retry,
     /// How the choice of experts comes back from the device.
@@ -151,6 +159,9 @@ impl Runtime {
             ring_reader: None,
             turns: Turns::default(),
             broken: false,
+            decisions: Decisions::default(),
+            measured: None,
+            prediction: None,
             retry: Default::default(),
             choices: ChoiceReader::default(),
             followed: FollowedPlan::default(),
@@ -284,8 +295,18 @@ impl Runtime {
     pub fn plan_input(&self, extra_scratch: u64) -> PlanInput {
         let mut input = PlanInput::new(self.plan_units.clone(), Vec::new(), self.budget);
         let debug = &self.config.debug;
-        input.expert_min_rows = debug.expert_rows;
+        if !self.retry.smallest {
+            input.decide(&self.decisions);
+        }
+        input.expert_min_rows = debug.expert_rows.or(input.expert_min_rows);
         input.chosen_percent = debug.chosen_percent.unwrap_or(input.chosen_percent);
+        if let Some(percent) = debug.decode_stream {
+            input.short_streams.retain(|share| share.min_rows > 1);
+            input.short_streams.push(StreamShare {
+                min_rows: 1,
+                percent,
+            });
+        }
         input.output_on_host = self.retry.output_on_host;
         input.keep_in_ring = !self.config.debug.like_stock;
         input.kv_fixed = Some(self.ledger.kv_placements());

@@ -167,11 +167,19 @@ impl Runtime {
         }
         if self.followed.refusal.is_none() {
             let context = self.followed.asked_for.map_or_else(String::new, |asked| {
-                format!(" (-c {}, -ub {})", asked.context, asked.ubatch)
+                let name = |id| DType::from_id(id).map_or("?", |dtype| dtype.name);
+                format!(
+                    " (-c {} -ub {} -np {} -ctk {} -ctv {})",
+                    asked.context,
+                    asked.ubatch,
+                    asked.sequences,
+                    name(asked.type_k),
+                    name(asked.type_v)
+                )
             });
             self.followed.refusal = Some(file.refuse(format!(
-                "it is for {}, and the context that is wanted{context} is another: the KV cache of layer {layer} takes {}, not \
-                 {}. Use the plan's -c, -ctk, -ctv, -np and -ub, or make a plan for these",
+                "it is for {}, and the context that is wanted{context} is another: the KV cache of layer {layer} takes {}, not {}. \
+                 Use the plan's settings, or make a plan for these",
                 file.saved.settings.described(),
                 ByteSize(bytes),
                 ByteSize(planned.bytes)

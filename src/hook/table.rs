@@ -431,20 +431,22 @@ unsafe extern "C" fn weights_gone(user: *mut c_void, model: *const c_void) {
 unsafe extern "C" fn ubatch(
     user: *mut c_void,
     model: *const c_void,
-    n_ctx: u32,
-    n_batch: u32,
-    n_ubatch: u32,
-    n_expert_used: u32,
+    context: *const ffi::ggml_sched_hook_context,
 ) -> u32 {
     let shared = shared_of(user);
-    shared.guard("ubatch", n_ubatch, || {
+    let context = &*context;
+    shared.guard("ubatch", context.n_ubatch, || {
         let wanted = ContextSize {
-            context: n_ctx,
-            batch: n_batch,
-            ubatch: n_ubatch,
-            experts_used: n_expert_used,
+            context: context.n_ctx,
+            batch: context.n_batch,
+            ubatch: context.n_ubatch,
+            experts_used: context.n_expert_used,
+            sequences: context.n_seq_max,
+            threads: u32::try_from(context.n_threads).unwrap_or(1),
+            type_k: u32::try_from(context.type_k).unwrap_or(u32::MAX),
+            type_v: u32::try_from(context.type_v).unwrap_or(u32::MAX),
         };
-        shared.lock_idle().ubatch(model as usize, wanted)
+        shared.lock_idle().context_wanted(model as usize, wanted)
     })
 }
 

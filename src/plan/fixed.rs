@@ -308,49 +308,64 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// As the plan's tiers; what was dropped becomes what never was resident.
     fn tiers(&self, residents: &[UnitId], ring: &Ring) -> Vec<Tier> {
-        let input = self.input;
-        let marked = |ids: &mut dyn Iterator<Item = UnitId>| {
-            let mut marks = vec![false; input.units.len()];
-            ids.for_each(|id| marks[id.index()] = true);
-            marks
-        };
-        let members = |groups: &[StreamGroup]| {
-            let units: Vec<UnitId> = (groups.iter().flat_map(|group| &group.units))
-                .map(|&(id, _)| id)
-                .collect();
-            marked(&mut units.into_iter())
-        };
-        let resident = marked(&mut residents.iter().copied());
-        let streamable = members(&ring.groups);
-        let in_place = match input.keep_in_ring {
-            true => members(ring.first_lap()),
-            false => members(&[]),
+        let kept_at_most = match self.input.keep_in_ring {
+            true => ring.first_lap().len(),
+            false => 0,
         };
         let tier = |tier: &Tier| {
-            let streams_from = |class| match class {
-                UnitClass::Experts => input.expert_min_rows.unwrap_or(input.stream_min_rows),
-                _ => input.stream_min_rows,
+            let mut placements = vec![Placement::Host; self.input.units.len()];
+            for id in residents {
+                placements[id.index()] = Placement::Resident;
+            }
+            let wanted = ring.groups.iter().map(|group| self.wanted(tier, group));
+            let wanted: Vec<Placement> = wanted.collect();
+            let streamed = |(group, placement): (&StreamGroup, &Placement)| {
+                (*placement == Placement::Streamed).then(|| group.clone())
             };
-            let place = |index: usize| match tier.placements[index] {
-                _ if resident[index] => Placement::Resident,
-                Placement::Streamed if streamable[index] => Placement::Streamed,
-                Placement::Kept if in_place[index] => Placement::Kept,
-                // dropped: as what never was resident
-                Placement::Resident
-                    if streamable[index]
-                        && tier.min_rows >= streams_from(input.units[index].class) =>
-                {
-                    Placement::Streamed
+            let streamed: Vec<StreamGroup> = (ring.groups.iter().zip(&wanted))
+                .filter_map(streamed)
+                .collect();
+            for (at, (group, placement)) in ring.groups.iter().zip(&wanted).enumerate() {
+                // what stays in its place does so only where nothing else comes
+                let stays =
+                    at < kept_at_most && !streamed.iter().any(|other| group.overlaps(other));
+                let placement = match placement {
+                    Placement::Kept if !stays => Placement::Host,
+                    other => *other,
+                };
+                for (id, _) in &group.units {
+                    placements[id.index()] = placement;
                 }
-                _ => Placement::Host,
-            };
+            }
             Tier {
-                placements: (0..input.units.len()).map(place).collect(),
+                placements,
                 ..tier.clone()
             }
         };
         self.fixed.tiers.iter().map(tier).collect()
+    }
+
+    /// What a tier of the plan does with a group; a group is copied as one, so it does the same with all of it.
+    fn wanted(&self, tier: &Tier, group: &StreamGroup) -> Placement {
+        let input = self.input;
+        let streams_from = |class| match class {
+            UnitClass::Experts => input.expert_min_rows.unwrap_or(input.stream_min_rows),
+            _ => input.stream_min_rows,
+        };
+        let of_unit = |id: &UnitId| match tier.placements[id.index()] {
+            Placement::Resident if tier.min_rows >= streams_from(input.units[id.index()].class) => {
+                Placement::Streamed
+            }
+            Placement::Resident => Placement::Host,
+            other => other,
+        };
+        let mut placements = group.units.iter().map(|(id, _)| of_unit(id));
+        match placements.next() {
+            Some(first) if placements.all(|other| other == first) => first,
+            _ => Placement::Host,
+        }
     }
 }
 

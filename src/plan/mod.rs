@@ -24,6 +24,7 @@
 //! Where a batch leaves enough of a layer's experts alone, it fetches only those that it has chosen.
 
 mod chunks;
+mod decisions;
 mod error;
 mod estimate;
 mod experts;
@@ -33,14 +34,16 @@ mod order;
 mod read;
 mod ring;
 mod saved;
+mod search;
 mod solve;
+mod tiers;
 mod types;
-mod ubatch;
 mod units;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use decisions::Decisions;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;
 pub use fixed::FixedPlan;
@@ -48,10 +51,10 @@ pub use read::ReadPlanError;
 pub use saved::{
     ModelIdentity, PlanSettings, SavedPlan, SavedPlanError, TensorIdentity, SAVED_PLAN_SCHEMA,
 };
+pub use search::{search, Found, SearchInput, UbatchOption};
 pub use solve::{place_kv, plan};
 pub use types::{
     Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,
-    Tier, Unit, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
+    StreamShare, Tier, Unit, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
 };
-pub use ubatch::{choose_ubatch, Rates, UbatchInput};
 pub use units::{default_small_threshold, units_from_inventory};

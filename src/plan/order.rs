@@ -1,6 +1,6 @@
 //! The fixed order in which units are given room on the device.
 
-use super::types::{Unit, UnitClass};
+use super::types::{Unit, UnitClass, UnitId};
 
 /// `0..count` in van der Corput order: every prefix is spread evenly over the range.
 fn spread(count: usize) -> Vec<usize> {
@@ -24,9 +24,28 @@ fn spread(count: usize) -> Vec<usize> {
     order
 }
 
-/// Indices of the large units that may be resident, first choice first: by class, within a class
-/// by layer in van der Corput order, within a layer in order of use. `output`: so may the head.
-pub(super) fn priority(units: &[Unit], output: bool) -> Vec<usize> {
+/// Indices of the large units that may be resident, first choice first: those of `wanted`, then the rest by class, within a
+/// class by layer in van der Corput order, within a layer in order of use. `output`: so may the head.
+pub(super) fn priority(units: &[Unit], wanted: &[UnitId], output: bool) -> Vec<usize> {
+    let usual = usual(units, output);
+    let mut open = vec![false; units.len()];
+    for &index in &usual {
+        open[index] = true;
+    }
+    let mut take = |index: &usize| open.get_mut(*index).is_some_and(std::mem::take);
+    let named = wanted.iter().map(|id| id.index());
+    named.chain(usual).filter(|index| take(index)).collect()
+}
+
+/// Layers of every class, in an order in which every prefix is spread evenly over the model.
+pub(super) fn spread_layers(layers: &[u32]) -> Vec<u32> {
+    spread(layers.len())
+        .into_iter()
+        .map(|at| layers[at])
+        .collect()
+}
+
+fn usual(units: &[Unit], output: bool) -> Vec<usize> {
     // a token reads all of the head, but few of the experts
     let classes = [
         UnitClass::Attention,
@@ -108,7 +127,13 @@ mod tests {
             units.push(unit(Some(layer), UnitClass::FeedForward));
         }
         units.push(unit(None, UnitClass::Output));
-        assert_eq!(priority(&units, true), [2, 8, 5, 11, 3, 9, 6, 12, 13]);
-        assert_eq!(priority(&units, false), [2, 8, 5, 11, 3, 9, 6, 12]);
+        assert_eq!(priority(&units, &[], true), [2, 8, 5, 11, 3, 9, 6, 12, 13]);
+        assert_eq!(priority(&units, &[], false), [2, 8, 5, 11, 3, 9, 6, 12]);
+        let wanted = [9, 0, 9, 13, 99].map(UnitId);
+        assert_eq!(
+            priority(&units, &wanted, true),
+            [9, 13, 2, 8, 5, 11, 3, 6, 12]
+        );
+        assert_eq!(priority(&units, &wanted, false)[..2], [9, 2]);
     }
 }

@@ -4,10 +4,9 @@ use super::chunks::{round_up, Packer};
 use super::error::{Contribution, Contributor, PlanError};
 use super::fixed::plan_as;
 use super::types::{
-    KvPlacement, Ledger, Placement, Plan, PlanInput, Ring, StreamGroup, Tier, UnitClass, UnitId,
-    PLAN_SCHEMA_VERSION,
+    KvPlacement, Ledger, Plan, PlanInput, Ring, StreamGroup, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
 };
-use super::{order, ring};
+use super::{order, ring, tiers};
 
 /// The derived ring takes this share of the room for weights, within the limits below. It is no loss: short batches use what it
 /// holds, and between two prompts or ubatches, while the host prepares the next, the link fills it.
@@ -32,7 +31,8 @@ pub fn plan(input: &PlanInput) -> Result<Plan, PlanError> {
     let (kv, room) = problem.place_kv()?;
     // While part of the KV cache is still on the host, more budget goes to it first: residents
     // wait, or they would have to make way again for the next layer of KV.
-    let waits = input.kv_fixed.is_none() && kv.iter().any(|layer| !layer.device);
+    let unwanted = |layer: &KvPlacement| !layer.device && !input.kv_on_host.contains(&layer.layer);
+    let waits = input.kv_fixed.is_none() && kv.iter().any(unwanted);
     let count = if waits {
         problem.anchor
     } else {
@@ -91,7 +91,7 @@ impl<'a> Problem<'a> {
             .collect();
         let small: Vec<UnitId> = ids(input, |class| class == UnitClass::Small);
         let small_sum: u64 = small.iter().map(|id| sizes[id.index()]).sum();
-        let priority = order::priority(&input.units, !input.output_on_host);
+        let priority = order::priority(&input.units, &input.order, !input.output_on_host);
         let output = input.output_streams && !input.output_on_host;
         let groups = ring::group(&input.units, &sizes, input.group_target, output);
         let mut problem = Self {
@@ -183,17 +183,24 @@ impl<'a> Problem<'a> {
         if let Some(fixed) = &self.input.kv_fixed {
             return Ok((fixed.clone(), spare + self.weights_min()));
         }
-        let layers: Vec<u64> = self.input.kv.iter().map(|layer| layer.bytes).collect();
+        let may = |layer: &super::KvLayer| !self.input.kv_on_host.contains(&layer.layer);
+        let layers = self.input.kv.iter().filter(|layer| may(layer));
+        let layers: Vec<u64> = layers.map(|layer| layer.bytes).collect();
         let taken = (0..=layers.len())
             .rev()
             .find(|&count| self.kv_bytes(layers[..count].iter()) <= spare)
             .unwrap_or(0);
-        let place = |(index, layer): (usize, &super::KvLayer)| KvPlacement {
-            layer: layer.layer,
-            device: index < taken,
-            bytes: layer.bytes,
+        let mut left = taken;
+        let place = |layer: &super::KvLayer| {
+            let device = may(layer) && left > 0;
+            left -= usize::from(device);
+            KvPlacement {
+                layer: layer.layer,
+                device,
+                bytes: layer.bytes,
+            }
         };
-        let placed = self.input.kv.iter().enumerate().map(place).collect();
+        let placed = self.input.kv.iter().map(place).collect();
         let used = self.kv_bytes(layers[..taken].iter());
         Ok((placed, spare - used + self.weights_min()))
     }
@@ -295,7 +302,7 @@ impl<'a> Problem<'a> {
             full_budget: self.fixed() + self.kv_bytes(kv_all.iter()) + all.chunks,
             scratch_estimated: input.scratch_estimated,
             units: input.units.clone(),
-            tiers: tiers(input, &residents, &ring),
+            tiers: tiers::tiers(input, &residents, &ring),
             residents,
             chunks,
             ring,
@@ -342,57 +349,6 @@ fn ids(input: &PlanInput, wanted: impl Fn(UnitClass) -> bool) -> Vec<UnitId> {
     let units = input.units.iter().enumerate();
     let found = units.filter(|(_, unit)| wanted(unit.class));
     found.map(|(index, _)| UnitId(index as u32)).collect()
-}
-
-fn tiers(input: &PlanInput, residents: &[UnitId], ring: &Ring) -> Vec<Tier> {
-    let mut resident = vec![Placement::Host; input.units.len()];
-    for id in residents {
-        resident[id.index()] = Placement::Resident;
-    }
-    let members = ring.groups.iter().flat_map(|group| &group.units);
-    let streamed: Vec<UnitId> = members.map(|&(id, _)| id).collect();
-    let min_rows = |id: &UnitId| {
-        let own = match input.units[id.index()].class {
-            UnitClass::Experts => input.expert_min_rows,
-            _ => None,
-        };
-        own.unwrap_or(input.stream_min_rows).max(1)
-    };
-    let mut starts: Vec<u32> = streamed.iter().map(min_rows).collect();
-    // the tiers are the same ones where nothing is streamed
-    starts.extend([1, input.stream_min_rows.max(1)]);
-    starts.sort_unstable();
-    starts.dedup();
-    let last = starts.len() - 1;
-    // a batch that is too short to stream for may as well use what the ring holds
-    let first_lap = match input.keep_in_ring {
-        true => ring.first_lap(),
-        false => &[],
-    };
-    let kept = first_lap.iter().flat_map(|group| &group.units);
-    let kept: Vec<UnitId> = kept.map(|&(id, _)| id).collect();
-    let tier = |(index, &start): (usize, &u32)| {
-        let mut placements = resident.clone();
-        for id in &kept {
-            placements[id.index()] = Placement::Kept;
-        }
-        for id in streamed.iter().filter(|id| min_rows(id) <= start) {
-            placements[id.index()] = Placement::Streamed;
-        }
-        Tier {
-            name: match index {
-                _ if index == last => "prompt",
-                0 => "decode",
-                _ => "batch",
-            }
-            .to_owned(),
-            min_rows: start,
-            max_rows: starts.get(index + 1).map(|next| next - 1),
-            placements,
-            chosen_percent: input.chosen_percent,
-        }
-    };
-    starts.iter().enumerate().map(tier).collect()
 }
 
 /// Refuses settings that make no sense, and sizes whose sums might not fit 64 bits: no sum that

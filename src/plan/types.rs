@@ -122,6 +122,12 @@ pub struct PlanInput {
     pub granularity: u64,
     /// Where the KV cache already lives, if it has been allocated; takes the place of `kv`.
     pub kv_fixed: Option<Vec<KvPlacement>>,
+    /// Large units in the order in which they are given room; those that are not named follow in the usual order.
+    #[serde(default)]
+    pub order: Vec<UnitId>,
+    /// Layers whose KV cache goes to host memory whatever the budget.
+    #[serde(default)]
+    pub kv_on_host: Vec<u32>,
     /// Compute the output head on the CPU whatever the budget: its logits then need no room among
     /// the compute buffers.
     pub output_on_host: bool,
@@ -130,6 +136,10 @@ pub struct PlanInput {
     pub output_streams: bool,
     /// Short batches use what the ring holds; else the CPU computes all that is not resident.
     pub keep_in_ring: bool,
+    /// Batches that are too short to stream everything stream part of it, through this share of the ring, while the CPU computes
+    /// the rest. Each entry holds from its number of rows to the next one's; none: nothing is streamed.
+    #[serde(default)]
+    pub short_streams: Vec<StreamShare>,
     /// Consecutive tensors of a layer and class are copied as one group up to this many bytes.
     pub group_target: u64,
     /// Size of the ring of slots; none derives it from the budget.
@@ -161,9 +171,12 @@ impl PlanInput {
             alignment: 256,
             granularity: 2 * MIB,
             kv_fixed: None,
+            order: Vec::new(),
+            kv_on_host: Vec::new(),
             output_on_host: false,
             output_streams: false,
             keep_in_ring: true,
+            short_streams: Vec::new(),
             group_target: 32 * MIB,
             ring_target: None,
             stream_min_rows: 32,
@@ -173,6 +186,15 @@ impl PlanInput {
             fixed: None,
         }
     }
+}
+
+/// How much of the ring batches of a size stream through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamShare {
+    /// The fewest rows of such a batch.
+    pub min_rows: u32,
+    /// The share of the ring, in percent; what lies in the rest stays there.
+    pub percent: u32,
 }
 
 /// Where a unit's weights are when an operation needs them.
@@ -210,7 +232,8 @@ pub struct StreamGroup {
 }
 
 impl StreamGroup {
-    pub(super) fn overlaps(&self, other: &StreamGroup) -> bool {
+    /// Whether the two cannot be in the ring at once.
+    pub fn overlaps(&self, other: &StreamGroup) -> bool {
         self.offset < other.offset + other.bytes && other.offset < self.offset + self.bytes
     }
 }

@@ -26,6 +26,8 @@ pub struct Alternative {
     pub what_if: String,
     /// Its budget in bytes.
     pub budget: u64,
+    /// The conversation, with the ubatch that was chosen.
+    pub workload: Workload,
     /// What lives where.
     pub plan: Plan,
     /// What that costs.
@@ -87,33 +89,33 @@ pub fn answer(
     budget: u64,
     what_if: Option<(&str, &WhatIf)>,
 ) -> Result<Answer, PlanError> {
-    let plan = question.plan(budget)?;
-    let prediction = question.predict(&plan, &machine.profile);
+    let solved = question.solve(budget, &machine.profile)?;
     let alternative = match what_if {
         None => None,
         Some((text, what)) => {
             let budget = what.vram().unwrap_or(budget);
             let profile = what.apply(&machine.profile);
-            let plan = question.plan(budget)?;
+            let solved = question.solve(budget, &profile)?;
             Some(Alternative {
                 what_if: text.to_owned(),
                 budget,
-                prediction: question.predict(&plan, &profile),
-                plan,
+                workload: solved.workload,
+                prediction: solved.prediction,
+                plan: solved.plan,
             })
         }
     };
     let row = |other: u64| BudgetRow {
         budget: other,
         prediction: match other == budget {
-            true => Some(prediction),
+            true => Some(solved.prediction),
             false => {
-                let plan = question.plan(other);
-                plan.ok()
-                    .map(|plan| question.predict(&plan, &machine.profile))
+                let solved = question.solve(other, &machine.profile);
+                solved.ok().map(|solved| solved.prediction)
             }
         },
     };
+    let budgets = neighbours(budget).into_iter().map(row).collect();
     let inventory = question.inventory;
     Ok(Answer {
         model,
@@ -121,19 +123,19 @@ pub fn answer(
         architecture: inventory.architecture.clone(),
         layers: inventory.layer_count,
         context: question.context,
-        ubatch: question.workload.ubatch,
+        ubatch: solved.workload.ubatch,
         cache_type_k: question.type_k.name,
         cache_type_v: question.type_v.name,
-        workload: question.workload,
+        workload: solved.workload,
         profile: Source {
             origin: machine.profile.origin,
             key: machine.profile.key.clone(),
             note: machine.source.clone(),
         },
-        prediction,
-        budgets: neighbours(budget).into_iter().map(row).collect(),
+        prediction: solved.prediction,
+        budgets,
         alternative,
-        plan,
+        plan: solved.plan,
     })
 }
 

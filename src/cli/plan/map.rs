@@ -3,10 +3,8 @@
 use std::fmt::Write;
 
 use super::machine::PlannedMachine;
-use super::question::Question;
 use super::text::{limit, rate, time};
 use super::{machine, PlanArgs, PlanCommandError};
-use crate::cost::Prediction;
 use crate::inventory::Inventory;
 use crate::plan::PlanError;
 use crate::profile::MACHINES;
@@ -15,8 +13,6 @@ use crate::size::ByteSize;
 const GIB: u64 = 1 << 30;
 const BUDGETS: [u64; 4] = [2 * GIB, 4 * GIB, 8 * GIB, 16 * GIB];
 const CONTEXTS: [u32; 4] = [1 << 10, 4 << 10, 16 << 10, 64 << 10];
-/// As a run does that is left to choose: the size with which the conversation ends first.
-const UBATCHES: [u32; 4] = [512, 1024, 2048, 4096];
 
 /// A section for each machine: the one that `--profile` names, or all that have names.
 ///
@@ -65,7 +61,7 @@ pub fn render(inventory: &Inventory, args: &PlanArgs) -> Result<String, PlanComm
     Ok(text)
 }
 
-/// What the best ubatch gives, or why there is nothing.
+/// What is predicted, or why there is nothing.
 fn best(
     inventory: &Inventory,
     args: &PlanArgs,
@@ -73,41 +69,26 @@ fn best(
     context: u32,
     budget: u64,
 ) -> Result<String, String> {
-    let mut found: Option<Prediction> = None;
-    let mut smallest: Option<u64> = None;
-    for ubatch in UBATCHES.into_iter().filter(|&ubatch| ubatch <= context) {
-        let asked = PlanArgs {
-            ctx: context,
-            prompt: Some(context / 4 * 3),
-            ubatch,
-            ..args.clone()
-        };
-        let question: Question = match super::question(inventory, &asked, machine) {
-            Ok(question) => question,
-            Err(error) => return Err(error.to_string()),
-        };
-        match question.plan(budget) {
-            Ok(plan) => {
-                let prediction = question.predict(&plan, &machine.profile);
-                if found.is_none_or(|best| prediction.e2el < best.e2el) {
-                    found = Some(prediction);
-                }
-            }
-            Err(PlanError::BudgetTooSmall { minimum, .. }) => {
-                smallest = Some(smallest.map_or(minimum, |least| least.min(minimum)));
-            }
-            Err(error) => return Err(error.to_string()),
+    let asked = PlanArgs {
+        ctx: context,
+        prompt: Some(context / 4 * 3),
+        ..args.clone()
+    };
+    let question = super::question(inventory, &asked, machine).map_err(|e| e.to_string())?;
+    match question.solve(budget, &machine.profile) {
+        Ok(solved) => {
+            let found = &solved.prediction;
+            Ok(format!(
+                "{}, {} ({}, {})",
+                time(found.ttft),
+                rate(found.tps),
+                limit(found.prompt.limit),
+                limit(found.decode.limit)
+            ))
         }
-    }
-    match (found, smallest) {
-        (Some(best), _) => Ok(format!(
-            "{}, {} ({}, {})",
-            time(best.ttft),
-            rate(best.tps),
-            limit(best.prompt.limit),
-            limit(best.decode.limit)
-        )),
-        (None, Some(least)) => Err(format!("needs {}", ByteSize(least).to_flag())),
-        (None, None) => Err("-".to_owned()),
+        Err(PlanError::BudgetTooSmall { minimum, .. }) => {
+            Err(format!("needs {}", ByteSize(minimum).to_flag()))
+        }
+        Err(error) => Err(error.to_string()),
     }
 }

@@ -22,10 +22,12 @@ use crate::plan::{PlanError, SavedPlan};
 use crate::profile::{WhatIf, WhatIfError};
 use crate::size::ByteSize;
 
-/// Tokens of the prompt, where nobody says and the context has room for them.
-const PROMPT: u64 = 512;
-/// Tokens of the answer, where nobody says.
-const GENERATED: u32 = 128;
+/// Tokens of the answer, where nobody says; plans of runs are weighed by as many.
+const GENERATED: u32 = 64;
+/// The most tokens of the prompt, where nobody says: as in a run.
+const LONGEST_PROMPT: u64 = 16384;
+/// What llama.cpp's tools use, and what else a run may choose; none is larger than llama.cpp's usual batch.
+const UBATCHES: [u32; 3] = [512, 1024, 2048];
 
 /// Arguments of `pipeshard plan`.
 #[derive(Debug, Clone, Args)]
@@ -80,7 +82,7 @@ pub struct PlanArgs {
     #[arg(long)]
     pub kv_unified: bool,
 
-    /// Tokens of the prompt to predict for, of each sequence [default: 512, or half the context]
+    /// Tokens of the prompt to predict for, of each sequence [default: three quarters of the context, 16384 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt: Option<u32>,
 
@@ -91,12 +93,12 @@ pub struct PlanArgs {
     )]
     pub generate: u32,
 
-    /// Tokens of a prompt that are computed at a time
+    /// Tokens of a prompt that are computed at a time [default: what suits the budget, as in a run without -ub]
     #[arg(
-        long, value_name = "N", default_value_t = 512, visible_alias = "ubatch-size",
+        long, value_name = "N", visible_alias = "ubatch-size",
         value_parser = clap::value_parser!(u32).range(1..)
     )]
-    pub ubatch: u32,
+    pub ubatch: Option<u32>,
 
     /// Type of the keys in the KV cache
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
@@ -263,7 +265,8 @@ fn question<'a>(
         return Err(PlanCommandError::NoContext);
     }
     let each = question::padded(context.into(), args.parallel) / u64::from(args.parallel);
-    let usual = u32::try_from(PROMPT.min(each / 2)).unwrap_or(u32::MAX);
+    let usual = (each - each / 4).min(LONGEST_PROMPT);
+    let usual = u32::try_from(usual).unwrap_or(u32::MAX);
     let prompt = args.prompt.unwrap_or(usual);
     if u64::from(prompt) >= each {
         let context = each;
@@ -275,16 +278,24 @@ fn question<'a>(
         prompt,
         generated: args.generate.min(room),
         sequences: args.parallel,
-        ubatch: args.ubatch,
+        ubatch: args.ubatch.unwrap_or(UBATCHES[0]),
     };
+    let ubatches: Vec<u32> = match args.ubatch {
+        Some(given) => vec![given],
+        None => (UBATCHES.into_iter())
+            .filter(|&size| size == UBATCHES[0] || u64::from(size) <= each)
+            .collect(),
+    };
+    let largest = ubatches.iter().copied().max().unwrap_or(1);
     let expected = || match machine.real_card {
-        true => pools::expected_for(inventory, args.ubatch),
+        true => pools::expected_for(inventory, largest),
         false => 0,
     };
     Ok(Question {
         type_k: args.cache_type_k,
         type_v: args.cache_type_v,
         shared_cache: args.kv_unified,
+        ubatches,
         reserve: args.reserve.map_or_else(expected, |size| size.0),
         granularity: args.granularity.0,
         ..Question::new(inventory, context.into(), workload)
@@ -338,7 +349,7 @@ fn save(
     path: &std::path::Path,
 ) -> Result<(), PlanCommandError> {
     let machine = machine(args)?;
-    let settings = question(inventory, args, &machine)?.settings();
+    let settings = question(inventory, args, &machine)?.settings(asked.ubatch);
     let saved = SavedPlan::new(inventory, settings, asked.plan.clone());
     let failed = |error| PlanCommandError::Save {
         path: path.display().to_string(),
@@ -463,9 +474,9 @@ mod tests {
             let args = args(&format!("m.gguf --vram 1G {line}")).unwrap();
             answered(&models::dense(), &args).unwrap().workload
         };
-        assert_eq!(workload("").prompt, 512);
-        assert_eq!(workload("--ctx 512").prompt, 256);
-        assert_eq!(workload("--ctx 1024 --parallel 4").prompt, 128);
+        assert_eq!(workload("").prompt, 3072);
+        assert_eq!(workload("--ctx 1024 --parallel 4").prompt, 192);
+        assert_eq!(workload("--ctx 65536").prompt, 16384);
         assert_eq!(workload("--ctx 1024 --prompt 1000").generated, 24);
         let long = shown(
             &models::dense(),

@@ -1,15 +1,26 @@
 //! What is asked: a model, a context, and what is done with it. Any budget can be tried on it.
 
-use crate::cost::{self, ModelShape, Prediction, Workload};
+use crate::cost::{ModelShape, Prediction, Workload};
 use crate::inventory::{kv_bytes, DType, Inventory};
 use crate::plan::{
-    default_small_threshold, estimate_scratch, plan, units_from_inventory, KvLayer, Plan,
-    PlanError, PlanInput, PlanSettings, Unit, UnitClass, UnitId,
+    default_small_threshold, estimate_scratch, plan, search, units_from_inventory, Found, KvLayer,
+    Plan, PlanError, PlanInput, PlanSettings, SearchInput, UbatchOption, Unit, UnitClass, UnitId,
 };
 use crate::profile::Profile;
 
 /// llama.cpp rounds the context of each sequence up to this many cells.
 const CONTEXT_PADDING: u64 = 256;
+
+/// What lives where, and what that is worth.
+#[derive(Debug, Clone)]
+pub struct Solution {
+    /// The plan.
+    pub plan: Plan,
+    /// What the conversation costs.
+    pub prediction: Prediction,
+    /// The conversation, with the ubatch that was chosen.
+    pub workload: Workload,
+}
 
 /// A model in a context.
 #[derive(Debug, Clone)]
@@ -24,8 +35,10 @@ pub struct Question<'a> {
     pub context: u64,
     /// Sequences share one KV cache.
     pub shared_cache: bool,
-    /// What is done with it.
+    /// What is done with it; its ubatch does not matter.
     pub workload: Workload,
+    /// Sizes of the ubatch to choose from; the first is what llama.cpp would use.
+    pub ubatches: Vec<u32>,
     /// What the backend keeps for itself, in bytes.
     pub reserve: u64,
     /// What allocations are rounded up to, in bytes.
@@ -44,26 +57,27 @@ impl<'a> Question<'a> {
             context: padded(context, workload.sequences),
             shared_cache: false,
             workload,
+            ubatches: vec![workload.ubatch],
             reserve: 0,
             granularity: 2 << 20,
             units: units_from_inventory(inventory, default_small_threshold(inventory)),
         }
     }
 
-    /// What a saved plan says about the context.
-    pub fn settings(&self) -> PlanSettings {
+    /// What a saved plan says about the context; `ubatch`: the one that was chosen.
+    pub fn settings(&self, ubatch: u32) -> PlanSettings {
         PlanSettings {
             context: self.context,
-            ubatch: self.workload.ubatch,
+            ubatch,
             parallel: self.workload.sequences,
             cache_type_k: self.type_k.name.to_owned(),
             cache_type_v: self.type_v.name.to_owned(),
         }
     }
 
-    fn kv(&self) -> Vec<KvLayer> {
+    fn kv(&self, ubatch: u32) -> Vec<KvLayer> {
         let sequences = u64::from(self.workload.sequences.max(1));
-        let ubatch = u64::from(self.workload.ubatch);
+        let ubatch = u64::from(ubatch);
         let layers = self.inventory.kv.layers.iter();
         let bytes = layers.map(|layer| {
             let cells = match self.shared_cache {
@@ -78,47 +92,107 @@ impl<'a> Question<'a> {
         bytes.collect()
     }
 
-    /// The plan with the output head's logits in device memory; where that leaves no room for the head itself, the plan with
-    /// both on the host.
+    /// The plan with which the conversation is predicted to end first.
     ///
     /// # Errors
-    /// As [`plan`].
-    pub fn plan(&self, budget: u64) -> Result<Plan, PlanError> {
-        let kv = self.kv();
+    /// As [`search`].
+    pub fn solve(&self, budget: u64, profile: &Profile) -> Result<Solution, PlanError> {
+        let found = self.solve_with(budget, profile, &self.ubatches)?;
+        let chosen = found.workload.ubatch;
+        let windows = self
+            .inventory
+            .kv
+            .layers
+            .iter()
+            .any(|kv| kv.window.is_some());
+        match windows && Some(&chosen) != self.ubatches.first() {
+            // the caches of these layers grow with the ubatch
+            true => self.solve_with(budget, profile, &[chosen]),
+            false => Ok(found),
+        }
+    }
+
+    /// With the output head's logits in device memory; where that leaves no room for the head itself, with both on the host.
+    fn solve_with(
+        &self,
+        budget: u64,
+        profile: &Profile,
+        ubatches: &[u32],
+    ) -> Result<Solution, PlanError> {
         let cells = u32::try_from(self.context).unwrap_or(u32::MAX);
-        let ubatch = self.workload.ubatch;
-        let input = |outputs| PlanInput {
-            scratch: estimate_scratch(self.inventory, ubatch, cells, outputs),
+        let kv = self.kv(ubatches.first().copied().unwrap_or(1));
+        let input = PlanInput {
             scratch_estimated: true,
             reserve: self.reserve,
             granularity: self.granularity,
-            output_on_host: outputs == 0,
-            ..PlanInput::new(self.units.clone(), kv.clone(), budget)
+            ..PlanInput::new(self.units.clone(), kv, budget)
         };
-        let with_head = input(ubatch);
-        if let Ok(found) = plan(&with_head) {
-            let is_head = |id: &UnitId| found.units[id.index()].class == UnitClass::Output;
-            if found.residents.iter().any(is_head) {
-                return Ok(found);
+        let found = |on_host: bool, budget: u64| {
+            let option = |&ubatch: &u32| UbatchOption {
+                ubatch,
+                scratch: estimate_scratch(
+                    self.inventory,
+                    ubatch,
+                    cells,
+                    if on_host { 0 } else { ubatch },
+                ),
+            };
+            let options: Vec<UbatchOption> = ubatches.iter().map(option).collect();
+            search(&SearchInput {
+                input: &PlanInput {
+                    output_on_host: on_host,
+                    budget,
+                    ..input.clone()
+                },
+                model: self.shape(),
+                profile,
+                workload: self.workload,
+                ubatches: &options,
+            })
+        };
+        let is_head = |plan: &Plan, id: &UnitId| plan.units[id.index()].class == UnitClass::Output;
+        let with_head = found(false, budget).ok();
+        let resident = |found: &Found| {
+            found
+                .plan
+                .residents
+                .iter()
+                .any(|id| is_head(&found.plan, id))
+        };
+        let chosen = match with_head.filter(resident) {
+            Some(found) => found,
+            None => {
+                let mut headless = found(true, budget)?;
+                let unlimited = PlanInput {
+                    budget: u64::MAX,
+                    scratch: estimate_scratch(
+                        self.inventory,
+                        headless.ubatch,
+                        cells,
+                        headless.ubatch,
+                    ),
+                    ..input.clone()
+                };
+                headless.plan.full_budget = plan(&unlimited)?.full_budget;
+                headless
             }
-        }
-        let mut headless = plan(&input(0))?;
-        let unlimited = PlanInput {
-            budget: u64::MAX,
-            ..with_head
         };
-        headless.full_budget = plan(&unlimited)?.full_budget;
-        Ok(headless)
+        Ok(Solution {
+            plan: chosen.plan,
+            prediction: chosen.prediction,
+            workload: Workload {
+                ubatch: chosen.ubatch,
+                ..self.workload
+            },
+        })
     }
 
-    /// What the conversation costs under a plan.
-    pub fn predict(&self, plan: &Plan, profile: &Profile) -> Prediction {
-        let shape = ModelShape {
+    fn shape(&self) -> ModelShape<'_> {
+        ModelShape {
             inventory: self.inventory,
             type_k: self.type_k.name,
             type_v: self.type_v.name,
-        };
-        cost::predict(plan, &shape, profile, self.workload)
+        }
     }
 }
 
@@ -144,8 +218,12 @@ mod tests {
         Question::new(inventory, context, workload)
     }
 
+    fn solved(question: &Question, budget: u64) -> Solution {
+        question.solve(budget, &Profile::assumed()).unwrap()
+    }
+
     fn roomy(question: &Question) -> u64 {
-        question.plan(4 << 30).unwrap().ledger.kv
+        solved(question, 4 << 30).plan.ledger.kv
     }
 
     #[test]
@@ -184,12 +262,29 @@ mod tests {
     }
 
     #[test]
+    fn windows_are_cached_for_the_ubatch_that_is_chosen() {
+        let mut model = models::dense();
+        for layer in &mut model.kv.layers {
+            layer.window = Some(128);
+        }
+        let mut asked = question(&model, 4096, 64);
+        asked.workload.prompt = 2048;
+        asked.ubatches = vec![64, 1024];
+        let chosen = solved(&asked, 24 << 20);
+        assert_eq!(chosen.workload.ubatch, 1024);
+        assert_eq!(
+            chosen.plan.kv[0].bytes,
+            (128 + 1024) * 1024 * 2 + 128 * 1024 * 2
+        );
+    }
+
+    #[test]
     fn the_head_and_its_logits_go_together() {
         let dense = models::dense();
         let asked = question(&dense, 1024, 512);
-        let all = asked.plan(4 << 30).unwrap();
+        let all = solved(&asked, 4 << 30).plan;
         assert!(all.ledger.scratch >= 512 * 8192 * 4);
-        let most = asked.plan(all.full_budget - 1).unwrap();
+        let most = solved(&asked, all.full_budget - 1).plan;
         assert!(most.ledger.scratch < all.ledger.scratch);
         let prompt = most.tier(512).unwrap();
         assert_eq!(prompt.placements[0], crate::plan::Placement::Host);

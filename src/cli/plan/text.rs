@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::answer::{Alternative, Answer};
 use super::layers::{columns, head, layer_rows, Part};
-use crate::cost::{Limit, PassCost, Prediction};
+use crate::cost::{Limit, PassCost, Prediction, Workload};
 use crate::plan::{Placement, UnitClass};
 use crate::size::ByteSize;
 
@@ -91,7 +91,7 @@ fn predictions(text: &mut String, answer: &Answer) -> std::fmt::Result {
     line(
         text,
         "weights moved per prompt pass",
-        &[moved(per_pass(answer, predicted))],
+        &[moved(per_pass(&answer.workload, predicted))],
     )?;
     line(
         text,
@@ -122,6 +122,11 @@ fn comparison(text: &mut String, answer: &Answer, other: &Alternative) -> std::f
         (label.to_owned(), a.to_owned(), b.to_owned(), String::new())
     };
     let rows = [
+        words(
+            "ubatch",
+            &answer.workload.ubatch.to_string(),
+            &other.workload.ubatch.to_string(),
+        ),
         sizes("device memory", answer.plan.budget, other.budget),
         times(&first_token(answer), now.ttft, then.ttft),
         times("  at best", now.prompt.bound, then.prompt.bound),
@@ -146,8 +151,8 @@ fn comparison(text: &mut String, answer: &Answer, other: &Alternative) -> std::f
         times(&to_the_end(answer), now.e2el, then.e2el),
         sizes(
             "weights moved per prompt pass",
-            per_pass(answer, now),
-            per_pass(answer, then),
+            per_pass(&answer.workload, now),
+            per_pass(&other.workload, then),
         ),
         sizes(
             "weights moved per token",
@@ -354,9 +359,9 @@ fn to_the_end(answer: &Answer) -> String {
 }
 
 /// Weights that one pass of the prompt moves.
-fn per_pass(answer: &Answer, prediction: &Prediction) -> u64 {
-    let tokens = u64::from(answer.workload.prompt) * u64::from(answer.workload.sequences.max(1));
-    let passes = tokens.div_ceil(u64::from(answer.ubatch.max(1))).max(1);
+fn per_pass(workload: &Workload, prediction: &Prediction) -> u64 {
+    let tokens = u64::from(workload.prompt) * u64::from(workload.sequences.max(1));
+    let passes = tokens.div_ceil(u64::from(workload.ubatch.max(1))).max(1);
     prediction.prompt.bytes_streamed / passes
 }
 

@@ -119,6 +119,22 @@ fn streams_from(input: &PlanInput, unit: &Unit) -> u32 {
     }
 }
 
+/// Whether a tier streams something through the place of this unit's group.
+fn in_the_way(plan: &Plan, tier: &Tier, unit: usize) -> bool {
+    let holds = |group: &&StreamGroup| group.units.iter().any(|(id, _)| id.index() == unit);
+    let Some(own) = plan.ring.groups.iter().find(holds) else {
+        return false;
+    };
+    let streamed = |group: &&StreamGroup| {
+        let mut units = group.units.iter();
+        units.any(|(id, _)| tier.placements[id.index()] == Placement::Streamed)
+    };
+    let mut streamed = plan.ring.groups.iter().filter(streamed);
+    streamed.any(|other| {
+        other.offset < own.offset + own.bytes && own.offset < other.offset + other.bytes
+    })
+}
+
 fn disjoint(mut ranges: Vec<Range<u64>>) -> bool {
     ranges.sort_by_key(|range| (range.start, range.end));
     ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
@@ -244,7 +260,7 @@ proptest! {
                 _ => prop_assert!(place != Placement::Host),
             }
             prop_assert_eq!(prompt.placements[index], place);
-            let kept = first_lap.contains(&UnitId(index as u32));
+            let kept = first_lap.contains(&UnitId(index as u32)) && !in_the_way(&plan, decode, index);
             let expected = match place {
                 Placement::Streamed if streams_from(&input, unit) <= 1 => Placement::Streamed,
                 Placement::Streamed if kept => Placement::Kept,
@@ -258,6 +274,33 @@ proptest! {
                 Location::Host => place == Placement::Host,
             };
             prop_assert!(matches);
+        }
+    }
+
+    #[test]
+    fn short_batches_stream_through_their_share_alone(input in workable(), percent in 1u32..101, rows in 1u32..8) {
+        let input = PlanInput {
+            short_streams: vec![StreamShare { min_rows: 1, percent: percent / 2 }, StreamShare { min_rows: 4, percent }],
+            ..input
+        };
+        let plan = plan(&input).unwrap();
+        let tier = plan.tier(rows).unwrap();
+        let percent = u64::from(if rows < 4 { percent / 2 } else { percent });
+        let first_lap = plan.ring.first_lap().len();
+        for (at, group) in plan.ring.groups.iter().enumerate() {
+            for &(id, _) in &group.units {
+                let unit = &input.units[id.index()];
+                let through = percent > 0
+                    && unit.class != UnitClass::Experts
+                    && at >= first_lap
+                    && group.offset >= plan.ring.bytes - plan.ring.bytes / 100 * percent;
+                let expected = match rows >= streams_from(&input, unit) || through {
+                    true => Placement::Streamed,
+                    false if at < first_lap && !in_the_way(&plan, tier, id.index()) => Placement::Kept,
+                    false => Placement::Host,
+                };
+                prop_assert_eq!(tier.placements[id.index()], expected);
+            }
         }
     }
 

@@ -1,0 +1,145 @@
+//! The decisions that a search makes for a context which is about to be made.
+
+use super::admission::ContextSize;
+use super::log;
+use super::runtime::Runtime;
+use crate::cost::{ModelShape, Workload};
+use crate::inventory::{kv_bytes, DType, Inventory};
+use crate::plan::{estimate_scratch, search, Decisions, Found, KvLayer, SearchInput, UbatchOption};
+use crate::profile::Profile;
+
+/// Sizes of the ubatch besides the one that llama.cpp would use.
+const UBATCHES: [u32; 4] = [512, 1024, 2048, 4096];
+/// The most tokens of the prompt in the conversation that plans are weighed by.
+const LONGEST_PROMPT: u32 = 16384;
+/// Tokens that are generated in it.
+const GENERATED: u32 = 64;
+
+impl Runtime {
+    /// A context is about to be made: decides what the plan leaves open, and the ubatch where the user gave none.
+    pub fn context_wanted(&mut self, model: usize, wanted: ContextSize) -> u32 {
+        if let Some(planned) = self.saved_ubatch(wanted) {
+            return planned;
+        }
+        // what a context that did not fit has taught is about the decisions that were made for it
+        if self.retry.tried() {
+            return wanted.ubatch;
+        }
+        let found = match self.models.iter().find(|m| m.key == model) {
+            Some(model) if !self.config.debug.like_stock => {
+                let mut inventory = model.inventory.clone();
+                inventory.expert_used_count = wanted.experts_used;
+                self.search(&inventory, wanted)
+            }
+            _ => return wanted.ubatch,
+        };
+        match found {
+            Ok(Some(found)) => {
+                self.replan();
+                if found.ubatch != wanted.ubatch {
+                    log::info(&format!(
+                        "ubatches of {} tokens suit this budget (-ub {} for llama.cpp's own size)",
+                        found.ubatch, wanted.ubatch
+                    ));
+                }
+                let ubatch = found.ubatch;
+                self.decisions = found.decisions;
+                self.prediction = Some(found.prediction);
+                ubatch
+            }
+            Ok(None) => {
+                self.decisions = Decisions::default();
+                self.prediction = None;
+                wanted.ubatch
+            }
+            // llama.cpp makes the context all the same, and then it is said what is missing
+            Err(_) => wanted.ubatch,
+        }
+    }
+
+    fn search(
+        &mut self,
+        inventory: &Inventory,
+        wanted: ContextSize,
+    ) -> Result<Option<Found>, String> {
+        // several models share the budget: what is best for one is not for the other
+        if self.models.len() > 1 {
+            return Ok(None);
+        }
+        let profile = self.profile(inventory, wanted)?;
+        let mut input = self.plan_input(0);
+        input.decide(&Decisions::default());
+        let held = input.kv_fixed.take().unwrap_or_default();
+        input.reserve += held
+            .iter()
+            .filter(|kv| kv.device)
+            .map(|kv| kv.bytes)
+            .sum::<u64>();
+        let (Some(type_k), Some(type_v)) =
+            (DType::from_id(wanted.type_k), DType::from_id(wanted.type_v))
+        else {
+            return Ok(None);
+        };
+        let sequences = wanted.sequences.max(1);
+        let of_layer = |layer: &crate::inventory::KvLayer, ubatch: u32| KvLayer {
+            layer: layer.layer,
+            bytes: kv_bytes(
+                layer,
+                layer.cells(
+                    u64::from(wanted.context),
+                    u64::from(ubatch),
+                    u64::from(sequences),
+                ),
+                type_k,
+                type_v,
+            ),
+        };
+        let layers = inventory.kv.layers.iter();
+        input.kv = layers.map(|layer| of_layer(layer, wanted.ubatch)).collect();
+        let taken = self.ledger.scratch();
+        let scratch = |ubatch| taken + estimate_scratch(inventory, ubatch, wanted.context, 0);
+        let longest = wanted.batch.min(wanted.context);
+        let larger = UBATCHES.iter().copied();
+        let larger = larger.filter(|&size| size > wanted.ubatch && size <= longest);
+        let may_choose = self.config.ubatch_from_plan;
+        let ubatches: Vec<UbatchOption> = std::iter::once(wanted.ubatch)
+            .chain(larger.filter(|_| may_choose))
+            .map(|ubatch| UbatchOption {
+                ubatch,
+                scratch: scratch(ubatch),
+            })
+            .collect();
+        let model = ModelShape {
+            inventory,
+            type_k: type_k.name,
+            type_v: type_v.name,
+        };
+        let each = wanted.context / sequences;
+        let workload = Workload {
+            prompt: (each - each / 4).clamp(1, LONGEST_PROMPT),
+            generated: GENERATED,
+            sequences: 1,
+            ubatch: wanted.ubatch,
+        };
+        let found = search(&SearchInput {
+            input: &input,
+            model,
+            profile: &profile,
+            workload,
+            ubatches: &ubatches,
+        });
+        self.measured = Some(profile);
+        found.map(Some).map_err(|error| error.to_string())
+    }
+
+    /// What this machine does per second.
+    fn profile(&mut self, _inventory: &Inventory, wanted: ContextSize) -> Result<Profile, String> {
+        if let Some(profile) = self.measured.take() {
+            return Ok(profile);
+        }
+        Ok(match &self.config.sim {
+            Some(spec) => Profile::stated(spec, wanted.threads, None),
+            None => Profile::assumed(),
+        })
+    }
+}

@@ -1,0 +1,148 @@
+//! What short batches do: stream through part of the ring, or all of it.
+
+use super::super::decisions::Decisions;
+use super::super::solve::plan;
+use super::super::types::{Placement, StreamShare, UnitClass};
+use super::{Search, GAIN};
+use crate::cost::PassShape;
+
+/// Shares of the ring that are tried, in percent.
+const SHARES: [u32; 13] = [0, 10, 20, 30, 40, 50, 60, 65, 70, 75, 80, 90, 100];
+/// Batch sizes that may have a share of their own.
+const BATCHES: [u32; 4] = [2, 4, 8, 16];
+/// Batch sizes from which on everything may be streamed.
+const THRESHOLDS: [u32; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
+
+impl Search<'_> {
+    /// How much generation streams while the CPU computes.
+    pub(super) fn try_shares(&mut self) -> bool {
+        let mut better = false;
+        if !self.may_stream() {
+            return false;
+        }
+        let rows = 1;
+        for percent in SHARES {
+            let decisions = Decisions {
+                short_streams: self.with_share(rows, percent),
+                ..self.decisions.clone()
+            };
+            better |= decisions != self.decisions && self.attempt(decisions);
+        }
+        better
+    }
+
+    /// Batches between generation and prompts: the share that each streams, and where streaming everything begins.
+    pub(super) fn tune_batches(&mut self) {
+        if self.plan.ring.groups.is_empty() {
+            return;
+        }
+        if self.may_stream() {
+            for rows in BATCHES {
+                self.tune_share(rows);
+            }
+        }
+        for experts in [false, true] {
+            self.tune_threshold(experts);
+        }
+    }
+
+    /// Whether anything but experts is in the ring.
+    fn may_stream(&self) -> bool {
+        let mut units = self.plan.ring.groups.iter().flat_map(|group| &group.units);
+        units.any(|(id, _)| self.plan.units[id.index()].class != UnitClass::Experts)
+    }
+
+    fn with_share(&self, min_rows: u32, percent: u32) -> Vec<StreamShare> {
+        let mut shares = self.decisions.short_streams.clone();
+        shares.retain(|share| share.min_rows != min_rows);
+        shares.push(StreamShare { min_rows, percent });
+        shares.sort_by_key(|share| share.min_rows);
+        shares
+    }
+
+    fn tune_share(&mut self, rows: u32) {
+        let mut best = (self.batch_seconds(&self.decisions.clone(), rows), None);
+        for percent in SHARES {
+            let decisions = Decisions {
+                short_streams: self.with_share(rows, percent),
+                ..self.decisions.clone()
+            };
+            let seconds = self.batch_seconds(&decisions, rows);
+            if seconds < best.0 * (1.0 - GAIN) {
+                best = (seconds, Some(decisions));
+            }
+        }
+        if let Some(decisions) = best.1 {
+            self.adopt(decisions);
+        }
+    }
+
+    fn tune_threshold(&mut self, experts: bool) {
+        let prompt = self.plan.tiers.last().map(|tier| &tier.placements);
+        let streams = |class: UnitClass| {
+            let placements = prompt.into_iter().flatten().zip(&self.plan.units);
+            let mut of_class = placements.filter(|(_, unit)| {
+                (unit.class == UnitClass::Experts) == (class == UnitClass::Experts)
+            });
+            of_class.any(|(placement, _)| *placement == Placement::Streamed)
+        };
+        let class = if experts {
+            UnitClass::Experts
+        } else {
+            UnitClass::FeedForward
+        };
+        if !streams(class) {
+            return;
+        }
+        let with = |rows: u32| {
+            let mut decisions = self.decisions.clone();
+            match experts {
+                true => decisions.expert_min_rows = Some(rows),
+                false => {
+                    // experts keep theirs
+                    let own = decisions.expert_min_rows.or(self.input.expert_min_rows);
+                    decisions.expert_min_rows = own.or(Some(self.input.stream_min_rows));
+                    decisions.stream_min_rows = Some(rows);
+                }
+            }
+            decisions
+        };
+        // the fewest rows for which, and for all more, streaming everything is no slower
+        let mut found = None;
+        for &rows in THRESHOLDS.iter().rev() {
+            let all = self.batch_seconds(&with(rows), rows);
+            let part = self.batch_seconds(&with(rows + 1), rows);
+            if all > part {
+                break;
+            }
+            found = Some(rows);
+        }
+        let rows = found.unwrap_or(2 * THRESHOLDS[THRESHOLDS.len() - 1]);
+        self.adopt(with(rows));
+    }
+
+    /// Takes over decisions that do not concern the conversation that is priced.
+    fn adopt(&mut self, decisions: Decisions) {
+        if let Ok(made) = plan(&self.input.with(&decisions)) {
+            self.prediction = self.costs.predict(&made, self.workload);
+            self.score = self.prediction.e2el;
+            self.decisions = decisions;
+            self.plan = made;
+        }
+    }
+
+    /// Seconds of a pass of `rows` tokens, each of a sequence of its own.
+    fn batch_seconds(&self, decisions: &Decisions, rows: u32) -> f64 {
+        let Ok(made) = plan(&self.input.with(decisions)) else {
+            return f64::INFINITY;
+        };
+        let cells = u64::from(self.workload.prompt / rows.max(1));
+        let shape = PassShape {
+            rows,
+            sequences: rows,
+            cells,
+            outputs: rows,
+        };
+        self.costs.pass(&made, shape).seconds
+    }
+}

@@ -1,0 +1,196 @@
+//! The decisions with which a conversation is predicted to end first.
+//!
+//! What is given room on the device first, how large the ring is, how much short batches stream, and from which number of rows on
+//! everything is streamed: one decision after the other is varied while the others stay, until nothing helps any more. Every
+//! candidate is a plan that could be run, and is priced as a whole, with its hand-overs; so the result is never predicted worse
+//! than any of them, among which are the usual order, the order of stock llama.cpp (whole layers with their KV) and every
+//! order of the classes.
+
+mod batches;
+mod orders;
+
+#[cfg(test)]
+mod tests;
+
+use super::decisions::Decisions;
+use super::error::PlanError;
+use super::solve::plan;
+use super::types::{Plan, PlanInput};
+use crate::cost::{Costs, ModelShape, Prediction, Workload};
+use crate::profile::Profile;
+
+const MIB: u64 = 1 << 20;
+/// Sizes of the ring that are tried, in MiB, besides the derived one.
+const RINGS: [u64; 9] = [64, 128, 256, 384, 512, 768, 1024, 1536, 2048];
+/// What a candidate has to gain on the best one: less is within what a profile can tell.
+const GAIN: f64 = 0.002;
+
+/// A size of the ubatch with the compute buffers that it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UbatchOption {
+    /// Tokens.
+    pub ubatch: u32,
+    /// Bytes of compute buffers.
+    pub scratch: u64,
+}
+
+/// What is searched for.
+#[derive(Debug, Clone, Copy)]
+pub struct SearchInput<'a> {
+    /// What is given; its scratch is replaced by that of the ubatch.
+    pub input: &'a PlanInput,
+    /// The model whose tensors the input's units are.
+    pub model: ModelShape<'a>,
+    /// The machine.
+    pub profile: &'a Profile,
+    /// The conversation that counts; its ubatch is replaced by the one that is chosen.
+    pub workload: Workload,
+    /// Sizes of the ubatch to choose from.
+    pub ubatches: &'a [UbatchOption],
+}
+
+/// What was found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The decisions.
+    pub decisions: Decisions,
+    /// The plan that they make.
+    pub plan: Plan,
+    /// What it is predicted to cost.
+    pub prediction: Prediction,
+    /// Tokens per ubatch.
+    pub ubatch: u32,
+    /// How many plans were priced.
+    pub priced: u32,
+}
+
+/// Searches for the best decisions.
+///
+/// # Errors
+/// As [`plan`], if no size of the ubatch can be planned for.
+pub fn search(wanted: &SearchInput) -> Result<Found, PlanError> {
+    let costs = Costs::new(wanted.model, wanted.profile);
+    let mut best: Option<Search> = None;
+    let mut failure = PlanError::InvalidInput("no size of the ubatch to choose from".to_owned());
+    for option in wanted.ubatches {
+        let mut input = wanted.input.clone();
+        input.scratch = option.scratch;
+        let workload = Workload {
+            ubatch: option.ubatch,
+            ..wanted.workload
+        };
+        match Search::new(input, &costs, workload) {
+            // what fits is computed as llama.cpp does
+            Ok(search) if search.all_fits() && best.is_none() => {
+                best = Some(search);
+                break;
+            }
+            Ok(mut search) => {
+                search.try_shares();
+                let better = best
+                    .as_ref()
+                    .is_none_or(|best| search.score < best.score * (1.0 - GAIN));
+                if better {
+                    best = Some(search);
+                }
+            }
+            Err(error) => failure = error,
+        }
+    }
+    let mut search = best.ok_or(failure)?;
+    search.improve();
+    search.tune_batches();
+    Ok(Found {
+        decisions: search.decisions,
+        plan: search.plan,
+        prediction: search.prediction,
+        ubatch: search.workload.ubatch,
+        priced: search.priced,
+    })
+}
+
+/// A search in progress: the best so far.
+struct Search<'a> {
+    input: PlanInput,
+    costs: &'a Costs<'a>,
+    workload: Workload,
+    decisions: Decisions,
+    plan: Plan,
+    prediction: Prediction,
+    /// Seconds until the conversation ends.
+    score: f64,
+    priced: u32,
+}
+
+impl<'a> Search<'a> {
+    fn new(input: PlanInput, costs: &'a Costs<'a>, workload: Workload) -> Result<Self, PlanError> {
+        let decisions = Decisions::default();
+        let plan = plan(&input)?;
+        let prediction = costs.predict(&plan, workload);
+        Ok(Search {
+            score: prediction.e2el,
+            input,
+            costs,
+            workload,
+            decisions,
+            plan,
+            prediction,
+            priced: 1,
+        })
+    }
+
+    /// Whether the conversation ends sooner with these decisions; then they are the best.
+    fn attempt(&mut self, decisions: Decisions) -> bool {
+        let Ok(made) = plan(&self.input.with(&decisions)) else {
+            return false;
+        };
+        self.priced += 1;
+        let prediction = self.costs.predict(&made, self.workload);
+        let better = prediction.e2el < self.score * (1.0 - GAIN);
+        if better {
+            self.score = prediction.e2el;
+            self.decisions = decisions;
+            self.plan = made;
+            self.prediction = prediction;
+        }
+        better
+    }
+
+    /// Nothing is left on the host that may be on the device.
+    fn all_fits(&self) -> bool {
+        self.plan.budget >= self.plan.full_budget
+    }
+
+    /// Varies one decision after the other.
+    fn improve(&mut self) {
+        if self.all_fits() {
+            return;
+        }
+        for round in 0..3 {
+            let mut better = self.try_orders(round);
+            better |= self.try_rings();
+            better |= self.try_shares();
+            if !better {
+                break;
+            }
+        }
+        self.improve_order();
+    }
+
+    fn try_rings(&mut self) -> bool {
+        let streamed: u64 = self.plan.ring.groups.iter().map(|group| group.bytes).sum();
+        let mut better = false;
+        let sizes = RINGS.iter().map(|size| Some(size * MIB));
+        for ring_target in std::iter::once(None).chain(sizes) {
+            let known = ring_target == self.decisions.ring_target;
+            if known || ring_target.is_some_and(|bytes| bytes > streamed.next_power_of_two()) {
+                continue;
+            }
+            better |= self.attempt(Decisions {
+                ring_target,
+                ..self.decisions.clone()
+            });
+        }
+        better
+    }
+}

@@ -1,0 +1,222 @@
+//! What is given room first.
+
+use super::super::decisions::Decisions;
+use super::super::order::spread_layers;
+use super::super::types::{UnitClass, UnitId};
+use super::Search;
+
+/// Classes that are weighed against each other.
+const CLASSES: [UnitClass; 4] = [
+    UnitClass::Attention,
+    UnitClass::FeedForward,
+    UnitClass::Output,
+    UnitClass::Experts,
+];
+/// Exchanges of a resident block for another that are tried at the end.
+const EXCHANGES: usize = 48;
+
+/// Numbers of layers on the host that are tried.
+const LAYER_STEPS: usize = 16;
+/// Blocks of which every choice is tried.
+const FEW_BLOCKS: usize = 9;
+
+/// Units of a layer and class, which the CPU computes in one go.
+#[derive(Debug, Clone)]
+struct Block {
+    class: UnitClass,
+    layer: Option<u32>,
+    units: Vec<UnitId>,
+}
+
+impl Search<'_> {
+    /// Orders of the classes, layers spread over the model or one behind the other; and whole layers with their KV.
+    pub(super) fn try_orders(&mut self, round: u32) -> bool {
+        let blocks = self.blocks();
+        let present: Vec<UnitClass> = CLASSES
+            .into_iter()
+            .filter(|class| blocks.iter().any(|block| block.class == *class))
+            .collect();
+        let mut better = false;
+        for classes in permutations(&present) {
+            for spread in [true, false] {
+                let order = by_class(&blocks, &classes, spread);
+                let decisions = Decisions {
+                    order,
+                    kv_on_host: Vec::new(),
+                    ..self.decisions.clone()
+                };
+                better |= decisions != self.decisions && self.attempt(decisions);
+            }
+        }
+        if round == 0 {
+            better |= self.try_layers(&blocks);
+        }
+        if blocks.len() <= FEW_BLOCKS {
+            better |= self.try_all(&blocks);
+        }
+        better
+    }
+
+    /// Every choice of blocks.
+    fn try_all(&mut self, blocks: &[Block]) -> bool {
+        let mut better = false;
+        for subset in 0..1u32 << blocks.len() {
+            let chosen = blocks
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| subset >> at & 1 == 1);
+            let order = chosen.flat_map(|(_, block)| block.units.iter().copied());
+            better |= self.attempt(Decisions {
+                order: order.collect(),
+                ..self.decisions.clone()
+            });
+        }
+        better
+    }
+
+    /// Whole layers from the last one down, the others with their KV on the host: what stock llama.cpp does.
+    fn try_layers(&mut self, blocks: &[Block]) -> bool {
+        if self.input.kv_fixed.is_some() {
+            return false;
+        }
+        let mut layers: Vec<u32> = blocks.iter().filter_map(|block| block.layer).collect();
+        layers.sort_unstable();
+        layers.dedup();
+        let units = |layer: Option<u32>| {
+            let members = blocks.iter().filter(move |block| block.layer == layer);
+            members.flat_map(|block| block.units.iter().copied())
+        };
+        let whole = || layers.iter().rev().flat_map(|layer| units(Some(*layer)));
+        let orders: [Vec<UnitId>; 2] = [
+            units(None).chain(whole()).collect(),
+            whole().chain(units(None)).collect(),
+        ];
+        let mut better = false;
+        for order in orders {
+            let steps = layers.len().min(LAYER_STEPS);
+            for step in 0..=steps {
+                let hosted = layers.len() * step / steps.max(1);
+                better |= self.attempt(Decisions {
+                    order: order.clone(),
+                    kv_on_host: layers[..hosted].to_vec(),
+                    ..Decisions::default()
+                });
+            }
+        }
+        better
+    }
+
+    /// Exchanges single blocks across the border between what is resident and what is not.
+    pub(super) fn improve_order(&mut self) {
+        let blocks = self.blocks();
+        let mut tried = 0;
+        loop {
+            let resident = self.residency(&blocks);
+            let inside = blocks.iter().zip(&resident).filter(|(_, is)| **is);
+            let inside: Vec<&Block> = inside.map(|(block, _)| block).collect();
+            let outside = blocks.iter().zip(&resident).filter(|(_, is)| !**is);
+            let outside: Vec<&Block> = outside.map(|(block, _)| block).collect();
+            // one of each kind stands for all that are alike: the outermost ones
+            let ends = |of: &[&Block]| {
+                let mut ends: Vec<usize> = Vec::new();
+                for class in CLASSES {
+                    ends.extend(of.iter().position(|block| block.class == class));
+                    ends.extend(of.iter().rposition(|block| block.class == class));
+                }
+                ends.dedup();
+                ends
+            };
+            let mut moved = false;
+            'pairs: for &enter in &ends(&outside) {
+                let leaving = ends(&inside).into_iter().map(Some);
+                for leave in std::iter::once(None).chain(leaving) {
+                    if tried == EXCHANGES {
+                        return;
+                    }
+                    tried += 1;
+                    let stays = inside.iter().enumerate();
+                    let stays = stays.filter(|(at, _)| Some(*at) != leave);
+                    let first = stays.map(|(_, block)| *block).chain([outside[enter]]);
+                    let order = first.flat_map(|block| block.units.clone()).collect();
+                    let decisions = Decisions {
+                        order,
+                        ..self.decisions.clone()
+                    };
+                    if self.attempt(decisions) {
+                        moved = true;
+                        break 'pairs;
+                    }
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn residency(&self, blocks: &[Block]) -> Vec<bool> {
+        let mut resident = vec![false; self.plan.units.len()];
+        for id in &self.plan.residents {
+            resident[id.index()] = true;
+        }
+        let all = |block: &Block| block.units.iter().all(|id| resident[id.index()]);
+        blocks.iter().map(all).collect()
+    }
+
+    /// Blocks in order of use.
+    fn blocks(&self) -> Vec<Block> {
+        let mut blocks: Vec<Block> = Vec::new();
+        for (index, unit) in self.input.units.iter().enumerate() {
+            if !CLASSES.contains(&unit.class) {
+                continue;
+            }
+            let id = UnitId(index as u32);
+            let mut same = blocks.iter_mut().rev().take(CLASSES.len());
+            match same.find(|block| block.layer == unit.layer && block.class == unit.class) {
+                Some(block) => block.units.push(id),
+                None => blocks.push(Block {
+                    class: unit.class,
+                    layer: unit.layer,
+                    units: vec![id],
+                }),
+            }
+        }
+        blocks
+    }
+}
+
+fn by_class(blocks: &[Block], classes: &[UnitClass], spread: bool) -> Vec<UnitId> {
+    let mut order = Vec::new();
+    for &class in classes {
+        let members = || blocks.iter().filter(move |block| block.class == class);
+        let mut layers: Vec<u32> = members().filter_map(|block| block.layer).collect();
+        layers.sort_unstable();
+        layers.dedup();
+        if spread {
+            layers = spread_layers(&layers);
+        }
+        let layers = layers.into_iter().map(Some).chain([None]);
+        for layer in layers {
+            let units = members().filter(|block| block.layer == layer);
+            order.extend(units.flat_map(|block| block.units.iter().copied()));
+        }
+    }
+    order
+}
+
+/// All orders of a few things.
+fn permutations(of: &[UnitClass]) -> Vec<Vec<UnitClass>> {
+    if of.is_empty() {
+        return vec![Vec::new()];
+    }
+    let mut all = Vec::new();
+    for (at, &first) in of.iter().enumerate() {
+        let mut rest = of.to_vec();
+        rest.remove(at);
+        for mut tail in permutations(&rest) {
+            tail.insert(0, first);
+            all.push(tail);
+        }
+    }
+    all
+}
