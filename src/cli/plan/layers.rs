@@ -20,12 +20,10 @@ pub struct LayerRow {
 pub struct Part {
     /// Share of the bytes that is resident, in percent; 0 and 100 are exact.
     pub resident: u32,
-    /// What long batches do with the rest.
-    pub prompt: Option<Placement>,
-    /// What single tokens do with the rest; `None` where they do more than one thing with it.
-    pub decode: Option<Placement>,
-    /// There are bytes of the rest that generation keeps in slots while it leaves others to the CPU.
-    pub mixed: bool,
+    /// What prompts do with the rest.
+    pub prompt: BTreeSet<Placement>,
+    /// What generation does with the rest.
+    pub decode: BTreeSet<Placement>,
 }
 
 /// The classes that a model has in its layers, in the order in which tables show them.
@@ -86,7 +84,7 @@ fn part(
     layer: Option<u32>,
 ) -> Option<Part> {
     let (mut all, mut resident) = (0_u64, 0_u64);
-    let mut rest: BTreeSet<(Placement, Placement)> = BTreeSet::new();
+    let (mut prompts, mut decodes) = (BTreeSet::new(), BTreeSet::new());
     for (index, unit) in plan.units.iter().enumerate() {
         if unit.class != class || unit.layer != layer {
             continue;
@@ -94,29 +92,24 @@ fn part(
         all += unit.bytes;
         match (prompt.placements[index], decode.placements[index]) {
             (Placement::Resident, _) => resident += unit.bytes,
-            other => {
-                rest.insert(other);
+            (in_prompts, in_decode) => {
+                prompts.insert(in_prompts);
+                decodes.insert(in_decode);
             }
         }
     }
     if all == 0 {
         return None;
     }
-    let share = match () {
-        () if rest.is_empty() => 100,
-        () => u32::try_from(resident * 100 / all).map_or(99, |share| share.min(99)),
-    };
-    let decodes: BTreeSet<Placement> = rest.iter().map(|&(_, decode)| decode).collect();
-    let first = |one: &BTreeSet<Placement>| match one.len() {
-        1 => one.first().copied(),
-        _ => None,
-    };
-    let prompts: BTreeSet<Placement> = rest.iter().map(|&(prompt, _)| prompt).collect();
+    let percent = u32::try_from(resident * 100 / all).unwrap_or(99);
     Some(Part {
-        resident: share,
-        prompt: first(&prompts),
-        decode: first(&decodes),
-        mixed: decodes.len() > 1,
+        resident: if prompts.is_empty() {
+            100
+        } else {
+            percent.min(99)
+        },
+        prompt: prompts,
+        decode: decodes,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The answer in words, for a terminal. Colours are taken out again where nobody sees them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
@@ -245,6 +246,10 @@ fn layers(text: &mut String, answer: &Answer) -> std::fmt::Result {
         let note = "slots: used in the ring of slots, where the last prompt has left it";
         writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
     }
+    if shown("+CPU") || shown("+slots") {
+        let note = "a+b: some of its weights are treated one way, some the other";
+        writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
+    }
     if shown("%") {
         let note = "40% + a: that share of the bytes is resident, the rest as said";
         writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
@@ -256,24 +261,24 @@ fn cell(part: &Option<Part>) -> (String, Style) {
     let Some(part) = part else {
         return (String::new(), QUIET);
     };
-    let word = |placement: Placement| match placement {
+    let word = |placement: &Placement| match placement {
         Placement::Resident => "resident",
         Placement::Kept => "slots",
         Placement::Streamed => "streamed",
         Placement::Host => "CPU",
     };
-    let prompt = part.prompt.map_or("mixed", word);
-    let decode = match part.decode {
-        None if part.mixed => "slots+CPU",
-        other => other.map_or("mixed", word),
+    let words = |placements: &BTreeSet<Placement>| {
+        let words: Vec<&str> = placements.iter().map(word).collect();
+        words.join("+")
     };
+    let (prompt, decode) = (words(&part.prompt), words(&part.decode));
     let rest = match prompt == decode {
-        true => prompt.to_owned(),
+        true => prompt,
         false => format!("{prompt}/{decode}"),
     };
-    let style = match part.prompt {
-        Some(Placement::Host) => HOST,
-        _ => STREAMED,
+    let style = match part.prompt.contains(&Placement::Host) {
+        true => HOST,
+        false => STREAMED,
     };
     match part.resident {
         100 => ("resident".to_owned(), DEVICE),
