@@ -302,3 +302,114 @@ fn when_time_is_up_there_is_a_table_of_what_there_is() {
         finished.stdout
     );
 }
+
+#[test]
+fn a_deep_context_is_filled_and_what_was_measured_is_not_measured_again() {
+    let out = folder("bench-contexts");
+    let model = format!("tiny={}", synthetic("tiny-llama", &[]).display());
+    let grid = "--grid contexts --vram 24M --contexts 256 --generate 2 -r 1";
+    let mut args: Vec<&str> = grid.split(' ').collect();
+    args.extend(["--model", &model]);
+    let finished = finish(&mut bench(&out, &args));
+    expect_success(&finished, &out);
+    let measured = results(&out);
+    // a prompt and the generation behind it, from one load
+    let ours: Vec<&Measurement> = measured
+        .iter()
+        .filter(|m| m.approach == Approach::Pipeshard)
+        .collect();
+    assert_eq!(ours.len(), 2, "{ours:?}");
+    assert!(ours.iter().all(|m| m.is_valid()), "{ours:?}");
+    assert_eq!((ours[0].test.tokens, ours[1].test.depth), (192, 192));
+    assert!(
+        ours[0].seconds[0] > ours[1].seconds[0],
+        "192 tokens against two: {ours:?}"
+    );
+    let layers = measured.iter().filter(|m| m.approach == Approach::Layers);
+    assert!(layers.clone().any(Measurement::is_valid), "{measured:?}");
+    assert!(layers.clone().all(|m| m.test.depth == 192));
+    // with all its feed-forward weights on the CPU this model still takes more
+    let part: Vec<_> = measured
+        .iter()
+        .filter(|m| m.approach == Approach::Part)
+        .collect();
+    assert!(!part.is_empty() && part.iter().all(|m| !m.is_valid()));
+    assert!(
+        finished.stdout.contains("thrown out") && finished.stdout.contains("at least"),
+        "{}",
+        finished.stdout
+    );
+    assert!(
+        finished.stdout.contains("generation behind a prompt"),
+        "{}",
+        finished.stdout
+    );
+    let again = finish(&mut bench(&out, &args));
+    expect_success(&again, &out);
+    assert_eq!(results(&out).len(), measured.len(), "{}", again.stderr);
+}
+
+#[test]
+fn sequences_are_generated_side_by_side() {
+    let out = folder("bench-batches");
+    let model = format!("tiny={}", synthetic("tiny-llama", &[]).display());
+    let grid = "--grid batches --vram 40M --contexts 64 --batches 3 --generate 2 -r 1";
+    let mut args: Vec<&str> = grid.split(' ').collect();
+    args.extend(["--model", &model]);
+    let finished = finish(&mut bench(&out, &args));
+    expect_success(&finished, &out);
+    let measured = results(&out);
+    for approach in [Approach::Pipeshard, Approach::Layers] {
+        let of = |m: &&Measurement| m.approach == approach && m.is_valid();
+        let valid: Vec<_> = measured.iter().filter(of).collect();
+        assert!(!valid.is_empty(), "{approach:?}: {}", finished.stdout);
+        assert!(valid.iter().all(|m| m.test.sequences == 3));
+        assert!(valid
+            .iter()
+            .all(|m| m.peak.is_some_and(|peak| peak <= 40 * MIB)));
+    }
+    assert!(
+        finished.stdout.contains("decode×3@48"),
+        "{}",
+        finished.stdout
+    );
+}
+
+#[test]
+fn a_placement_is_forced_by_name_and_one_without_a_name_is_a_failure() {
+    let out = folder("bench-placements");
+    // kv-first is the fastest; a name that is unheard of gets the default, and the report says so
+    recorded(
+        &out,
+        r#"
+say() { echo "llama-bench: benchmark 1/1: $*" >&2; }
+while [ $# -gt 0 ]; do case "$1" in --pipeshard-report) report=$2; shift;; esac; shift; done
+case "${PIPESHARD_DEBUG_CANDIDATE-}" in kv-first) wait=0.1;; *) wait=0.3;; esac
+name=${PIPESHARD_DEBUG_CANDIDATE-default}; [ "$name" = unheard-of ] && name=default
+echo '{"peak_bytes": 1000}' > "$PIPESHARD_SIM_COUNTERS"
+echo "{\"engaged\": true, \"candidate\": \"$name\", \"predicted\": {\"ttft\": 0.36, \"tps\": 12}}" > "$report"
+say starting; say "prompt run 1/1"; sleep $wait; say "generation run 1/1"; sleep $wait
+case $wait in 0.1) both=1200000000;; *) both=2600000000;; esac
+echo "{\"n_prompt\": 192, \"n_gen\": 2, \"n_depth\": 0, \"samples_ns\": [ $both ]}"
+"#,
+    );
+    let model = format!("tiny={}", synthetic("tiny-llama", &[]).display());
+    let tools = out.display().to_string();
+    let grid = "--grid placements --vram 24M --contexts 256 --generate 2 -r 1 --candidates kv-first,unheard-of";
+    let mut args: Vec<&str> = grid.split(' ').collect();
+    args.extend(["--model", &model, "--tools", &tools]);
+    let finished = finish(&mut bench(&out, &args));
+    expect_success(&finished, &out);
+    let measured = results(&out);
+    let of = |name: &str| measured.iter().filter(|m| m.setting == name).count();
+    assert_eq!((of(""), of("kv-first"), of("unheard-of")), (2, 2, 2));
+    for m in &measured {
+        assert_eq!(m.is_valid(), m.setting != "unheard-of", "{m:?}");
+    }
+    let text = &finished.stdout;
+    assert!(text.contains("no placement of that name"), "{text}");
+    assert!(text.contains("at 0 of 1 points"), "{text}");
+    assert!(text.contains("Predicted TTFT: off by"), "{text}");
+    let csv = std::fs::read_to_string(out.join("placements.csv")).expect("a CSV");
+    assert_eq!(csv.lines().count(), 3, "{csv}");
+}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [sanitize] [trace] [decode] [speed] [matrix] [bench] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [sanitize] [trace] [decode] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
-# next visit to the same machine takes up where this one ended.
+# next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
 cd "$(dirname "$0")"
 OUT=${OUT:-$PWD/out}
@@ -172,8 +172,18 @@ if [[ $what == *bench* ]]; then
     rm -f "$OUT/bench.out"
     note "bench: exit $code, results in $results"
     # few files come back from such a machine: the tables apart, all the rest in one
-    for file in tables.txt summary.json; do [ -s "$results/$file" ] && cp "$results/$file" "$OUT/bench-$file"; done
+    for file in tables.txt summary.json placements.csv; do [ -s "$results/$file" ] && cp "$results/$file" "$OUT/bench-$file"; done
     tar -C "$results" -czf "$OUT/bench.tar.gz" .
+fi
+
+if [[ $what == *profile* ]]; then
+    if [ -f profile.sh ]; then
+        # shellcheck disable=SC2086 # arguments are words
+        OUT="$OUT" MODELS="$models" THREADS="$threads" timeout "${LIMIT:-590}" bash profile.sh ${PROFILE_ARGS-} 2>&1 | tee -a "$OUT/visit.log"
+        note "profile: exit ${PIPESTATUS[0]}"
+    else
+        note "profile: there is no profile.sh beside visit.sh"
+    fi
 fi
 
 echo; echo "SUMMARY"; printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"

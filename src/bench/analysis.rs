@@ -79,8 +79,8 @@ impl Row {
     /// Tokens per second, with their deviation.
     pub fn speed(&self, test: Test) -> Ratio {
         let tokens = match test.work {
-            Work::Decode => 1.0,
-            _ => f64::from(test.tokens),
+            Work::Decode => f64::from(test.sequences),
+            _ => f64::from(test.tokens) * f64::from(test.sequences),
         };
         let value = tokens / self.time.mean.max(1e-12);
         Ratio {
@@ -303,7 +303,8 @@ pub fn cells(measurements: &[Measurement], models: &[String], machine: &Machine)
                 let fast = fastest(of(approach));
                 let row = match approach {
                     Approach::Pipeshard => {
-                        let plans = of(approach).find(|row| row.ubatch.is_none());
+                        let plans =
+                            of(approach).find(|row| row.ubatch.is_none() && row.setting.is_empty());
                         if let (Some(plans), Some(fast)) = (plans, fast) {
                             given = (fast.time.mean < plans.time.mean).then(|| fast.clone());
                         }

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use super::command::repetitions_of;
-use super::grid::{Grid, Job, Step};
-use super::types::{Approach, Work};
+use super::grid::{Form, Grid, Job, Step};
+use super::types::{Approach, Test, Work};
 
 /// What a model means for times.
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,6 +34,11 @@ const MAPPED_LINK: f64 = 6e9;
 const LOCKED_LINK: f64 = 30e9;
 const LOCKING: f64 = 1.6e9;
 const COMPUTE: f64 = 9000.0;
+/// Bytes of KV cache for a token, of the larger models.
+const CELL: f64 = 131_072.0;
+/// Bytes per second at which a CPU attends.
+const HOST_ATTENTION: f64 = 40e9;
+const STATE_COPY: f64 = 4e9;
 
 /// Seconds that a job should take.
 pub fn job_seconds(job: &Job, facts: Facts, repetitions: u32) -> f64 {
@@ -42,6 +47,9 @@ pub fn job_seconds(job: &Job, facts: Facts, repetitions: u32) -> f64 {
     let all = facts.bytes as f64;
     let (load, link) = match job.approach {
         Approach::FitMapped => (1.0 + (all - host) / MAPPED_LINK, MAPPED_LINK),
+        Approach::Layers | Approach::Part | Approach::HostKv => {
+            ((all - host) / MAPPED_LINK, MAPPED_LINK)
+        }
         Approach::AllInVram => (all / MAPPED_LINK, LOCKED_LINK),
         Approach::FitLocked => (
             1.0 + host / LOCKING + (all - host) / MAPPED_LINK,
@@ -63,7 +71,9 @@ pub fn job_seconds(job: &Job, facts: Facts, repetitions: u32) -> f64 {
     let tests = job.tests.iter().map(|test| {
         let tokens = f64::from(test.tokens);
         match test.work {
-            Work::Decode => tokens * facts.token(job.budget) * f64::from(repetitions),
+            Work::Decode => {
+                tokens * pass_seconds(facts, job.budget, *test) * f64::from(repetitions)
+            }
             Work::Prompt => {
                 runs * ((tokens / ubatch).ceil() * host / link + tokens / COMPUTE + 0.02)
             }
@@ -71,6 +81,29 @@ pub fn job_seconds(job: &Job, facts: Facts, repetitions: u32) -> f64 {
         }
     });
     START + loads * load + tests.sum::<f64>()
+}
+
+/// Seconds for one generated token of each sequence of a test.
+pub fn pass_seconds(facts: Facts, budget: Option<u64>, test: Test) -> f64 {
+    // of a mixture of experts several sequences use more of them
+    let active = (facts.active * f64::from(test.sequences)).min(1.0);
+    let cells = f64::from(test.depth) * f64::from(test.sequences);
+    Facts { active, ..facts }.token(budget) + cells * CELL / HOST_ATTENTION
+}
+
+/// Seconds for one process that generates with a placement for each of these budgets.
+pub fn place_seconds(facts: Facts, budgets: &[u64], test: Test, repetitions: u32) -> f64 {
+    let depth = f64::from(test.depth);
+    let fill = depth / COMPUTE * (1.0 + depth / 65536.0);
+    let state = depth * CELL / STATE_COPY;
+    let all = facts.bytes as f64;
+    let runs = f64::from(repetitions);
+    let of = |&budget: &u64| {
+        let load = 1.0 + (all - facts.on_host(Some(budget))) / MAPPED_LINK;
+        let tokens = f64::from(test.tokens) * runs + 1.0;
+        load + tokens * pass_seconds(facts, Some(budget), test) + runs * state
+    };
+    START + all / MAPPED_LINK + fill + state + budgets.iter().map(of).sum::<f64>()
 }
 
 /// Seconds that a step should take.
@@ -89,6 +122,19 @@ pub fn step_seconds(step: &Step, facts: &[Facts], grid: &Grid) -> f64 {
             let job = Job::new(*model, Some(*budget), Approach::Search, tests.clone());
             job_seconds(&job.ubatch(*ubatch), of(*model), repetitions)
         }
+        Step::Place {
+            model,
+            budgets,
+            test,
+            form,
+            ..
+        } => match form {
+            Form::Batched => budgets
+                .iter()
+                .map(|budget| place_seconds(of(*model), &[*budget], *test, repetitions))
+                .sum(),
+            _ => place_seconds(of(*model), budgets, *test, repetitions),
+        },
         Step::SamePlacement {
             model,
             budget,
@@ -172,7 +218,6 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    use super::super::types::Test;
     use super::*;
 
     const DENSE: Facts = Facts {

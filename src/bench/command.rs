@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-use super::grid::Job;
+use super::grid::{Form, Job};
 use super::types::{Approach, Test, Work};
 use super::MIB;
 
@@ -33,24 +33,122 @@ pub struct Side {
     pub counters: PathBuf,
 }
 
+impl Side {
+    /// In the folder of the results.
+    pub fn in_folder(folder: &Path) -> Self {
+        Side {
+            report: folder.join(".report.json"),
+            counters: folder.join(".counters.json"),
+        }
+    }
+
+    /// Removes what the process before left, if it left anything.
+    pub fn clear(&self) {
+        for path in [&self.report, &self.counters] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// The most memory that a simulated device counted.
+    pub fn counted_peak(&self) -> Option<u64> {
+        let text = std::fs::read_to_string(&self.counters).ok()?;
+        let counters: serde_json::Value = serde_json::from_str(&text).ok()?;
+        counters["peak_bytes"].as_u64()
+    }
+}
+
+/// The variable that makes the planner take a placement by its name.
+pub const CANDIDATE: &str = "PIPESHARD_DEBUG_CANDIDATE";
+
 impl Tools {
-    /// The command for `job` on the model at `path`. `slack` are bytes by which `--fit` is held below the budget, because it
-    /// is known to overrun its target by as many.
-    pub fn command(&self, job: &Job, path: &Path, slack: u64, side: &Side) -> Command {
-        let mut command = Command::new(self.folder.join("llama-bench"));
+    /// A tool in an environment that says nothing about placements.
+    fn tool(&self, name: &str) -> Command {
+        let mut command = Command::new(self.folder.join(name));
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("LLAMA_ARG_") {
+            let text = name.to_string_lossy();
+            if text.starts_with("LLAMA_ARG_") || text == CANDIDATE {
                 command.env_remove(name);
             }
         }
-        command.arg("-m").arg(path);
-        command.args(self.arguments(job, slack));
-        if job.approach.is_ours() {
-            command.arg("--pipeshard-report").arg(&side.report);
-        }
+        command
+    }
+
+    /// Makes a simulated device leave its counters.
+    pub fn count_into(&self, command: &mut Command, side: &Side) {
         if self.simulated.is_some() {
             command.env("PIPESHARD_SIM_COUNTERS", &side.counters);
         }
+    }
+
+    /// The command that times a generation deep in a context with several settings, of which `args` has lists.
+    pub fn deep_command(&self, path: &Path, test: Test, ubatch: u32, args: &[String]) -> Command {
+        let mut command = self.tool("llama-bench");
+        command.arg("-m").arg(path);
+        let number = |flag: &str, value: u32| [flag.to_owned(), value.to_string()];
+        command.args(["-o", "jsonl", "--progress"]);
+        command.args(number("-t", self.threads));
+        command.args(number("-r", self.repetitions));
+        command.args(number("-ub", ubatch));
+        command.args(["-p", "0"]);
+        command.args(number("-n", test.tokens));
+        command.args(number("-d", test.depth));
+        command.args(args);
+        if let Some(spec) = &self.simulated {
+            command.args(["--pipeshard-sim", spec]);
+        }
+        command
+    }
+
+    /// The arguments of `llama-batched-bench`. The prompt is shared: every sequence starts from a copy of it, which fills their
+    /// contexts without computing them.
+    fn batched_arguments(&self, job: &Job) -> Vec<String> {
+        let mut args: Vec<String> = Vec::new();
+        let Some(test) = job.tests.first() else {
+            return args;
+        };
+        let mut push = |list: &[&str]| args.extend(list.iter().map(|&a| a.to_owned()));
+        // the first is a warm-up
+        let runs = vec![test.sequences.to_string(); self.repetitions as usize + 1];
+        push(&["--output-format", "jsonl", "-t", &self.threads.to_string()]);
+        push(&["-c", &test.context().to_string(), "-b", "2048"]);
+        if let Some(ubatch) = job.ubatch {
+            push(&["-ub", &ubatch.to_string()]);
+        }
+        push(&["-pps", "-npp", &test.depth.to_string()]);
+        push(&["-ntg", &test.tokens.to_string(), "-npl", &runs.join(",")]);
+        if job.approach.is_ours() {
+            let budget = job.budget.unwrap_or(self.free - self.free / 16);
+            push(&["--pipeshard", "--pipeshard-vram", &budget.to_string()]);
+        } else {
+            push(&["--fit", "off"]);
+        }
+        args.extend(job.flags.iter().cloned());
+        if let Some(spec) = &self.simulated {
+            args.extend(["--pipeshard-sim".to_owned(), spec.clone()]);
+        }
+        args
+    }
+
+    /// The command for `job` on the model at `path`. `slack` are bytes by which `--fit` is held below the budget, because it
+    /// is known to overrun its target by as many.
+    pub fn command(&self, job: &Job, path: &Path, slack: u64, side: &Side) -> Command {
+        let batched = job.form == Form::Batched;
+        let mut command = self.tool(match batched {
+            true => "llama-batched-bench",
+            false => "llama-bench",
+        });
+        command.arg("-m").arg(path);
+        command.args(match batched {
+            true => self.batched_arguments(job),
+            false => self.arguments(job, slack),
+        });
+        if job.approach.is_ours() {
+            command.arg("--pipeshard-report").arg(&side.report);
+        }
+        if job.approach == Approach::Pipeshard && !job.setting.is_empty() {
+            command.env(CANDIDATE, &job.setting);
+        }
+        self.count_into(&mut command, side);
         command
     }
 
@@ -74,6 +172,16 @@ impl Tools {
         push(&["-b", &batch.max(2048).to_string()]);
         if let Some(ubatch) = job.ubatch {
             push(&["-ub", &ubatch.to_string()]);
+        }
+        if let (Form::Answer, [prompt, decode]) = (job.form, &job.tests[..]) {
+            let both = format!("{},{}", prompt.tokens, decode.tokens);
+            push(&["-p", "0", "-n", "0", "-pg", &both]);
+            let budget = job.budget.unwrap_or(self.free - self.free / 16);
+            push(&["--pipeshard", "--pipeshard-vram", &budget.to_string()]);
+            if let Some(spec) = &self.simulated {
+                push(&["--pipeshard-sim", spec]);
+            }
+            return args;
         }
         let prompts = job.tests.iter().filter(|t| t.work != Work::Decode);
         let prompts: Vec<String> = prompts.map(|t| t.tokens.to_string()).collect();
@@ -111,7 +219,11 @@ impl Tools {
                 push(&["-fitt", &margin.to_string(), "-fitc", &context.to_string()]);
             }
             Approach::AllInVram => push(&["-ngl", "999"]),
-            Approach::Search | Approach::SamePlacement => {}
+            Approach::Search
+            | Approach::SamePlacement
+            | Approach::Layers
+            | Approach::Part
+            | Approach::HostKv => {}
         }
         if !job.approach.is_ours()
             && !matches!(job.approach, Approach::FitMapped | Approach::AllInVram)
@@ -163,9 +275,32 @@ impl BenchLine {
         (self.n_prompt, self.n_gen) == tokens && self.n_depth == test.depth
     }
 
+    /// Whether it is the result of a prompt and a generation together.
+    pub fn is_answer(&self, prompt: u32, tokens: u32) -> bool {
+        (self.n_prompt, self.n_gen, self.n_depth) == (prompt, tokens, 0)
+    }
+
     /// Seconds of each repetition.
     pub fn seconds(&self) -> Vec<f64> {
         self.samples_ns.iter().map(|&ns| ns as f64 / 1e9).collect()
+    }
+}
+
+/// A line of `llama-batched-bench --output-format jsonl`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct BatchedLine {
+    pp: u32,
+    tg: u32,
+    pl: u32,
+    t_tg: f64,
+}
+
+impl BatchedLine {
+    /// Seconds of the generation, where the line is the result of `test`.
+    pub fn seconds_of(line: &str, test: Test) -> Option<f64> {
+        let line: BatchedLine = serde_json::from_str(line.trim()).ok()?;
+        let same = (line.pp, line.tg, line.pl) == (test.depth, test.tokens, test.sequences);
+        (same && line.t_tg > 0.0).then_some(line.t_tg)
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::analysis::{end_to_end, Cell};
+use super::placements::Point;
 use super::table::ANSWER;
 use super::targets::Verdict;
 use super::types::{Machine, Test, Work};
@@ -21,6 +22,8 @@ pub struct Summary<'a> {
     pub cells: &'a [Cell],
     /// What became of the targets.
     pub targets: &'a [Verdict],
+    /// Placements that the planner chose, or was told to take.
+    pub placements: &'a [Point],
     /// What was left out, and why.
     pub not_measured: &'a [String],
 }
@@ -65,9 +68,13 @@ pub fn write_csv(path: &Path, cells: &[Cell]) -> io::Result<()> {
         for row in cell.rows.iter().chain(&cell.given) {
             let work = cell.test.work;
             let of = |wanted, value| (work == wanted).then_some(value);
-            let decode = cells.iter().find(|c| {
-                (&c.model, c.budget, c.test) == (&cell.model, cell.budget, Test::decode(0, 0))
-            });
+            let at = |depth: u32| {
+                let wanted = (&cell.model, cell.budget, Test::decode(0, depth));
+                let mut of = cells.iter();
+                of.find(|c| (&c.model, c.budget, c.test) == wanted)
+            };
+            // behind this prompt, where that was measured
+            let decode = at(cell.test.tokens).or_else(|| at(0));
             let decode = decode.and_then(|c| c.row(row.approach));
             let ours = cell.ours().filter(|_| !row.approach.is_ours());
             writer.serialize(Line {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::place::Way;
 use super::search::Strategy;
 use super::types::{Approach, Test};
 
@@ -116,6 +117,19 @@ pub enum Step {
         /// What to time.
         test: Test,
     },
+    /// Find stock placements of a kind that fit into each of these budgets, and time a generation with them.
+    Place {
+        /// Index of the model.
+        model: usize,
+        /// The budgets in bytes.
+        budgets: Vec<u64>,
+        /// The kind.
+        way: Way,
+        /// What to time.
+        test: Test,
+        /// By which tool.
+        form: Form,
+    },
     /// Run the best of each side again.
     Duel {
         /// Index of the model.
@@ -146,6 +160,20 @@ pub struct Job {
     pub tests: Vec<Test>,
     /// In which round.
     pub round: u32,
+    /// How its tests are timed.
+    pub form: Form,
+}
+
+/// How the tests of a job are timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Form {
+    /// Each by itself, by `llama-bench`.
+    #[default]
+    Separate,
+    /// A prompt and the generation behind it together, by `llama-bench`, and told apart by what it says as it goes on.
+    Answer,
+    /// Sequences side by side, by `llama-batched-bench`.
+    Batched,
 }
 
 impl Job {
@@ -160,6 +188,16 @@ impl Job {
             ubatch: None,
             tests,
             round: 1,
+            form: Form::Separate,
+        }
+    }
+
+    /// A prompt, and so many tokens generated behind it.
+    pub fn answer(model: usize, budget: u64, prompt: u32, tokens: u32) -> Self {
+        let tests = vec![Test::prompt(prompt), Test::decode(tokens, prompt)];
+        Job {
+            form: Form::Answer,
+            ..Job::new(model, Some(budget), Approach::Pipeshard, tests)
         }
     }
 
@@ -210,53 +248,51 @@ impl Grid {
             self.depths.iter().filter(|_| tokens > 0).map(at).collect()
         };
         let models = 0..self.models.len();
-        let cells: Vec<(usize, u64)> = models
-            .clone()
-            .flat_map(|model| self.budgets.iter().map(move |&budget| (model, budget)))
+        let budgets = self.budgets.iter();
+        let cells: Vec<(usize, u64)> = budgets
+            .flat_map(|&budget| models.clone().map(move |model| (model, budget)))
             .collect();
         let mut steps = Vec::new();
         for model in models.clone() {
             self.ceiling_steps(&mut steps, model, &decodes(model, None), 1);
         }
-        for &(model, budget) in &cells {
-            let decode = decodes(model, Some(budget));
-            self.our_steps(&mut steps, model, budget, &decode);
-            self.fit_steps(&mut steps, model, budget, &decode, Approach::FitMapped);
-            let kinds = strategies(model);
-            let kept = if self.full_search { kinds.len() } else { 1 };
-            for strategy in kinds.into_iter().take(kept) {
-                for &ubatch in &self.ubatches {
-                    steps.push(Step::Search {
-                        model,
-                        budget,
-                        strategy,
-                        ubatch,
-                        tests: self.tests(&self.ubatches, ubatch, &decode),
-                    });
-                }
-            }
-        }
-        self.cold_steps(&mut steps, &cells, 1);
-        for &(model, budget) in &cells {
-            let decode = decodes(model, Some(budget));
-            self.fit_steps(&mut steps, model, budget, &decode, Approach::FitLocked);
-        }
-        if self.same_placement {
-            for &(model, budget) in &cells {
-                for &prompt in &self.prompts {
-                    // one ubatch for each prompt: the largest of those given that it fills
-                    let filled = self.our_ubatches.iter().copied().filter(|&u| u <= prompt);
-                    if let Some(ubatch) = filled.max() {
-                        let test = Test::prompt(prompt);
-                        steps.push(Step::SamePlacement {
+        for of_budget in cells.chunks(self.models.len().max(1)) {
+            for &(model, budget) in of_budget {
+                let decode = decodes(model, Some(budget));
+                self.our_steps(&mut steps, model, budget, &decode);
+                self.fit_steps(&mut steps, model, budget, &decode, Approach::FitMapped);
+                let kinds = strategies(model);
+                let kept = if self.full_search { kinds.len() } else { 1 };
+                for strategy in kinds.into_iter().take(kept) {
+                    for &ubatch in &self.ubatches {
+                        steps.push(Step::Search {
                             model,
                             budget,
+                            strategy,
                             ubatch,
-                            test,
+                            tests: self.tests(&self.ubatches, ubatch, &decode),
                         });
                     }
                 }
             }
+            // the quick grid has them for the smallest budget, before it goes on to the next
+            self.cold_steps(&mut steps, of_budget, 1);
+            let is_smallest = of_budget
+                .iter()
+                .all(|c| Some(&c.1) == self.budgets.iter().min());
+            if !self.full_search && is_smallest {
+                let dense =
+                    |model| !matches!(strategies(model).first(), Some(Strategy::Experts { .. }));
+                let dense: Vec<_> = of_budget.iter().copied().filter(|c| dense(c.0)).collect();
+                self.same_steps(&mut steps, &dense);
+            }
+        }
+        for &(model, budget) in &cells {
+            let decode = decodes(model, Some(budget));
+            self.fit_steps(&mut steps, model, budget, &decode, Approach::FitLocked);
+        }
+        if self.full_search {
+            self.same_steps(&mut steps, &cells);
         }
         for round in 2..=self.rounds {
             self.cold_steps(&mut steps, &cells, round);
@@ -272,6 +308,37 @@ impl Grid {
             }
         }
         steps
+    }
+
+    /// Stock with pipeshard's placement, one ubatch for each prompt: the largest of those given that it fills.
+    fn same_steps(&self, steps: &mut Vec<Step>, cells: &[(usize, u64)]) {
+        if !self.same_placement {
+            return;
+        }
+        for &(model, budget) in cells {
+            for &prompt in &self.prompts {
+                let filled = self.our_ubatches.iter().copied();
+                let filled = filled.filter(|&u| self.is_given(u, prompt));
+                if let Some(ubatch) = filled.max() {
+                    let test = Test::prompt(prompt);
+                    steps.push(Step::SamePlacement {
+                        model,
+                        budget,
+                        ubatch,
+                        test,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Whether pipeshard gets that ubatch for a prompt: one that is larger changes nothing, and the quick grid has it where
+    /// stock gets the same.
+    fn is_given(&self, ubatch: u32, prompt: u32) -> bool {
+        match self.full_search {
+            true => ubatch <= prompt,
+            false => ubatch == prompt,
+        }
     }
 
     /// Cold starts, in the quick grid with the smallest budget only.
@@ -317,8 +384,7 @@ impl Grid {
             let test = Test::prompt(prompt);
             steps.push(Step::Run(run(test)));
             for &ubatch in &self.our_ubatches {
-                // one that is larger than the prompt changes nothing
-                if ubatch <= prompt {
+                if self.is_given(ubatch, prompt) {
                     steps.push(Step::Run(run(test).ubatch(ubatch)));
                 }
             }

@@ -4,10 +4,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::analysis::{setting_text, Stats};
-use super::command::{starts_a_test, BenchLine};
+use super::command::{starts_a_test, BatchedLine, BenchLine};
+use super::memory::Sampler;
+use super::place::Timed;
 use super::process::Finished;
 use super::table::rate;
-use super::types::{Counted, Measurement, Outcome, Test, Work};
+use super::types::{Counted, Measurement, Outcome, Predicted, Test, Work};
 use super::MIB;
 use crate::report::Report;
 use crate::size::ByteSize;
@@ -56,6 +58,78 @@ pub fn result_of(finished: &Finished, test: Test) -> Option<TestResult> {
     })
 }
 
+/// A prompt and the generation behind it, told apart by when `llama-bench` says that it goes on to the latter.
+pub fn answer_of(finished: &Finished, prompt: Test, decode: Test) -> Option<[TestResult; 2]> {
+    let lines = finished.said.iter().filter(|s| !s.error);
+    let (said, line) = lines
+        .filter_map(|s| Some((s, BenchLine::parse(&s.text)?)))
+        .find(|(_, line)| line.is_answer(prompt.tokens, decode.tokens))?;
+    let when = |what: &str| -> Vec<Instant> {
+        let of_run = |s: &&super::process::Said| {
+            s.error && s.text.starts_with("llama-bench: benchmark ") && s.text.contains(what)
+        };
+        finished.said.iter().filter(of_run).map(|s| s.at).collect()
+    };
+    let (prompts, generations) = (when(": prompt run "), when(": generation run "));
+    let whole = line.seconds();
+    if prompts.len() != whole.len() || generations.len() != whole.len() {
+        return None;
+    }
+    let first: Vec<f64> = prompts
+        .iter()
+        .zip(&generations)
+        .map(|(from, to)| to.duration_since(*from).as_secs_f64())
+        .collect();
+    let rest = whole.iter().zip(&first);
+    let rest: Vec<f64> = rest
+        .map(|(whole, first)| (whole - first).max(1e-9))
+        .collect();
+    let result = |seconds| TestResult {
+        seconds,
+        from: finished.start,
+        to: said.at,
+    };
+    Some([result(first), result(rest)])
+}
+
+/// The result of a test of `llama-batched-bench`; the first run is a warm-up where there are more.
+pub fn batched_of(finished: &Finished, test: Test) -> Option<TestResult> {
+    let mut seconds = Vec::new();
+    let mut to = finished.start;
+    for said in finished.said.iter().filter(|s| !s.error) {
+        if let Some(found) = BatchedLine::seconds_of(&said.text, test) {
+            seconds.push(found);
+            to = said.at;
+        }
+    }
+    if seconds.len() > 1 {
+        seconds.remove(0);
+    }
+    (!seconds.is_empty()).then_some(TestResult {
+        seconds,
+        from: finished.start,
+        to,
+    })
+}
+
+/// From when a process with several settings holds the memory of one alone: while the next model is loaded there is a moment
+/// in which the one before is gone and it is not there yet.
+pub fn low_point(sampler: &Sampler, result: &Timed) -> Instant {
+    let low = sampler.lowest(result.from, result.loaded);
+    low.unwrap_or(result.from)
+}
+
+/// What the planner of a process predicted, from its report.
+pub fn predicted_of(report: &serde_json::Value) -> Option<Predicted> {
+    let predicted = report.get("predicted")?;
+    let number = |name: &str| predicted.get(name)?.as_f64().filter(|v| *v > 0.0);
+    let found = Predicted {
+        ttft: number("ttft"),
+        tps: number("tps"),
+    };
+    (found != Predicted::default()).then_some(found)
+}
+
 /// A file of JSON; none where it is missing or something else.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
@@ -86,6 +160,7 @@ pub fn counted(report: &Report, test: Test, repetitions: u32, tests: &[Test]) ->
             true => report.not_resident.clone(),
             false => Vec::new(),
         },
+        predicted: None,
     }
 }
 
@@ -107,7 +182,8 @@ pub fn told(m: &Measurement) -> String {
             let figure = match m.test.work {
                 Work::FirstToken => format!("{:.2} s", stats.mean),
                 _ => {
-                    let speed = f64::from(m.test.tokens) / stats.mean.max(1e-12);
+                    let tokens = f64::from(m.test.tokens) * f64::from(m.test.sequences);
+                    let speed = tokens / stats.mean.max(1e-12);
                     format!("{} token/s", rate(speed))
                 }
             };

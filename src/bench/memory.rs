@@ -205,10 +205,25 @@ impl Sampler {
         }
     }
 
+    /// When the fewest bytes were in use from `from` to `to`.
+    pub fn lowest(&self, from: Instant, to: Instant) -> Option<Instant> {
+        lowest_of(&self.steps.lock(), from, to)
+    }
+
     /// The most bytes in use from `from` to `to`; what was in use at `from` counts.
     pub fn peak(&self, from: Instant, to: Instant) -> Option<u64> {
         peak_of(&self.steps.lock(), from, to)
     }
+}
+
+fn lowest_of(steps: &[(Instant, u64)], from: Instant, to: Instant) -> Option<Instant> {
+    let before = steps.iter().rev().find(|(at, _)| *at <= from);
+    let during = steps.iter().filter(|(at, _)| *at > from && *at <= to);
+    let lowest = before
+        .into_iter()
+        .chain(during)
+        .min_by_key(|(_, used)| *used);
+    lowest.map(|(at, _)| (*at).max(from))
 }
 
 fn peak_of(steps: &[(Instant, u64)], from: Instant, to: Instant) -> Option<u64> {
@@ -251,6 +266,11 @@ mod tests {
         assert_eq!(peak_of(&steps, at(41), at(50)), Some(15));
         assert_eq!(peak_of(&steps, at(20), at(25)), Some(20));
         assert_eq!(peak_of(&[], at(0), at(50)), None);
+        // the model before, gone, and the next one
+        let low = lowest_of(&steps, at(12), at(39)).unwrap();
+        assert_eq!(low, at(20));
+        assert_eq!(peak_of(&steps, low, at(39)), Some(50));
+        assert_eq!(lowest_of(&steps, at(41), at(45)), Some(at(41)));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`types`] | what is measured, and what a measurement says |
 //! | [`grid`] | which models, budgets, prompts and ubatches, and in what order |
-//! | [`search`] | where stock llama.cpp may be told to put weights, at a budget |
+//! | [`sweep`] | the further grids: contexts, batches, placements |
+//! | [`search`], [`place`] | where stock llama.cpp may be told to put weights, at a budget |
 //! | [`command`] | the command line of `llama-bench` for each of them |
 //! | [`process`], [`memory`] | running it, with a time limit, while the device's memory is sampled |
 //! | [`link`] | the bare context and the speed of the link, in a process of its own |
@@ -12,6 +13,7 @@
 //! | [`store`] | results in a file, so that a run can be taken up again |
 //! | [`setup`] | models and the machine |
 //! | [`runner`], [`rounds`], [`measure`] | all of it in turn |
+//! | [`placements`] | how good the plan's choice and its predictions were |
 //! | [`analysis`], [`targets`] | ratios, bounds, and what was to be reached |
 //! | [`table`], [`export`], [`plot`] | for people, for programs, as pictures |
 //!
@@ -26,6 +28,8 @@ pub mod grid;
 pub mod link;
 pub mod measure;
 pub mod memory;
+pub mod place;
+pub mod placements;
 pub mod plot;
 pub mod process;
 pub mod rounds;
@@ -33,6 +37,7 @@ pub mod runner;
 pub mod search;
 pub mod setup;
 pub mod store;
+pub mod sweep;
 pub mod table;
 pub mod targets;
 pub mod types;

@@ -31,7 +31,9 @@ fn colour(approach: Approach) -> RGBColor {
         Approach::Pipeshard => RGBColor(0, 90, 181),
         Approach::FitMapped => RGBColor(150, 150, 150),
         Approach::FitLocked => RGBColor(230, 159, 0),
-        Approach::Search => RGBColor(213, 94, 0),
+        Approach::Search | Approach::Layers => RGBColor(213, 94, 0),
+        Approach::Part => RGBColor(86, 180, 233),
+        Approach::HostKv => RGBColor(240, 228, 66),
         Approach::SamePlacement => RGBColor(204, 121, 167),
         Approach::AllInVram | Approach::PipeshardAll => RGBColor(0, 158, 115),
     }

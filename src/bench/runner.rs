@@ -7,17 +7,22 @@ use std::time::Duration;
 
 use super::clock::{job_seconds, step_seconds, Clock, Facts};
 use super::command::{Side, Tools};
-use super::grid::{Grid, Job, ModelSpec, Step};
-use super::measure::{counted, parse_slack, read_json, result_of, slack_setting, told};
+use super::grid::{Form, Grid, Job, ModelSpec, Step};
+use super::measure::{
+    answer_of, batched_of, counted, parse_slack, predicted_of, read_json, result_of, slack_setting,
+    told,
+};
 use super::memory::{Sampler, Source};
 use super::process;
 use super::search::Strategy;
 use super::setup::{facts_of, log_command, log_said, make_model, open_device};
 use super::store::Store;
-use super::types::{budget_text, Approach, Machine, Measurement, Outcome, Test, Work};
+use super::sweep::Sweep;
+use super::types::{budget_text, Approach, Counted, Machine, Measurement, Outcome, Test, Work};
 use super::MIB;
 use crate::inventory::Inventory;
 use crate::report::Report;
+use crate::size::ByteSize;
 
 /// How to run.
 #[derive(Debug, Clone)]
@@ -36,6 +41,8 @@ pub struct Settings {
     pub threads: u32,
     /// Which GPU the driver's figures are of.
     pub gpu: u32,
+    /// A further grid in place of the usual one.
+    pub sweep: Option<Sweep>,
     /// When to stop.
     pub limit: Option<Duration>,
 }
@@ -67,14 +74,14 @@ pub trait Progress {
 pub(super) struct Run<'a> {
     pub(super) settings: &'a Settings,
     progress: &'a dyn Progress,
-    machine: Machine,
+    pub(super) machine: Machine,
     pub(super) tools: Tools,
     facts: Vec<Facts>,
     pub(super) inventories: Vec<Inventory>,
     pub(super) store: Store,
     pub(super) clock: Clock,
-    log: File,
-    source: Source,
+    pub(super) log: File,
+    pub(super) source: Source,
     /// Bytes by which `--fit` overruns its target, by model.
     slack: HashMap<usize, u64>,
     /// Bytes of compute buffers and pools, as measured.
@@ -171,7 +178,10 @@ impl Run<'_> {
             let inventory = self.inventories.get(model);
             inventory.map(Strategy::of).unwrap_or_default()
         };
-        let steps = grid.steps(decode, kinds);
+        let steps = match &self.settings.sweep {
+            Some(sweep) => sweep.steps(grid.models.len(), &self.facts),
+            None => grid.steps(decode, kinds),
+        };
         let estimates: Vec<f64> = steps
             .iter()
             .map(|step| step_seconds(step, &self.facts, grid))
@@ -215,6 +225,22 @@ impl Run<'_> {
                 Some(*budget),
                 &format!("stock, search of {} ub {ubatch}", strategy.name()),
             ),
+            Step::Place {
+                model,
+                budgets,
+                way,
+                test,
+                ..
+            } => {
+                let sizes: Vec<_> = budgets.iter().map(|b| ByteSize(*b).to_string()).collect();
+                let name = self.settings.grid.models.get(*model);
+                format!(
+                    "{}, {}, {}: {test}",
+                    name.map_or("?", |m| m.name.as_str()),
+                    sizes.join(" and "),
+                    way.approach().title()
+                )
+            }
             Step::SamePlacement {
                 model,
                 budget,
@@ -247,6 +273,13 @@ impl Run<'_> {
                 ubatch,
                 tests,
             } => self.search(*model, *budget, *strategy, *ubatch, tests, what),
+            Step::Place {
+                model,
+                budgets,
+                way,
+                test,
+                form,
+            } => self.place(*model, budgets, *way, *test, *form, what),
             Step::SamePlacement {
                 model,
                 budget,
@@ -322,6 +355,16 @@ impl Run<'_> {
             counted: None,
             outcome: Outcome::Valid,
         };
+        if job.form == Form::Answer {
+            if job.tests.iter().all(|&t| self.store.has(&blank(t).key())) {
+                return Ok(Vec::new());
+            }
+            let measured = self.run_process(job, &blank);
+            for measurement in &measured {
+                self.keep(measurement.clone())?;
+            }
+            return Ok(measured);
+        }
         let mut depths: Vec<u32> = job.tests.iter().map(|t| t.depth).collect();
         depths.sort_unstable();
         depths.dedup();
@@ -339,14 +382,23 @@ impl Run<'_> {
                 ..job.clone()
             };
             for measurement in self.run_process(&part, &blank) {
-                self.progress.say(&told(&measurement));
-                self.store
-                    .add(measurement.clone())
-                    .map_err(|e| e.to_string())?;
+                self.keep(measurement.clone())?;
                 all.push(measurement);
             }
         }
         Ok(all)
+    }
+
+    /// Shows a measurement and keeps it.
+    pub(super) fn keep(&mut self, measurement: Measurement) -> Result<(), String> {
+        self.progress.say(&told(&measurement));
+        self.store.add(measurement).map_err(|e| e.to_string())
+    }
+
+    /// Bytes of `used` that are neither those of other processes nor of the bare context.
+    pub(super) fn beyond(&self, used: u64, idle: Option<u64>) -> u64 {
+        used.saturating_sub(idle.unwrap_or(0))
+            .saturating_sub(self.machine.context)
     }
 
     fn run_process(&mut self, job: &Job, blank: &dyn Fn(Test) -> Measurement) -> Vec<Measurement> {
@@ -363,14 +415,8 @@ impl Run<'_> {
         let Some(model) = self.settings.grid.models.get(job.model) else {
             return Vec::new();
         };
-        let side = Side {
-            report: self.settings.folder.join(".report.json"),
-            counters: self.settings.folder.join(".counters.json"),
-        };
-        for path in [&side.report, &side.counters] {
-            // of the process before, if it left one
-            let _ = std::fs::remove_file(path);
-        }
+        let side = Side::in_folder(&self.settings.folder);
+        side.clear();
         let slack = parse_slack(&job.setting).unwrap_or(0);
         let mut command = self.tools.command(job, &model.path, slack, &side);
         log_command(&mut self.log, &command);
@@ -399,16 +445,33 @@ impl Run<'_> {
                 return failed(format!("pipeshard was not engaged: {why}"));
             }
         }
-        let counted_peak = read_json::<serde_json::Value>(&side.counters)
-            .and_then(|counters| counters["peak_bytes"].as_u64());
-        let beyond = |used: u64| {
-            let idle = idle.unwrap_or(0);
-            used.saturating_sub(idle)
-                .saturating_sub(self.machine.context)
-        };
+        let told = read_json::<serde_json::Value>(&side.report).unwrap_or_default();
+        if job.approach == Approach::Pipeshard && !job.setting.is_empty() {
+            let taken = told["candidate"].as_str().unwrap_or("none");
+            if taken != job.setting {
+                return failed(format!(
+                    "this build has no placement of that name: its report names {taken}"
+                ));
+            }
+        }
+        let counted_peak = side.counted_peak();
+        let beyond = |used: u64| self.beyond(used, idle);
+        let mut answer = match (job.form, &job.tests[..]) {
+            (Form::Answer, [prompt, decode]) => {
+                answer_of(&finished, *prompt, *decode).map(Vec::from)
+            }
+            _ => None,
+        }
+        .unwrap_or_default()
+        .into_iter();
         let mut measured = Vec::new();
         for &test in &job.tests {
-            let Some(result) = result_of(&finished, test) else {
+            let result = match job.form {
+                Form::Answer => answer.next(),
+                Form::Batched => batched_of(&finished, test),
+                Form::Separate => result_of(&finished, test),
+            };
+            let Some(result) = result else {
                 measured.extend(
                     failed(finished.complaint())
                         .into_iter()
@@ -436,9 +499,10 @@ impl Run<'_> {
                     _ => result.seconds,
                 },
                 peak,
-                counted: report
-                    .as_ref()
-                    .map(|report| counted(report, test, self.tools.repetitions, &job.tests)),
+                counted: report.as_ref().map(|report| Counted {
+                    predicted: predicted_of(&told),
+                    ..counted(report, test, self.tools.repetitions, &job.tests)
+                }),
                 outcome: match over {
                     0 => Outcome::Valid,
                     bytes => Outcome::OverBudget { bytes },

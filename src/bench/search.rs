@@ -210,7 +210,7 @@ impl Strategy {
             })
     }
 
-    fn guess(self, inventory: &Inventory, need: Need, placement: &Placement) -> u64 {
+    pub(super) fn guess(self, inventory: &Inventory, need: Need, placement: &Placement) -> u64 {
         let tokens = need.ubatch.min(need.context);
         // stock reserves logits for the whole ubatch
         let outputs = if self.head_on_host() { 0 } else { tokens };

@@ -89,7 +89,7 @@ fn legend() -> String {
     )
 }
 
-fn table(header: &[&str], left: usize) -> Table {
+pub(super) fn table(header: &[&str], left: usize) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(header.to_vec());
@@ -123,8 +123,9 @@ fn block_table(block: &[&Cell]) -> Table {
             first = false;
             let decode = block
                 .iter()
-                .find(|c| c.test == Test::decode(0, cell.test.depth))
-                .and_then(|c| c.row(row.approach));
+                .find(|c| c.test == Test::decode(0, cell.test.tokens))
+                .or_else(|| block.iter().find(|c| c.test == Test::decode(0, 0)))
+                .and_then(|c| Some((c.test.depth, c.row(row.approach)?)));
             table.add_row(cells_of(cell, row, decode).into_iter().fold(
                 vec![test],
                 |mut all, text| {
@@ -137,7 +138,7 @@ fn block_table(block: &[&Cell]) -> Table {
     table
 }
 
-fn cells_of(cell: &Cell, row: &Row, decode: Option<&Row>) -> Vec<String> {
+fn cells_of(cell: &Cell, row: &Row, decode: Option<(u32, &Row)>) -> Vec<String> {
     let test = cell.test;
     let none = String::new;
     let spread = format!("{:.0}%", 100.0 * row.time.relative());
@@ -151,16 +152,19 @@ fn cells_of(cell: &Cell, row: &Row, decode: Option<&Row>) -> Vec<String> {
         _ => rate(row.speed(test).value),
     };
     let answer = match test.work {
-        Work::Prompt => end_to_end(row, decode, ANSWER).map_or_else(none, |s| format!("{s:.2}")),
+        Work::Prompt => end_to_end(row, decode.map(|(_, row)| row), ANSWER)
+            .map_or_else(none, |s| format!("{s:.2}")),
         _ => none(),
     };
     let ours = match cell.ours() {
         Some(ours) if !row.approach.is_ours() => multiple(ours.times(row)),
         _ => none(),
     };
+    // from one load with the generation behind it: whose bytes is not known
+    let behind = decode.is_some_and(|(at, _)| at > 0);
     let streamed = row.counted.as_ref().map(|c| c.bytes_streamed);
     let streamed = match streamed {
-        Some(bytes) if row.approach == Approach::Pipeshard => {
+        Some(bytes) if row.approach == Approach::Pipeshard && test.depth == 0 && !behind => {
             let per = if test.work == Work::Decode { "/t" } else { "" };
             format!("{:.2}{per}", bytes as f64 / 1e9)
         }

@@ -12,6 +12,8 @@ pub enum Figure {
     OfBound,
     /// How many times as fast as the fastest baseline.
     OverBest,
+    /// How many times as fast as the most whole layers that fit, `-ngl`.
+    OverLayers,
     /// How many times as fast as `--fit` with the file mapped.
     OverFit,
     /// How many times as fast as stock with the same placement, as a part of what overlap can give.
@@ -48,6 +50,12 @@ pub struct Target {
     pub work: Option<Work>,
     /// Prompts that it is for, in tokens: from, to.
     pub tokens: (u32, u32),
+    /// Tokens in the context before, from, to.
+    pub depth: (u32, u32),
+    /// Sequences side by side; none for whatever was measured.
+    pub sequences: Option<u32>,
+    /// Of a further grid: not named where nothing of it was measured.
+    pub further: bool,
     /// The figure.
     pub figure: Figure,
     /// The least, or the most for those that are *at most*.
@@ -55,6 +63,29 @@ pub struct Target {
 }
 
 const ALL_TOKENS: (u32, u32) = (0, u32::MAX);
+
+const fn deep(what: &'static str, depth: u32, figure: Figure, limit: f64) -> Target {
+    Target {
+        what,
+        kind: Kind::Any,
+        work: Some(Work::Decode),
+        tokens: ALL_TOKENS,
+        depth: (depth, u32::MAX),
+        sequences: Some(1),
+        further: true,
+        figure,
+        limit,
+    }
+}
+
+const fn batch(what: &'static str, sequences: u32, limit: f64) -> Target {
+    Target {
+        kind: Kind::Mixture,
+        depth: (1, 1023),
+        sequences: Some(sequences),
+        ..deep(what, 1, Figure::OverLayers, limit)
+    }
+}
 
 const fn prompt(
     what: &'static str,
@@ -68,6 +99,9 @@ const fn prompt(
         kind,
         work: Some(Work::Prompt),
         tokens,
+        depth: (0, 0),
+        sequences: None,
+        further: false,
         figure,
         limit,
     }
@@ -150,6 +184,9 @@ pub const TARGETS: &[Target] = &[
         kind: Kind::Any,
         work: Some(Work::Decode),
         tokens: ALL_TOKENS,
+        depth: (0, 0),
+        sequences: None,
+        further: false,
         figure: Figure::OverBest,
         limit: 1.0,
     },
@@ -158,6 +195,9 @@ pub const TARGETS: &[Target] = &[
         kind: Kind::Any,
         work: None,
         tokens: ALL_TOKENS,
+        depth: ALL_TOKENS,
+        sequences: None,
+        further: false,
         figure: Figure::OverStockInVram,
         limit: 0.99,
     },
@@ -166,6 +206,9 @@ pub const TARGETS: &[Target] = &[
         kind: Kind::Any,
         work: None,
         tokens: ALL_TOKENS,
+        depth: ALL_TOKENS,
+        sequences: None,
+        further: false,
         figure: Figure::Peak,
         limit: 1.0,
     },
@@ -174,6 +217,9 @@ pub const TARGETS: &[Target] = &[
         kind: Kind::Any,
         work: Some(Work::FirstToken),
         tokens: ALL_TOKENS,
+        depth: ALL_TOKENS,
+        sequences: None,
+        further: false,
         figure: Figure::LoadTime,
         limit: 1.1,
     },
@@ -182,9 +228,18 @@ pub const TARGETS: &[Target] = &[
         kind: Kind::Any,
         work: None,
         tokens: ALL_TOKENS,
+        depth: ALL_TOKENS,
+        sequences: None,
+        further: false,
         figure: Figure::Unsteady,
         limit: 0.0,
     },
+    deep("generation behind 16K", 15_000, Figure::OverLayers, 3.0),
+    deep("generation behind a prompt", 1, Figure::OverBest, 1.0),
+    batch("1 sequence side by side", 1, 1.3),
+    batch("4 sequences side by side", 4, 1.5),
+    batch("16 sequences side by side", 16, 1.7),
+    batch("64 sequences side by side", 64, 3.7),
 ];
 
 impl Figure {
@@ -200,6 +255,10 @@ impl Figure {
         match self {
             Figure::OfBound => cell.of_bound(cell.row(Approach::Pipeshard)?),
             Figure::OverBest => Some(cell.row(Approach::Pipeshard)?.times(cell.best_baseline()?)),
+            Figure::OverLayers => {
+                let ours = cell.row(Approach::Pipeshard)?;
+                Some(ours.times(cell.row(Approach::Layers)?))
+            }
             Figure::OverFit => {
                 let ours = cell.row(Approach::Pipeshard)?;
                 Some(ours.times(cell.row(Approach::FitMapped)?))
@@ -237,7 +296,9 @@ impl Figure {
     fn text(self, value: f64) -> String {
         match self {
             Figure::OfBound | Figure::OfOverlap => format!("{:.0} %", value * 100.0),
-            Figure::OverBest | Figure::OverFit | Figure::LoadTime => format!("{value:.2}×"),
+            Figure::OverBest | Figure::OverLayers | Figure::OverFit | Figure::LoadTime => {
+                format!("{value:.2}×")
+            }
             Figure::OverStockInVram => format!("{:.1} %", value * 100.0),
             Figure::Peak => format!("{:.2} %", value * 100.0),
             Figure::Unsteady => format!("{value:.0}"),
@@ -250,6 +311,7 @@ impl Figure {
             Figure::OfBound => "of the bound",
             Figure::OfOverlap => "of overlap's gain",
             Figure::OverBest => "best stock",
+            Figure::OverLayers => "-ngl",
             Figure::OverFit => "default --fit",
             Figure::OverStockInVram => "of stock",
             Figure::LoadTime => "mmap's time",
@@ -301,7 +363,10 @@ pub fn verdicts(cells: &[Cell], is_mixture: impl Fn(&str) -> bool) -> Vec<Verdic
             };
             let work = target.work.is_none_or(|work| work == cell.test.work);
             let (from, to) = target.tokens;
-            kind && work && (from..=to).contains(&cell.test.tokens)
+            let (shallow, deep) = target.depth;
+            let depth = (shallow..=deep).contains(&cell.test.depth);
+            let sequences = target.sequences.is_none_or(|n| n == cell.test.sequences);
+            kind && work && depth && sequences && (from..=to).contains(&cell.test.tokens)
         };
         let sign = if target.figure.at_most() { -1.0 } else { 1.0 };
         // by how much the target is exceeded, in its own direction
@@ -356,7 +421,10 @@ pub fn verdicts(cells: &[Cell], is_mixture: impl Fn(&str) -> bool) -> Vec<Verdic
             },
         }
     };
-    TARGETS.iter().map(verdict).collect()
+    let all = TARGETS.iter().map(|target| (target, verdict(target)));
+    all.filter(|(target, verdict)| !target.further || verdict.met != Met::NotMeasured)
+        .map(|(_, verdict)| verdict)
+        .collect()
 }
 
 #[cfg(test)]

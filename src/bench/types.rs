@@ -17,6 +17,12 @@ pub enum Approach {
     FitLocked,
     /// Stock llama.cpp, page-locked, with a placement found by a small search.
     Search,
+    /// Stock llama.cpp, mapped, with the most whole layers that fit (`-ngl`).
+    Layers,
+    /// Stock llama.cpp, mapped, with feed-forward weights (`-ot`) or experts (`--n-cpu-moe`) of some layers on the CPU.
+    Part,
+    /// The same with the KV cache in host memory (`-nkvo`).
+    HostKv,
     /// Stock llama.cpp, page-locked, with the placement that pipeshard chose. Not held to the budget.
     SamePlacement,
     /// Stock llama.cpp with everything in VRAM, without a budget: the ceiling.
@@ -27,10 +33,13 @@ pub enum Approach {
 
 impl Approach {
     /// All of them, in the order of tables.
-    pub const ALL: [Approach; 7] = [
+    pub const ALL: [Approach; 10] = [
         Approach::FitMapped,
         Approach::FitLocked,
         Approach::Search,
+        Approach::Layers,
+        Approach::Part,
+        Approach::HostKv,
         Approach::SamePlacement,
         Approach::Pipeshard,
         Approach::AllInVram,
@@ -46,7 +55,12 @@ impl Approach {
     pub fn is_baseline(self) -> bool {
         matches!(
             self,
-            Approach::FitMapped | Approach::FitLocked | Approach::Search
+            Approach::FitMapped
+                | Approach::FitLocked
+                | Approach::Search
+                | Approach::Layers
+                | Approach::Part
+                | Approach::HostKv
         )
     }
 
@@ -57,6 +71,9 @@ impl Approach {
             Approach::FitMapped => "stock --fit, mmap",
             Approach::FitLocked => "stock --fit, locked",
             Approach::Search => "stock, best found",
+            Approach::Layers => "stock, -ngl",
+            Approach::Part => "stock, -ot or -ncmoe",
+            Approach::HostKv => "stock, -nkvo",
             Approach::SamePlacement => "stock, our placement",
             Approach::AllInVram => "stock, all in VRAM",
             Approach::PipeshardAll => "pipeshard, all fits",
@@ -83,8 +100,15 @@ pub struct Test {
     pub work: Work,
     /// How many tokens.
     pub tokens: u32,
-    /// Tokens that are in the context before.
+    /// Tokens that are in the context before, of each sequence.
     pub depth: u32,
+    /// Sequences that are computed side by side.
+    #[serde(default = "one")]
+    pub sequences: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 impl Test {
@@ -94,6 +118,7 @@ impl Test {
             work: Work::Prompt,
             tokens,
             depth: 0,
+            sequences: 1,
         }
     }
 
@@ -103,7 +128,13 @@ impl Test {
             work: Work::Decode,
             tokens,
             depth,
+            sequences: 1,
         }
+    }
+
+    /// The same for so many sequences side by side.
+    pub fn side_by_side(self, sequences: u32) -> Self {
+        Test { sequences, ..self }
     }
 
     /// A cold start.
@@ -112,12 +143,15 @@ impl Test {
             work: Work::FirstToken,
             tokens,
             depth: 0,
+            sequences: 1,
         }
     }
 
     /// Cells of context that it needs.
     pub fn context(self) -> u32 {
-        self.tokens.saturating_add(self.depth)
+        self.tokens
+            .saturating_add(self.depth)
+            .saturating_mul(self.sequences)
     }
 
     /// Decoding is the same test however many tokens it was measured over: baselines at a few tokens per second get fewer.
@@ -136,6 +170,10 @@ impl fmt::Display for Test {
             (Work::Decode, 0) => "decode".to_owned(),
             (Work::Decode, tokens) => format!("tg{tokens}"),
             (Work::FirstToken, _) => "load".to_owned(),
+        };
+        let text = match self.sequences {
+            0 | 1 => text,
+            several => format!("{text}×{several}"),
         };
         match self.depth {
             0 => f.pad(&text),
@@ -180,6 +218,18 @@ pub struct Counted {
     pub peak: u64,
     /// Names of the weights without a permanent copy on the device.
     pub not_resident: Vec<String>,
+    /// What the planner predicted.
+    pub predicted: Option<Predicted>,
+}
+
+/// What a report predicts of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Predicted {
+    /// Seconds to the first token.
+    pub ttft: Option<f64>,
+    /// Generated tokens per second, all sequences together.
+    pub tps: Option<f64>,
 }
 
 /// One test under one setting, in one round.
@@ -309,6 +359,10 @@ mod tests {
         assert_eq!(
             Test::decode(64, 4096).comparable().to_string(),
             "decode@4096"
+        );
+        assert_eq!(
+            Test::decode(64, 992).side_by_side(16).to_string(),
+            "tg64×16@992"
         );
         assert_eq!(Test::first_token(32).to_string(), "load");
         assert_eq!(

@@ -10,8 +10,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::bench::analysis::cells;
 use crate::bench::export::{write_csv, write_json, Summary};
 use crate::bench::grid::{Grid, ModelSpec};
+use crate::bench::placements;
 use crate::bench::runner::{self, Progress, Settings};
-use crate::bench::targets::verdicts;
+use crate::bench::sweep::{middle_first, GridKind, Sweep, CANDIDATES};
+use crate::bench::targets::{verdicts, Met};
 use crate::bench::{link, plot, table};
 use crate::sim::SimSpec;
 use crate::size::ByteSize;
@@ -21,11 +23,19 @@ Examples:
   pipeshard bench --quick --out results
   pipeshard bench --model llama3-8b:f16 --vram 4G,8G --prompt 512,4096 --out results
   pipeshard bench --model big=/models/big.gguf --vram 6G --ubatch 2048,4096 --minutes 30
+  pipeshard bench --grid contexts --vram 4G,8G --contexts 4K,16K --minutes 8
+  pipeshard bench --grid batches --minutes 8
+  pipeshard bench --grid placements --candidates kv-first,layers-first --minutes 8
 
 Every figure is that of llama-bench in a process of its own. A budget means bytes of
 device memory less what a process takes that only opens the device, for both sides and
 by the driver's count; a baseline that took more is thrown out. Results are kept as
 they come: the same command again takes up where the last one ended.";
+
+/// Between the budgets that tell most.
+const MIDDLE: u64 = 5800 << 20;
+const DENSE: &str = "llama3-8b:f16";
+const MIXTURE: &str = "qwen3-30b-a3b:q4_0";
 
 /// How many kinds of placement stock llama.cpp is tried with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,19 +51,35 @@ pub enum Search {
 #[command(after_help = HELP)]
 pub struct BenchArgs {
     /// Models: SHAPE:TYPE, which is made where it is missing, FILE.gguf or NAME=FILE.gguf
-    #[arg(long = "model", value_name = "MODEL", value_delimiter = ',',
-          default_values = ["llama3-8b:f16", "qwen3-30b-a3b:q4_0"])]
-    models: Vec<String>,
+    /// [default: llama3-8b:f16,qwen3-30b-a3b:q4_0; batches: the latter]
+    #[arg(long = "model", value_name = "MODEL", value_delimiter = ',')]
+    models: Option<Vec<String>>,
 
     /// Where models are made
     #[arg(long, value_name = "DIR", default_value = "/dev/shm/pipeshard-models")]
     models_dir: PathBuf,
 
-    /// Budgets, without the bare context
-    #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values = ["4G", "8G"])]
-    vram: Vec<ByteSize>,
+    /// A further grid, in place of prompts and generation with an empty context
+    #[arg(long, value_name = "GRID")]
+    grid: Option<GridKind>,
 
-    /// Prompt lengths in tokens [default: 8,32,128,512,2048,4096; quick: 32,512,4096]
+    /// Budgets, without the bare context [default: 4G,8G; contexts and placements: 2G,4G,8G,16G; batches: 8G]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',')]
+    vram: Option<Vec<ByteSize>>,
+
+    /// Contexts of a further grid [default: 1K,4K,16K,64K; placements: 1K,4K,16K; batches: 1K]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "grid")]
+    contexts: Option<Vec<ByteSize>>,
+
+    /// Sequences side by side, for --grid batches
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "grid", default_values = ["1", "4", "16", "64"])]
+    batches: Vec<u32>,
+
+    /// Placements that the planner is told to take, for --grid placements [default: all that have a name]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "grid")]
+    candidates: Option<Vec<String>>,
+
+    /// Prompt lengths in tokens [default: 8,32,128,512,2048,4096; quick: 32,512,2048,4096]
     #[arg(long = "prompt", value_name = "LIST", value_delimiter = ',')]
     prompts: Option<Vec<u32>>,
 
@@ -65,9 +91,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     fit_ubatch: Option<Vec<u32>>,
 
-    /// Ubatches that pipeshard is given for longer prompts, besides choosing its own
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["2048", "4096"])]
-    our_ubatch: Vec<u32>,
+    /// Ubatches that pipeshard is given for longer prompts, besides choosing its own [default: 2048,4096; quick: 2048]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    our_ubatch: Option<Vec<u32>>,
 
     /// Tokens to generate; fewer where that would take too long [default: 64; quick: 32]
     #[arg(long, value_name = "N")]
@@ -157,14 +183,16 @@ impl BenchArgs {
             let default = || if quick { small } else { full }.to_vec();
             ascending(given.clone().unwrap_or_else(default))
         };
-        let models: Result<Vec<_>, _> = self
-            .models
+        let names = match (&self.models, self.grid) {
+            (Some(names), _) => names.clone(),
+            (None, Some(GridKind::Batches)) => vec![MIXTURE.to_owned()],
+            (None, _) => vec![DENSE.to_owned(), MIXTURE.to_owned()],
+        };
+        let models: Result<Vec<_>, _> = names
             .iter()
             .map(|text| ModelSpec::parse(text, &self.models_dir))
             .collect();
-        let mut budgets: Vec<u64> = self.vram.iter().map(|size| size.0).collect();
-        budgets.sort_unstable();
-        budgets.dedup();
+        let budgets = self.budgets();
         let search = self
             .search
             .unwrap_or(if quick { Search::Small } else { Search::Full });
@@ -174,25 +202,76 @@ impl BenchArgs {
             prompts: list(
                 &self.prompts,
                 &[8, 32, 128, 512, 2048, 4096],
-                &[32, 512, 4096],
+                &[32, 512, 2048, 4096],
             ),
             ubatches: list(&self.ubatches, &[512, 2048, 4096], &[4096]),
             fit_ubatches: list(&self.fit_ubatch, &[512, 2048], &[2048]),
-            our_ubatches: ascending(self.our_ubatch.clone()),
+            our_ubatches: list(&self.our_ubatch, &[2048, 4096], &[2048]),
             decode: self.generate.unwrap_or(if quick { 32 } else { 64 }),
             decode_seconds: if quick { 2.0 } else { 4.0 },
             depths: self.depth.clone(),
-            repetitions: self.repetitions.unwrap_or(if quick { 2 } else { 3 }).max(1),
+            repetitions: self
+                .repetitions
+                .unwrap_or(if quick || self.grid.is_some() { 2 } else { 3 })
+                .max(1),
             rounds: self.rounds.max(1),
             first_token: self.first_token,
             full_search: search == Search::Full,
-            same_placement: search == Search::Full,
+            same_placement: true,
             ceiling: !self.no_ceiling,
         };
         match grid.ubatches.is_empty() || grid.fit_ubatches.is_empty() {
             true => Err("--ubatch and --fit-ubatch need a number each, such as 2048".to_owned()),
             false => Ok(grid),
         }
+    }
+
+    fn budgets(&self) -> Vec<u64> {
+        const GIB: u64 = 1 << 30;
+        let default = match self.grid {
+            None => vec![4 * GIB, 8 * GIB],
+            Some(GridKind::Batches) => vec![8 * GIB],
+            Some(_) => vec![2 * GIB, 4 * GIB, 8 * GIB, 16 * GIB],
+        };
+        let given = self.vram.as_ref();
+        let given = given.map(|list| list.iter().map(|size| size.0).collect());
+        let mut budgets: Vec<u64> = given.unwrap_or(default);
+        budgets.sort_unstable();
+        budgets.dedup();
+        budgets
+    }
+
+    fn sweep(&self) -> Result<Option<Sweep>, String> {
+        let Some(kind) = self.grid else {
+            return Ok(None);
+        };
+        let mut budgets = self.budgets();
+        middle_first(&mut budgets, MIDDLE);
+        let default: &[u64] = match kind {
+            GridKind::Contexts => &[1 << 10, 4 << 10, 16 << 10, 64 << 10],
+            GridKind::Batches => &[1 << 10],
+            GridKind::Placements => &[1 << 10, 4 << 10, 16 << 10],
+        };
+        let given = self.contexts.as_ref();
+        let given = given.map(|list| list.iter().map(|size| size.0).collect());
+        let mut contexts: Vec<u64> = given.unwrap_or_else(|| default.to_vec());
+        middle_first(&mut contexts, 8 << 10);
+        contexts.dedup();
+        let fitting = contexts
+            .iter()
+            .map(|&c| u32::try_from(c).ok().filter(|c| (64..1 << 24).contains(c)));
+        let contexts: Option<Vec<u32>> = fitting.collect();
+        let candidates = self.candidates.clone();
+        let all = || CANDIDATES.iter().map(|&name| name.to_owned()).collect();
+        Ok(Some(Sweep {
+            kind,
+            budgets,
+            contexts: contexts.ok_or("--contexts: from 64 to 16M tokens, such as 4K,16K")?,
+            batches: ascending(self.batches.clone()),
+            tokens: self.generate.unwrap_or(32),
+            seconds: 2.0,
+            candidates: candidates.unwrap_or_else(all),
+        }))
     }
 
     fn settings(&self) -> Result<Settings, String> {
@@ -209,6 +288,7 @@ impl BenchArgs {
         };
         Ok(Settings {
             grid: self.grid()?,
+            sweep: self.sweep()?,
             folder: self.out.clone(),
             tools: self.tools.clone().unwrap_or(beside),
             program,
@@ -298,8 +378,14 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
         .map(|m| m.name.clone())
         .collect();
     let cells = cells(&results.measurements, &models, &results.machine);
-    let verdicts = verdicts(&cells, |model| results.mixtures.iter().any(|m| m == model));
-    let text = table::render(&results.machine, &cells, &verdicts, &results.notes);
+    let mut verdicts = verdicts(&cells, |model| results.mixtures.iter().any(|m| m == model));
+    if settings.sweep.is_some() {
+        // the usual targets are another grid's
+        verdicts.retain(|v| v.met != Met::NotMeasured);
+    }
+    let points = placements::points(&results.measurements);
+    let text = table::render(&results.machine, &cells, &verdicts, &results.notes)
+        + &placements::render(&points);
     println!("{text}");
     let path = |name: &str| settings.folder.join(name);
     let said =
@@ -311,8 +397,13 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
         machine: &results.machine,
         cells: &cells,
         targets: &verdicts,
+        placements: &points,
         not_measured: &results.notes,
     };
+    if !points.is_empty() {
+        placements::write_csv(&path("placements.csv"), &points)
+            .map_err(|e| said("placements.csv", &e))?;
+    }
     write_json(&path("summary.json"), &summary).map_err(|e| said("summary.json", &e))?;
     plot::write_all(&settings.folder, &cells)?;
     progress.line(&format!("results are in {}", settings.folder.display()));
@@ -343,7 +434,7 @@ mod tests {
     fn the_quick_grid_is_a_small_one_with_a_limit() {
         let quick = parse("bench --quick").unwrap().settings().unwrap();
         assert_eq!(quick.limit, Some(Duration::from_secs(300)));
-        assert_eq!(quick.grid.prompts, [32, 512, 4096]);
+        assert_eq!(quick.grid.prompts, [32, 512, 2048, 4096]);
         assert_eq!(quick.grid.models.len(), 2);
         assert!(!quick.grid.full_search);
         let full = parse("bench --vram 8G,2G,8G --prompt 512,8").unwrap();
@@ -369,13 +460,38 @@ mod tests {
             steps.map(|step| step_seconds(step, &facts, &grid)).sum()
         };
         let later = |step: &Step| match step {
-            Step::Run(job) => job.round > 1 || job.approach == Approach::FitLocked,
+            Step::Run(job) => {
+                job.round > 1 || job.approach == Approach::FitLocked || job.budget == Some(8 << 30)
+            }
+            Step::Search { budget, .. } => *budget == 8 << 30,
             Step::Duel { .. } => true,
             _ => false,
         };
         let (first, rest) = (of(&|step| !later(step)), of(&later));
-        // half a minute is for making the models; page-locked --fit and the second round get what is left
-        assert!(first < 270.0, "{first} s, and {rest} s");
+        // half a minute is for making the models; what is left is for the larger budget, page-locked --fit, and more rounds
+        assert!(first < 200.0, "{first} s, and {rest} s");
+        let is_later: Vec<bool> = steps.iter().map(later).collect();
+        assert!(
+            is_later.is_sorted(),
+            "every target has a pair before anything has two"
+        );
+    }
+
+    #[test]
+    fn a_further_grid_has_budgets_and_contexts_of_its_own() {
+        let sweep = |line| parse(line).unwrap().settings().unwrap().sweep.unwrap();
+        let contexts = sweep("bench --grid contexts");
+        assert_eq!(contexts.contexts, [4096, 16384, 1024, 65536]);
+        assert_eq!(contexts.budgets.len(), 4);
+        let batches = parse("bench --grid batches").unwrap().settings().unwrap();
+        assert_eq!(batches.grid.models.len(), 1);
+        assert_eq!(batches.sweep.unwrap().budgets, [8 << 30]);
+        let placements = sweep("bench --grid placements --contexts 2K --candidates a,b");
+        assert_eq!(placements.contexts, [2048]);
+        assert_eq!(placements.candidates, ["a", "b"]);
+        assert!(parse("bench --contexts 4K").is_err());
+        let tiny = parse("bench --grid contexts --contexts 10").unwrap();
+        assert!(tiny.settings().is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod eval;
 pub mod matrix;
 pub mod plan;
+pub mod profile;
 pub mod routing;
 pub mod synth;
 pub mod trace;
@@ -21,6 +22,7 @@ use clap::{Parser, Subcommand};
         The models themselves run in llama.cpp's own tools: llama-cli, llama-server and the others take --pipeshard.",
     after_help = "Examples:\n  \
         pipeshard plan model.gguf --vram 4G          what would live where\n  \
+        pipeshard profile model.gguf                 how fast are this machine's GPU, CPU and link?\n  \
         pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
         pipeshard synth --shape tiny-llama tiny.gguf a small model of random weights\n  \
         pipeshard bench --quick                      how fast, beside stock llama.cpp, at equal memory?\n  \
@@ -37,6 +39,8 @@ pub struct Cli {
 pub enum Command {
     /// Show what would live where under a budget
     Plan(plan::PlanArgs),
+    /// Measure what this machine does per second
+    Profile(Box<profile::ProfileArgs>),
     /// Compare answers with those of stock llama.cpp, bit for bit
     Verify(verify::VerifyArgs),
     /// Evaluate prompts of given lengths and write logits and tokens
@@ -60,6 +64,7 @@ pub enum Command {
 pub fn run(cli: Cli) -> Result<(), String> {
     match cli.command {
         Command::Plan(args) => plan::run(args).map_err(|e| e.to_string()),
+        Command::Profile(args) => profile::run(&args).map_err(|e| e.to_string()),
         Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),
         Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
         Command::Bench(args) => bench::run(&args),

@@ -142,8 +142,8 @@ impl Costs<'_> {
                     };
                     let placement = placement(tier, class, unit);
                     let held = group_of.get(unit).copied().flatten();
-                    let copied = placement == Placement::Streamed
-                        || (placement == Placement::Kept && streaming);
+                    // what is kept lies where the tier streams nothing
+                    let copied = placement == Placement::Streamed;
                     let host = placement == Placement::Host || (copied && held.is_none());
                     if let (true, Some(held)) = (copied && !host, held) {
                         let share = self.chosen(tier, placement, op, sees);

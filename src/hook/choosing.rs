@@ -127,6 +127,7 @@ impl Runtime {
             profile: &profile,
             workload,
             ubatches: &ubatches,
+            forced: self.config.debug.candidate,
         });
         self.measured = Some(profile);
         found.map(Some).map_err(|error| error.to_string())

@@ -4,6 +4,7 @@
 use super::panics::PanicAt;
 use super::saved::PlanFile;
 use crate::lanes::copy::DroppedWait;
+use crate::plan::Candidate;
 use crate::sim::{SimSpec, SpecError};
 use crate::size::ByteSize;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,8 @@ pub struct Debug {
     pub expert_rows: Option<u32>,
     /// Fetch chosen experts only while at most this share of them is expected (`PIPESHARD_DEBUG_CHOSEN_PERCENT`).
     pub chosen_percent: Option<u32>,
+    /// A plan that is taken whatever it is predicted to cost (`PIPESHARD_DEBUG_CANDIDATE`).
+    pub candidate: Option<Candidate>,
     /// Percent of the ring that decode streams through (`PIPESHARD_DEBUG_DECODE_STREAM`).
     pub decode_stream: Option<u32>,
     /// Trace the simulated GPU as if it were a real one, by events (`PIPESHARD_DEBUG_TRACE_EVENTS=1`).
@@ -100,6 +103,14 @@ pub enum ConfigError {
         value: String,
         /// What it may hold.
         expected: &'static str,
+    },
+    /// A plan that nobody knows.
+    #[error("PIPESHARD_DEBUG_CANDIDATE: there is no plan '{name}'; there are {names}")]
+    Candidate {
+        /// What it holds.
+        name: String,
+        /// What it may hold.
+        names: String,
     },
 }
 
@@ -199,6 +210,14 @@ impl Config {
                     .transpose()?,
                 expert_rows: number("PIPESHARD_DEBUG_EXPERT_ROWS")?,
                 chosen_percent: number("PIPESHARD_DEBUG_CHOSEN_PERCENT")?,
+                candidate: get("PIPESHARD_DEBUG_CANDIDATE")
+                    .map(|name| {
+                        Candidate::named(&name).ok_or_else(|| {
+                            let names = Candidate::ALL.map(|(name, _)| name).join(", ");
+                            ConfigError::Candidate { name, names }
+                        })
+                    })
+                    .transpose()?,
                 decode_stream: number("PIPESHARD_DEBUG_DECODE_STREAM")?,
                 trace_events: on("PIPESHARD_DEBUG_TRACE_EVENTS"),
                 cpu_choice: on("PIPESHARD_DEBUG_CPU_CHOICE"),

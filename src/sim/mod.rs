@@ -30,7 +30,7 @@ mod queue;
 mod spec;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::ffi::c_void;
 use std::ptr;

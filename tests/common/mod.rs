@@ -157,7 +157,13 @@ pub struct Eval {
 
 impl Eval {
     /// Of `model`, on one thread: tests run beside each other.
+    /// With the usual decisions: what a test is about is in the plan whatever a search would find best for so small a model.
     pub fn of(model: &Path) -> Self {
+        Self::searched(model).env("PIPESHARD_DEBUG_CANDIDATE", "usual")
+    }
+
+    /// With the plan that a search finds.
+    pub fn searched(model: &Path) -> Self {
         let model = model.display().to_string();
         Eval {
             args: vec![model, "--threads=1".to_string()],

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::profile::{Machine, Origin, Profile, MACHINES, PROFILE_SCHEMA_VERSION};
+use crate::profile::{read_file, Cache, Machine, Origin, Profile, ProfileKey, MACHINES};
 
 /// A profile and how it came here.
 #[derive(Debug, Clone)]
@@ -51,22 +51,19 @@ impl PlannedMachine {
     }
 
     fn from_file(path: &Path) -> Result<Self, String> {
-        let shown = path.display();
-        let text = std::fs::read(path).map_err(|e| {
+        let profile = read_file(path).map_err(|error| {
             let names = MACHINES.map(|machine| machine.name).join(", ");
-            format!("cannot read the profile {shown}: {e}. Give a file, or one of {names}")
+            format!("{error}. Give a file of pipeshard profile, or one of {names}")
         })?;
-        let refused = |why: String| {
-            format!("{shown} is no profile of this build: {why}. Measure one with pipeshard profile MODEL")
-        };
-        let profile: Profile = serde_json::from_slice(&text).map_err(|e| refused(e.to_string()))?;
-        if profile.schema_version != PROFILE_SCHEMA_VERSION {
-            return Err(refused(format!(
-                "it has form {}, and this build reads form {PROFILE_SCHEMA_VERSION}",
-                profile.schema_version
-            )));
-        }
         Ok(Self::of(profile, file_date(path)))
+    }
+
+    /// What was measured last with this machine's CPU, by this build; else what is assumed.
+    pub fn at_hand(cache: Option<&Cache>, host: &ProfileKey) -> Self {
+        match cache.and_then(|cache| cache.latest_of(host)) {
+            Some((path, profile)) => Self::of(profile, file_date(&path)),
+            None => Self::assumed(),
+        }
     }
 
     /// A profile from a file that was written on `date`.
@@ -152,13 +149,30 @@ mod tests {
         let said = |file: &Path| PlannedMachine::from_file(file).unwrap_err();
         assert!(said(&file).contains("laptop-12g"));
         std::fs::write(&file, "{}").unwrap();
-        assert!(said(&file).contains("pipeshard profile MODEL"));
-        let mut old = Profile::assumed();
-        old.schema_version = 0;
-        std::fs::write(&file, serde_json::to_vec(&old).unwrap()).unwrap();
-        assert!(said(&file).contains("form 0"));
-        old.schema_version = PROFILE_SCHEMA_VERSION;
-        std::fs::write(&file, serde_json::to_vec(&old).unwrap()).unwrap();
-        assert_eq!(PlannedMachine::from_file(&file).unwrap().profile, old);
+        assert!(said(&file).contains("pipeshard profile"));
+        let whole = Profile::assumed();
+        std::fs::write(&file, serde_json::to_vec(&whole).unwrap()).unwrap();
+        assert_eq!(PlannedMachine::from_file(&file).unwrap().profile, whole);
+    }
+
+    #[test]
+    fn what_was_measured_here_is_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::in_folder(folder.path());
+        let mut host = ProfileKey {
+            cpu: "This CPU".to_owned(),
+            threads: 4,
+            ..ProfileKey::default()
+        };
+        let at_hand = |host: &ProfileKey| PlannedMachine::at_hand(Some(&cache), host);
+        assert!(at_hand(&host).source.contains("assumed machine"));
+        let mut measured = Profile::assumed();
+        measured.origin = Origin::Measured;
+        measured.key = host.clone();
+        measured.key.device = "Card 9000".to_owned();
+        cache.store(&measured).unwrap();
+        assert!(at_hand(&host).source.contains("Card 9000, This CPU, 4 threads"));
+        host.threads = 8;
+        assert!(at_hand(&host).source.contains("assumed machine"));
     }
 }

@@ -19,7 +19,7 @@ use crate::cost::Workload;
 use crate::hook::pools;
 use crate::inventory::{DType, Inventory, InventoryError};
 use crate::plan::{PlanError, SavedPlan};
-use crate::profile::{WhatIf, WhatIfError};
+use crate::profile::{self, key_of_host, Cache, WhatIf, WhatIfError};
 use crate::size::ByteSize;
 
 /// Tokens of the answer, where nobody says; plans of runs are weighed by as many.
@@ -108,9 +108,14 @@ pub struct PlanArgs {
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
     pub cache_type_v: &'static DType,
 
-    /// The machine: a file of `pipeshard profile`, or laptop-12g, desktop-16g or desktop-32g
+    /// The machine: a file of `pipeshard profile --json`, or laptop-12g, desktop-16g or desktop-32g [default: what was
+    /// measured here, or else an assumed machine]
     #[arg(long, value_name = "FILE")]
     pub profile: Option<String>,
+
+    /// Threads of the CPU, by which the profile that was measured here is found [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub threads: Option<u32>,
 
     /// What would be different, for example pcie=12G,vram=8G (also cpu, dram, membw, flops, launch)
     #[arg(long, value_name = "CHANGES", conflicts_with = "map")]
@@ -236,9 +241,17 @@ pub fn run(args: PlanArgs) -> Result<(), PlanCommandError> {
 }
 
 fn machine(args: &PlanArgs) -> Result<PlannedMachine, PlanCommandError> {
-    match &args.profile {
-        Some(named) => PlannedMachine::from_argument(named).map_err(PlanCommandError::Profile),
-        None => Ok(PlannedMachine::assumed()),
+    let named = args.profile.clone().or_else(|| {
+        let file = profile::file_of_user()?;
+        Some(file.display().to_string())
+    });
+    match named {
+        Some(named) => PlannedMachine::from_argument(&named).map_err(PlanCommandError::Profile),
+        None => {
+            let threads = args.threads.unwrap_or_else(profile::default_threads);
+            let cache = Cache::of_user().ok();
+            Ok(PlannedMachine::at_hand(cache.as_ref(), &key_of_host(threads)))
+        }
     }
 }
 

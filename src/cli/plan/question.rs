@@ -148,6 +148,7 @@ impl<'a> Question<'a> {
                 profile,
                 workload: self.workload,
                 ubatches: &options,
+                forced: None,
             })
         };
         let is_head = |plan: &Plan, id: &UnitId| plan.units[id.index()].class == UnitClass::Output;

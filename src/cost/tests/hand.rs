@@ -277,6 +277,33 @@ fn a_streamed_pass_takes_as_long_as_its_copies() {
 }
 
 #[test]
+fn copies_for_the_next_pass_begin_when_the_host_is_through_with_this_one() {
+    let model = Decoder { layers: 8, ..SMALL }.inventory();
+    let plan = tight(&model, 40 << 20);
+    let streamed: u64 = plan.ring.groups.iter().map(|g| g.bytes).sum();
+    let pass = PassShape { outputs: 1, ..MANY };
+    // the head is the CPU's, and the host's last word in a pass
+    let machine = Machine {
+        link: 1e9,
+        cpu: 1e8,
+        ..FREE
+    };
+    let head = (HEAD + 4.0 * 4096.0) / 1e8;
+    let found = cost(machine, &model, &plan, pass);
+    close(found.cpu, head);
+    close(
+        found.seconds,
+        streamed as f64 / 1e9 + head + found.hand_over_seconds,
+    );
+    // the device computes beside the copies, in the second pass as in the first
+    let launch = 0.5 * streamed as f64 / 1e9 / (8.0 * 18.0);
+    let machine = Machine { launch, ..machine };
+    let busy = cost(machine, &model, &plan, pass);
+    let more = busy.seconds - found.seconds;
+    assert!(more < 0.2 * busy.gpu, "{busy:?} {found:?}");
+}
+
+#[test]
 fn the_link_waits_for_places_and_the_device_for_copies() {
     // two groups of 12 MiB that share no place with their neighbours, in a ring of two, four in all
     let model = Decoder { layers: 4, ..SMALL }.inventory();

@@ -122,7 +122,7 @@ impl Search<'_> {
     }
 
     /// Takes over decisions that do not concern the conversation that is priced.
-    fn adopt(&mut self, decisions: Decisions) {
+    pub(super) fn adopt(&mut self, decisions: Decisions) {
         if let Ok(made) = plan(&self.input.with(&decisions)) {
             self.prediction = self.costs.predict(&made, self.workload);
             self.score = self.prediction.e2el;

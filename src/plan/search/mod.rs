@@ -7,10 +7,13 @@
 //! order of the classes.
 
 mod batches;
+mod candidate;
 mod orders;
 
 #[cfg(test)]
 mod tests;
+
+pub use candidate::Candidate;
 
 use super::decisions::Decisions;
 use super::error::PlanError;
@@ -47,6 +50,8 @@ pub struct SearchInput<'a> {
     pub workload: Workload,
     /// Sizes of the ubatch to choose from.
     pub ubatches: &'a [UbatchOption],
+    /// Take this one, and search for nothing but the ubatch.
+    pub forced: Option<Candidate>,
 }
 
 /// What was found.
@@ -98,8 +103,13 @@ pub fn search(wanted: &SearchInput) -> Result<Found, PlanError> {
         }
     }
     let mut search = best.ok_or(failure)?;
-    search.improve();
-    search.tune_batches();
+    match wanted.forced {
+        Some(candidate) => search.force(candidate),
+        None => {
+            search.improve();
+            search.tune_batches();
+        }
+    }
     Ok(Found {
         decisions: search.decisions,
         plan: search.plan,

@@ -79,31 +79,58 @@ impl Search<'_> {
         if self.input.kv_fixed.is_some() {
             return false;
         }
-        let mut layers: Vec<u32> = blocks.iter().filter_map(|block| block.layer).collect();
-        layers.sort_unstable();
-        layers.dedup();
-        let units = |layer: Option<u32>| {
-            let members = blocks.iter().filter(move |block| block.layer == layer);
-            members.flat_map(|block| block.units.iter().copied())
-        };
-        let whole = || layers.iter().rev().flat_map(|layer| units(Some(*layer)));
-        let orders: [Vec<UnitId>; 2] = [
-            units(None).chain(whole()).collect(),
-            whole().chain(units(None)).collect(),
-        ];
+        let layers = self.layers().len();
+        let steps = layers.min(LAYER_STEPS);
+        let head = blocks.iter().filter(|block| block.layer.is_none());
+        let head: Vec<UnitId> = head.flat_map(|block| block.units.clone()).collect();
         let mut better = false;
-        for order in orders {
-            let steps = layers.len().min(LAYER_STEPS);
-            for step in 0..=steps {
-                let hosted = layers.len() * step / steps.max(1);
-                better |= self.attempt(Decisions {
-                    order: order.clone(),
-                    kv_on_host: layers[..hosted].to_vec(),
-                    ..Decisions::default()
-                });
-            }
+        for step in 0..=steps {
+            let whole = self.whole_layers(layers * step / steps.max(1));
+            let head_first = Decisions {
+                order: head.iter().chain(&whole.order).copied().collect(),
+                ..whole.clone()
+            };
+            better |= self.attempt(head_first);
+            better |= self.attempt(whole);
         }
         better
+    }
+
+    /// The layers behind the first `hosted` ones come first, whole, from the last one down; those have their KV on the host.
+    pub(super) fn whole_layers(&self, hosted: usize) -> Decisions {
+        let (layers, blocks) = (self.layers(), self.blocks());
+        let (hosted, kept) = layers.split_at(hosted.min(layers.len()));
+        let members = |layer: &u32| {
+            let layer = *layer;
+            blocks
+                .iter()
+                .filter(move |block| block.layer == Some(layer))
+        };
+        let order = kept.iter().rev().flat_map(members);
+        Decisions {
+            order: order
+                .flat_map(|block| block.units.iter().copied())
+                .collect(),
+            kv_on_host: hosted.to_vec(),
+            ..Decisions::default()
+        }
+    }
+
+    /// All units by class, the layers of a class spread over the model.
+    pub(super) fn order_of_classes(&self, classes: &[UnitClass]) -> Vec<UnitId> {
+        by_class(&self.blocks(), classes, true)
+    }
+
+    /// Layers in order.
+    pub(super) fn layers(&self) -> Vec<u32> {
+        let mut layers: Vec<u32> = self
+            .blocks()
+            .iter()
+            .filter_map(|block| block.layer)
+            .collect();
+        layers.sort_unstable();
+        layers.dedup();
+        layers
     }
 
     /// Exchanges single blocks across the border between what is resident and what is not.

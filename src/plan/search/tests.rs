@@ -52,6 +52,7 @@ fn run(inventory: &Inventory, profile: &Profile, input: &PlanInput, workload: Wo
             ubatch: workload.ubatch,
             scratch: MIB,
         }],
+        forced: None,
     })
     .unwrap()
 }
@@ -279,6 +280,7 @@ fn larger_ubatches_are_chosen_for_long_prompts_that_stream() {
             profile: &profile,
             workload: talk(prompt, generated),
             ubatches: &options,
+            forced: None,
         };
         search(&wanted).unwrap().ubatch
     };
@@ -300,4 +302,44 @@ fn a_model_of_94_layers_is_searched_in_a_moment() {
     assert!(found.priced < 400, "{}", found.priced);
     // several times what it takes on a machine that does nothing else
     assert!(seconds < 2.0, "{seconds}");
+}
+
+#[test]
+fn what_is_forced_is_never_predicted_better_than_what_is_found() {
+    for model in [models::dense(), models::moe()] {
+        let profile = slow(300, 600);
+        let input = PlanInput {
+            scratch: MIB,
+            ..input(&model, 1024, 36 * MIB)
+        };
+        let at = |forced| {
+            let wanted = SearchInput {
+                input: &input,
+                model: shape(&model),
+                profile: &profile,
+                workload: talk(256, 64),
+                ubatches: &[UbatchOption {
+                    ubatch: 512,
+                    scratch: MIB,
+                }],
+                forced,
+            };
+            search(&wanted).unwrap()
+        };
+        let found = at(None).prediction.e2el;
+        let mut distinct = Vec::new();
+        for (name, candidate) in Candidate::ALL {
+            assert_eq!(Candidate::named(name), Some(candidate));
+            let forced = at(Some(candidate));
+            assert!(
+                found <= forced.prediction.e2el * 1.02,
+                "{name}: {} {found}",
+                forced.prediction.e2el
+            );
+            if !distinct.contains(&forced.plan) {
+                distinct.push(forced.plan);
+            }
+        }
+        assert!(distinct.len() >= 5, "{}", distinct.len());
+    }
 }

@@ -60,7 +60,7 @@ impl Card {
 }
 
 /// Makes ggml's CPU backend known, as the tools do when they start. It lies beside the tests or one folder up.
-fn load_cpu() {
+pub(crate) fn load_cpu() {
     static LOADED: Once = Once::new();
     LOADED.call_once(|| {
         let exe = std::env::current_exe().expect("the path of this test");

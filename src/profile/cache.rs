@@ -1,0 +1,495 @@
+//! Where profiles are kept: JSON under the user's cache directory, one file per key.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::types::{Curve, Profile, ProfileKey, PROFILE_SCHEMA_VERSION};
+
+/// A folder of profiles.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    folder: PathBuf,
+}
+
+/// Why profiles cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// Nobody says where.
+    #[error("there is no place to keep the profile: set XDG_CACHE_HOME or HOME to a folder, or it is measured each time")]
+    NoFolder,
+    /// The file cannot be written.
+    #[error("the profile cannot be kept as {path}: {source}; it will be measured again next time")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why the user's own profile is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileFileError {
+    /// The file cannot be read.
+    #[error("the profile {path} cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is no profile.
+    #[error(
+        "{path} is no profile of this version: {reason}; `pipeshard profile --json` prints one"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The profile is of another machine.
+    #[error("the profile {path} was measured elsewhere: its {what} is '{theirs}', here it is '{ours}'; measure one here, or leave the setting out")]
+    Elsewhere {
+        /// The file.
+        path: PathBuf,
+        /// Which part of the key differs.
+        what: &'static str,
+        /// The profile's.
+        theirs: String,
+        /// This machine's.
+        ours: String,
+    },
+}
+
+/// What was found in the cache.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Found {
+    /// A profile that matches.
+    Profile(Box<Profile>),
+    /// None that matches.
+    Nothing,
+    /// A file that is damaged, and why.
+    Damaged(String),
+}
+
+/// A number that stays the same from build to build (FNV-1a).
+fn stable_hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+impl ProfileKey {
+    /// The first part that differs: what it is, this key's and the other's.
+    pub fn difference(&self, other: &ProfileKey) -> Option<(&'static str, String, String)> {
+        let parts = [
+            ("device", self.device.clone(), other.device.clone()),
+            ("driver", self.driver.clone(), other.driver.clone()),
+            ("CPU", self.cpu.clone(), other.cpu.clone()),
+            (
+                "number of threads",
+                self.threads.to_string(),
+                other.threads.to_string(),
+            ),
+            ("build", self.build.clone(), other.build.clone()),
+        ];
+        parts.into_iter().find(|(_, ours, theirs)| ours != theirs)
+    }
+
+    /// The name of its file in a cache.
+    fn file_name(&self) -> String {
+        let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+        let device: String = self.device.to_ascii_lowercase().chars().map(word).collect();
+        let device: Vec<&str> = device.split('-').filter(|part| !part.is_empty()).collect();
+        let device: String = device.join("-").chars().take(40).collect();
+        let all = format!(
+            "{}\n{}\n{}\n{}\n{}",
+            self.device, self.driver, self.cpu, self.threads, self.build
+        );
+        format!("profile-{device}-{:016x}.json", stable_hash(&all))
+    }
+}
+
+/// A profile from text; what is wrong with it otherwise.
+fn read(text: &[u8]) -> Result<Profile, String> {
+    let value: serde_json::Value = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    let version = &value["schema_version"];
+    if *version != PROFILE_SCHEMA_VERSION {
+        return Err(format!(
+            "its version is {version}, this build reads {PROFILE_SCHEMA_VERSION}"
+        ));
+    }
+    let profile: Profile = serde_json::from_value(value).map_err(|e| e.to_string())?;
+    match nonsense(&profile) {
+        Some(what) => Err(what),
+        None => Ok(profile),
+    }
+}
+
+/// A figure that no measurement gives.
+fn nonsense(profile: &Profile) -> Option<String> {
+    let (link, memory, paid) = (&profile.link, &profile.memory, &profile.overheads);
+    let quantities = [
+        link.pinned,
+        link.pinned_cpu_busy,
+        link.pageable,
+        link.back,
+        link.register,
+        memory.cpu,
+        memory.cpu_copy_busy,
+        paid.to_cpu,
+        paid.to_gpu,
+        paid.launch,
+        paid.cpu_op,
+        paid.pass,
+    ];
+    let figures = quantities.iter().map(|quantity| quantity.median);
+    let rooflines = [profile.cpu, profile.gpu];
+    let figures = figures.chain(rooflines.iter().flat_map(|r| [r.bytes, r.flops, r.launch]));
+    if figures
+        .into_iter()
+        .any(|figure| !(figure >= 0.0 && figure.is_finite()))
+    {
+        return Some("a figure is negative".to_owned());
+    }
+    let wrong = |curve: &&Curve| {
+        let points = &curve.points;
+        let time = |seconds: f64| seconds.is_finite() && seconds > 0.0;
+        let rising = points.windows(2).all(|pair| pair[0].rows < pair[1].rows);
+        !rising
+            || points
+                .iter()
+                .any(|p| !time(p.seconds) || !p.copy_busy.is_none_or(time))
+    };
+    let curve = profile.curves.iter().find(wrong)?;
+    Some(format!("the curve of {} makes no sense", curve.op))
+}
+
+impl Cache {
+    /// The user's: `$XDG_CACHE_HOME/pipeshard`, or `~/.cache/pipeshard`.
+    ///
+    /// # Errors
+    /// Where neither is set.
+    pub fn of_user() -> Result<Self, CacheError> {
+        Self::from_lookup(|name| std::env::var_os(name).map(PathBuf::from))
+    }
+
+    fn from_lookup(get: impl Fn(&str) -> Option<PathBuf>) -> Result<Self, CacheError> {
+        // the specification of base directories wants relative paths to be ignored
+        let absolute = |name: &str| get(name).filter(|path| path.is_absolute());
+        let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+        let base = base.ok_or(CacheError::NoFolder)?;
+        Ok(Cache::in_folder(&base.join("pipeshard")))
+    }
+
+    /// A folder of its own, which need not exist yet.
+    pub fn in_folder(folder: &Path) -> Self {
+        Cache {
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// The file for a key.
+    pub fn path(&self, key: &ProfileKey) -> PathBuf {
+        self.folder.join(key.file_name())
+    }
+
+    /// The profile for a key.
+    pub fn load(&self, key: &ProfileKey) -> Found {
+        let path = self.path(key);
+        let damaged = |reason: String| {
+            Found::Damaged(format!(
+                "the profile {} is damaged: {reason}; measured again",
+                path.display()
+            ))
+        };
+        match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Nothing,
+            Err(error) => damaged(error.to_string()),
+            Ok(text) => match read(&text) {
+                Err(reason) => damaged(reason),
+                Ok(profile) if profile.key == *key => Found::Profile(Box::new(profile)),
+                Ok(_) => Found::Nothing,
+            },
+        }
+    }
+
+    /// The profile of a machine with the CPU, the threads and the build of `host` that was written last, and its file: for those
+    /// who open no device and so cannot tell which one there is.
+    pub fn latest_of(&self, host: &ProfileKey) -> Option<(PathBuf, Profile)> {
+        let is_profile = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with("profile-") && name.ends_with(".json"))
+        };
+        let entries = std::fs::read_dir(&self.folder).ok()?.flatten();
+        let mut files: Vec<(std::time::SystemTime, PathBuf)> = (entries.map(|entry| entry.path()))
+            .filter(is_profile)
+            .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
+            .collect();
+        files.sort();
+        let matches = |(_, path): (_, PathBuf)| {
+            let profile = read(&std::fs::read(&path).ok()?).ok()?;
+            let key = &profile.key;
+            let same = (&key.cpu, key.threads, &key.build) == (&host.cpu, host.threads, &host.build);
+            same.then_some((path, profile))
+        };
+        files.into_iter().rev().find_map(matches)
+    }
+
+    /// Keeps a profile under its key: all of it or, where that fails, what was there.
+    ///
+    /// # Errors
+    /// Where the folder or the file cannot be written.
+    pub fn store(&self, profile: &Profile) -> Result<PathBuf, CacheError> {
+        let path = self.path(&profile.key);
+        let fail = |source| CacheError::Write {
+            path: path.clone(),
+            source,
+        };
+        std::fs::create_dir_all(&self.folder).map_err(fail)?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.folder).map_err(fail)?;
+        let text = serde_json::to_vec_pretty(profile).map_err(|e| fail(e.into()))?;
+        file.write_all(&text).map_err(fail)?;
+        file.persist(&path).map_err(|e| fail(e.error))?;
+        Ok(path)
+    }
+}
+
+impl Profile {
+    /// Adds curves, each in place of one of the same operation on the same processor.
+    pub fn merge(&mut self, curves: Vec<Curve>) {
+        for curve in curves {
+            let same = |known: &&mut Curve| known.on == curve.on && known.op == curve.op;
+            match self.curves.iter_mut().find(same) {
+                Some(known) => *known = curve,
+                None => self.curves.push(curve),
+            }
+        }
+    }
+}
+
+/// The profile in a file, whatever machine it is of.
+///
+/// # Errors
+/// Where the file cannot be read or is no profile.
+pub fn read_file(path: &Path) -> Result<Profile, ProfileFileError> {
+    let text = std::fs::read(path).map_err(|source| ProfileFileError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    read(&text).map_err(|reason| ProfileFileError::Damaged {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
+/// The profile in a file that the user names. One that was stated is taken as it is; one that was measured has to match.
+///
+/// # Errors
+/// [`ProfileFileError`], with the reason.
+pub fn from_file(path: &Path, key: &ProfileKey) -> Result<Profile, ProfileFileError> {
+    let profile = read_file(path)?;
+    if profile.origin == super::types::Origin::Stated {
+        return Ok(profile);
+    }
+    match profile.key.difference(key) {
+        None => Ok(profile),
+        Some((what, theirs, ours)) => Err(ProfileFileError::Elsewhere {
+            path: path.to_owned(),
+            what,
+            theirs,
+            ours,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::{Op, Origin, Point, Processor};
+
+    fn key() -> ProfileKey {
+        ProfileKey {
+            device: "NVIDIA H100 80GB HBM3".to_owned(),
+            driver: "550.54".to_owned(),
+            cpu: "AMD EPYC".to_owned(),
+            threads: 16,
+            build: "0.1.0 abc".to_owned(),
+        }
+    }
+
+    fn measured(key: ProfileKey) -> Profile {
+        let point = Point {
+            rows: 1,
+            seconds: 1.5e-5,
+            spread: 0.01,
+            copy_busy: Some(2e-5),
+        };
+        Profile {
+            origin: Origin::Measured,
+            key,
+            curves: vec![Curve {
+                on: Processor::Gpu,
+                op: product(4096),
+                points: vec![point],
+            }],
+            ..Profile::assumed()
+        }
+    }
+
+    fn product(rows: u64) -> Op {
+        Op::Product {
+            type_name: "q4_0".to_owned(),
+            columns: 4096,
+            rows,
+        }
+    }
+
+    fn cache() -> (tempfile::TempDir, Cache) {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::in_folder(&folder.path().join("deep/pipeshard"));
+        (folder, cache)
+    }
+
+    #[test]
+    fn what_is_kept_is_found_again() {
+        let (_folder, cache) = cache();
+        let profile = measured(key());
+        assert_eq!(cache.load(&key()), Found::Nothing);
+        let path = cache.store(&profile).unwrap();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name.starts_with("profile-nvidia-h100-80gb-hbm3-"), "{name}");
+        assert_eq!(cache.load(&key()), Found::Profile(Box::new(profile)));
+        let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
+        assert_eq!(left.len(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn every_part_of_the_key_counts() {
+        let (_folder, cache) = cache();
+        cache.store(&measured(key())).unwrap();
+        let change = |change: fn(&mut ProfileKey)| {
+            let mut other = key();
+            change(&mut other);
+            other
+        };
+        let others = [
+            (change(|k| k.device.push('x')), "device"),
+            (change(|k| k.driver.push('x')), "driver"),
+            (change(|k| k.cpu.push('x')), "CPU"),
+            (change(|k| k.threads = 8), "number of threads"),
+            (change(|k| k.build.push('x')), "build"),
+        ];
+        for (other, what) in others {
+            assert_eq!(cache.load(&other), Found::Nothing);
+            // a file that was moved to another's place is not taken for it
+            std::fs::copy(cache.path(&key()), cache.path(&other)).unwrap();
+            assert_eq!(cache.load(&other), Found::Nothing, "{what}");
+            assert_eq!(other.difference(&key()).unwrap().0, what);
+        }
+    }
+
+    #[test]
+    fn damage_is_told() {
+        let (_folder, cache) = cache();
+        let path = cache.store(&measured(key())).unwrap();
+        let whole = std::fs::read_to_string(&path).unwrap();
+        let damages = [
+            whole[..whole.len() / 2].to_owned(),
+            String::new(),
+            "[]".to_owned(),
+            whole.replace("\"schema_version\": 1", "\"schema_version\": 99"),
+            whole.replace("\"pinned\"", "\"pined\""),
+            whole.replace("1.5e-5", "-1.5e-5"),
+            whole.replace("0.000015", "0.0"),
+            "{\"schema_version\": 1}".to_owned(),
+        ];
+        for damage in damages.iter().filter(|damage| **damage != whole) {
+            std::fs::write(&path, damage).unwrap();
+            let found = cache.load(&key());
+            assert!(
+                matches!(&found, Found::Damaged(why) if why.contains("measured again")),
+                "{damage}: {found:?}"
+            );
+            let refused = from_file(&path, &key()).unwrap_err().to_string();
+            assert!(
+                refused.contains("is no profile of this version"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_measured_file_of_another_machine_is_refused_and_a_stated_one_is_taken() {
+        let (folder, cache) = cache();
+        let path = cache.store(&measured(key())).unwrap();
+        assert!(from_file(&path, &key()).is_ok());
+        let mut other = key();
+        other.threads = 8;
+        let refused = from_file(&path, &other).unwrap_err().to_string();
+        assert!(
+            refused.contains("number of threads is '16', here it is '8'"),
+            "{refused}"
+        );
+        let path = cache.store(&Profile::assumed()).unwrap();
+        assert_eq!(from_file(&path, &other).unwrap(), Profile::assumed());
+        let missing = from_file(&folder.path().join("none"), &other).unwrap_err();
+        assert!(missing.to_string().contains("cannot be read"));
+    }
+
+    #[test]
+    fn curves_are_added_and_replaced() {
+        let mut profile = measured(key());
+        let curve = |rows, seconds| Curve {
+            on: Processor::Gpu,
+            op: product(rows),
+            points: vec![Point {
+                rows: 1,
+                seconds,
+                spread: 0.0,
+                copy_busy: None,
+            }],
+        };
+        profile.merge(vec![curve(4096, 1.0), curve(64, 2.0)]);
+        let times: Vec<f64> = profile.curves.iter().map(|c| c.points[0].seconds).collect();
+        assert_eq!(times, [1.0, 2.0]);
+    }
+
+    #[test]
+    fn the_folder_is_the_users() {
+        let folder = |pairs: &'static [(&str, &str)]| {
+            Cache::from_lookup(move |name| {
+                pairs
+                    .iter()
+                    .find(|p| p.0 == name)
+                    .map(|p| PathBuf::from(p.1))
+            })
+        };
+        let at = |path: &str| Cache::in_folder(Path::new(path));
+        let both = &[("XDG_CACHE_HOME", "/x"), ("HOME", "/h")];
+        assert_eq!(folder(both).unwrap(), at("/x/pipeshard"));
+        assert_eq!(
+            folder(&[("HOME", "/h")]).unwrap(),
+            at("/h/.cache/pipeshard")
+        );
+        let relative = &[("XDG_CACHE_HOME", "x"), ("HOME", "/h")];
+        assert_eq!(folder(relative).unwrap(), at("/h/.cache/pipeshard"));
+        assert!(folder(&[])
+            .unwrap_err()
+            .to_string()
+            .contains("XDG_CACHE_HOME"));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_an_error_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let refused = Cache::in_folder(&file.join("below")).store(&measured(key()));
+        assert!(refused
+            .unwrap_err()
+            .to_string()
+            .contains("file/below/profile-"));
+    }
+}

@@ -1,0 +1,139 @@
+//! What a profile belongs to, and what else is asked of the machine: read from where the system tells it.
+
+use std::path::Path;
+
+use super::types::ProfileKey;
+use crate::lanes::device::Device;
+
+/// The key of this machine with one of its devices and so many threads of the CPU.
+pub fn key_of(device: Device, threads: u32) -> ProfileKey {
+    ProfileKey {
+        device: device.description(),
+        driver: driver(&device.name()),
+        ..key_of_host(threads)
+    }
+}
+
+/// The same without a device.
+pub fn key_of_host(threads: u32) -> ProfileKey {
+    ProfileKey {
+        cpu: cpu_name(&read("/proc/cpuinfo")),
+        threads,
+        build: build(),
+        ..ProfileKey::default()
+    }
+}
+
+/// The build of llama.cpp and pipeshard that runs.
+fn build() -> String {
+    format!(
+        "{} {}",
+        env!("CARGO_PKG_VERSION"),
+        crate::hook::library::BUILD_ID
+    )
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// The processor's name from the text of /proc/cpuinfo.
+fn cpu_name(cpuinfo: &str) -> String {
+    let value = |key: &str| {
+        let line = cpuinfo.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let name = value("model name").or_else(|| value("CPU implementer"));
+    name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+/// The version of the driver of a device of that name; empty where nobody tells.
+fn driver(device: &str) -> String {
+    if !device.starts_with("CUDA") {
+        return String::new();
+    }
+    let version = nvidia_version(&read("/proc/driver/nvidia/version"));
+    version.or_else(nvml_version).unwrap_or_default()
+}
+
+/// The version in the text of /proc/driver/nvidia/version: `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  …`.
+fn nvidia_version(text: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.starts_with("NVRM version"))?;
+    let is_version =
+        |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    line.split_whitespace().find(is_version).map(str::to_owned)
+}
+
+/// The same, from the driver's management library.
+fn nvml_version() -> Option<String> {
+    use std::ffi::{c_char, c_int, c_uint, CStr};
+    let mut text = [0 as c_char; 96];
+    // SAFETY: the functions have these signatures (nvml.h); the text is NUL-terminated within the length that is given.
+    unsafe {
+        let library = libloading::Library::new("libnvidia-ml.so.1").ok()?;
+        let start: libloading::Symbol<unsafe extern "C" fn() -> c_int> =
+            library.get(b"nvmlInit_v2\0").ok()?;
+        let version: libloading::Symbol<unsafe extern "C" fn(*mut c_char, c_uint) -> c_int> =
+            library.get(b"nvmlSystemGetDriverVersion\0").ok()?;
+        let stop: libloading::Symbol<unsafe extern "C" fn() -> c_int> =
+            library.get(b"nvmlShutdown\0").ok()?;
+        if start() != 0 {
+            return None;
+        }
+        let found = version(text.as_mut_ptr(), text.len() as c_uint - 1) == 0;
+        stop();
+        let text = CStr::from_ptr(text.as_ptr()).to_str().ok()?;
+        found.then(|| text.to_owned())
+    }
+}
+
+/// Threads that llama.cpp computes with unless it is told: one for each core, not for each of a core's threads.
+pub fn default_threads() -> u32 {
+    let siblings = |cpu: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings");
+        std::fs::read_to_string(path).ok()
+    };
+    let cores: std::collections::HashSet<String> = (0..4096).map_while(siblings).collect();
+    match cores.len() {
+        0 => std::thread::available_parallelism().map_or(4, |n| n.get() as u32),
+        n => n as u32,
+    }
+}
+
+/// Bytes of the largest cache of the CPU; 32 MiB where nobody tells.
+pub(super) fn last_cache_bytes() -> u64 {
+    let folder = Path::new("/sys/devices/system/cpu/cpu0/cache");
+    let sizes = (0..8).map(|index| read(folder.join(format!("index{index}/size"))));
+    let bytes = sizes.filter_map(|text| Some(text.trim().parse::<crate::size::ByteSize>().ok()?.0));
+    bytes.max().unwrap_or(32 << 20)
+}
+
+/// Bytes of memory that programs may still take; 4 GiB where nobody tells.
+pub(super) fn free_memory() -> u64 {
+    let text = read("/proc/meminfo");
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.map_or(4 << 30, |kib| kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read() {
+        let text = "processor\t: 0\nmodel name\t: AMD EPYC 9654\nprocessor\t: 1\n";
+        assert_eq!(cpu_name(text), "AMD EPYC 9654");
+        assert_eq!(cpu_name(""), std::env::consts::ARCH);
+        let text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.133.20  Release Build\nGCC version: gcc 12.3";
+        assert_eq!(nvidia_version(text).as_deref(), Some("570.133.20"));
+        assert_eq!(nvidia_version("nothing 1.2"), None);
+    }
+
+    #[test]
+    fn this_machine_says_something() {
+        assert!(last_cache_bytes() >= 1 << 16);
+        assert!(free_memory() > 1 << 20);
+        assert!(!cpu_name(&read("/proc/cpuinfo")).is_empty());
+    }
+}

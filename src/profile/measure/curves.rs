@@ -1,0 +1,189 @@
+//! How long an operation takes over batch sizes.
+
+use std::time::Duration;
+
+use super::clock::{seconds_of, Pace};
+use super::engine::Engine;
+use super::error::MeasureError;
+use super::graph::Graph;
+use super::place::{Filler, Operands, Place};
+use super::traffic::{Beside, Traffic};
+use crate::profile::{Curve, Op, Point, Processor, Quantity};
+
+/// Operations in one graph at most.
+const MOST_NODES: usize = 256;
+
+/// One processor, its memory, and how it is to be measured.
+pub(super) struct Bench<'e, 'b> {
+    pub on: Processor,
+    pub engine: &'e Engine,
+    pub place: Place<'b>,
+    /// Batch sizes in tokens, rising.
+    pub batches: &'e [u32],
+    pub pace: Pace,
+    /// What one repetition should take, in seconds: long beside what submitting it costs.
+    pub repetition: f64,
+    /// Bytes per second that are certainly not exceeded, for a first guess.
+    pub best_rate: f64,
+    /// An operation that is predicted to take longer than this many seconds is left out.
+    pub longest: f64,
+    /// Batch sizes up to which the copy lane's influence is measured.
+    pub busy_up_to: u32,
+}
+
+/// Graphs that are run in turn, and how many operations each has.
+struct Series<'b> {
+    graphs: Vec<Graph<'b>>,
+    nodes: usize,
+}
+
+impl<'b> Bench<'_, 'b> {
+    /// The curve of `op`; without points where it cannot be measured here: an unknown type, no room, no kernel.
+    pub fn curve(
+        &self,
+        op: &Op,
+        traffic: &Traffic<'b>,
+        filler: &mut Filler<'_, 'b>,
+    ) -> Result<Curve, MeasureError> {
+        let mut curve = Curve {
+            on: self.on,
+            op: op.clone(),
+            points: Vec::new(),
+        };
+        let Some(operands) = self.place.prepare(op, filler)? else {
+            return Ok(curve);
+        };
+        for &tokens in self.batches {
+            let guess = match curve.points.last() {
+                Some(last) => {
+                    let grown = f64::from(tokens) / f64::from(last.rows);
+                    if last.seconds * grown > self.longest {
+                        break;
+                    }
+                    last.seconds
+                }
+                None => op.work(tokens).bytes / self.best_rate,
+            };
+            let Some(series) = self.series(&operands, tokens, guess)? else {
+                break;
+            };
+            let time = self.time(&series)?;
+            let busy = match tokens <= self.busy_up_to {
+                true => self.time_beside(&series, time.median, traffic)?,
+                false => None,
+            };
+            curve.points.push(Point {
+                rows: tokens,
+                seconds: time.median,
+                spread: time.spread,
+                copy_busy: busy.map(|beside| beside.seconds),
+            });
+        }
+        Ok(curve)
+    }
+
+    /// Batch 1 alone and beside copies: seconds of one operation, and the link's bytes per second meanwhile.
+    pub fn read(
+        &self,
+        op: &Op,
+        traffic: &Traffic<'b>,
+        filler: &mut Filler<'_, 'b>,
+    ) -> Result<Option<(Quantity, Option<Beside>)>, MeasureError> {
+        let Some(operands) = self.place.prepare(op, filler)? else {
+            return Ok(None);
+        };
+        let guess = op.work(1).bytes / self.best_rate;
+        let Some(series) = self.series(&operands, 1, guess)? else {
+            return Ok(None);
+        };
+        let time = self.time(&series)?;
+        let busy = self.time_beside(&series, time.median, traffic)?;
+        Ok(Some((time, busy)))
+    }
+
+    /// Graphs of a length that is worth measuring. `guess`: seconds of one operation, rather too few than too many.
+    fn series(
+        &self,
+        operands: &Operands,
+        tokens: u32,
+        guess: f64,
+    ) -> Result<Option<Series<'b>>, MeasureError> {
+        let Some(probe) = self.place.graph(self.engine, operands, tokens, 0, 1)? else {
+            return Ok(None);
+        };
+        let first = seconds_of(|| self.engine.run(&probe))?;
+        // what comes first sets things up, and says too much
+        let one = match first > self.repetition * 4.0 {
+            true => first,
+            false => seconds_of(|| self.engine.run(&probe))?.max(guess),
+        };
+        let wanted = (self.repetition / one.max(1e-7)).ceil() as usize;
+        // where weights are what takes the time, each graph goes round in all copies, or one graph after the other does
+        let nodes = wanted.clamp(1, MOST_NODES);
+        let (nodes, count) = match nodes >= operands.copies {
+            true => (nodes, 1),
+            false if self.on == Processor::Gpu && tokens == 1 => {
+                (operands.copies.min(MOST_NODES), 1)
+            }
+            false => (nodes, operands.copies.div_ceil(nodes).min(16)),
+        };
+        let mut graphs = Vec::with_capacity(count);
+        for index in 0..count {
+            let first = index * nodes;
+            match self
+                .place
+                .graph(self.engine, operands, tokens, first, nodes)?
+            {
+                Some(graph) => graphs.push(graph),
+                None => return Ok(None),
+            }
+        }
+        // what a backend remembers of a graph (CUDA records it) it learns now
+        if one * (nodes as f64) < 5.0 * self.repetition {
+            for _ in 0..2 {
+                self.engine.run(&graphs[0])?;
+            }
+        }
+        Ok(Some(Series { graphs, nodes }))
+    }
+
+    /// Seconds of one operation, nothing else going on.
+    fn time(&self, series: &Series<'b>) -> Result<Quantity, MeasureError> {
+        let mut turn = 0;
+        let all = self.pace.repeat(|| {
+            turn += 1;
+            let graph = &series.graphs[turn % series.graphs.len()];
+            seconds_of(|| self.engine.run(graph))
+        })?;
+        Ok(Quantity {
+            median: all.median / series.nodes as f64,
+            ..all
+        })
+    }
+
+    /// The same while copies are under way; the median of some.
+    fn time_beside(
+        &self,
+        series: &Series<'b>,
+        alone: f64,
+        traffic: &Traffic<'b>,
+    ) -> Result<Option<Beside>, MeasureError> {
+        let mut lasting = alone * series.nodes as f64 * 2.5;
+        let mut found: Vec<Beside> = Vec::new();
+        let start = std::time::Instant::now();
+        let limit = self.pace.limit.max(Duration::from_millis(5));
+        while found.len() < 3 || (start.elapsed() < limit && found.len() < 25) {
+            let graph = &series.graphs[found.len() % series.graphs.len()];
+            match traffic.beside(&mut lasting, || self.engine.run(graph))? {
+                Some(beside) => found.push(beside),
+                None => return Ok(None),
+            }
+        }
+        found.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        let middle = found[found.len() / 2];
+        Ok(Some(Beside {
+            seconds: middle.seconds / series.nodes as f64,
+            link: middle.link,
+        }))
+    }
+}

@@ -1,0 +1,264 @@
+//! The link: how fast it is, and keeping it busy while something else is measured.
+
+use std::ffi::c_void;
+use std::time::Instant;
+
+use super::clock::{rate, seconds_of, Pace};
+use super::error::MeasureError;
+use super::graph::{Graph, Tensor};
+use crate::ffi;
+use crate::lanes::device::{Buffer, Device, Memory, Stream};
+use crate::lanes::host_memory::LockedMemory;
+use crate::profile::{Link, Quantity};
+
+/// Bytes of one copy command, as streaming weights has them.
+const COMMAND: u64 = 4 << 20;
+/// More is not copied beside anything, in bytes.
+const MOST_COPIED: f64 = 16e9;
+/// Attempts to make copies last longer than what they accompany.
+const ATTEMPTS: u32 = 4;
+/// Of what copies are expected to last beside something, so much more is submitted.
+const MARGIN: f64 = 1.25;
+
+/// A copy lane of its own: a stream, page-locked memory to copy from and a place on the device to copy to.
+pub(super) struct Traffic<'b> {
+    stream: Stream,
+    // the commands' target; the graph holds its tensor
+    _graph: Graph<'b>,
+    target: Tensor,
+    command: u64,
+    pinned: Option<Buffer>,
+    /// Bytes per second from page-locked memory, nothing else going on; 0 without such memory.
+    idle: f64,
+}
+
+/// A time that was measured while copies were under way, and their bytes per second meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Beside {
+    pub seconds: f64,
+    pub link: f64,
+}
+
+impl<'b> Traffic<'b> {
+    /// Opens the lane: it copies to `room` bytes at `offset` of a buffer on the device.
+    pub fn open(
+        device: Device,
+        (buffer, offset, room): (&'b Buffer, u64, u64),
+        pinned_bytes: u64,
+    ) -> Result<Self, MeasureError> {
+        let stream = Stream::open(device).ok_or_else(|| MeasureError::NotOpened(device.name()))?;
+        let command = COMMAND.min(room).min(pinned_bytes).max(1);
+        let graph = Graph::new(1)?;
+        let target = graph.tensor(ffi::GGML_TYPE_I8, [command as i64, 1, 1], buffer, offset)?;
+        let pinned = device.pinned_memory();
+        let pinned = pinned.and_then(|memory| Buffer::allocate(memory, pinned_bytes));
+        // a backend that is refused page-locked memory hands out ordinary memory
+        // SAFETY: the buffer is live.
+        let pinned = pinned.filter(|b| unsafe { Memory::of(b.raw()) } != Memory::host());
+        Ok(Traffic {
+            stream,
+            _graph: graph,
+            target,
+            command,
+            pinned,
+            idle: 0.0,
+        })
+    }
+
+    /// Page-locked memory: its first byte and size.
+    pub fn pinned(&self) -> Option<(*mut u8, u64)> {
+        self.pinned.as_ref().map(|b| (b.base(), b.size()))
+    }
+
+    /// Copies at least `bytes`, going round in `source`.
+    ///
+    /// # Safety
+    /// `source` points to as many readable bytes as it says, writable ones for `back`, until the stream is waited for.
+    unsafe fn copy(&self, (source, size): (*mut u8, u64), bytes: u64, back: bool) -> u64 {
+        let commands = bytes.div_ceil(self.command);
+        let places = (size / self.command).max(1);
+        for index in 0..commands {
+            let address: *mut c_void = source
+                .wrapping_add(((index % places) * self.command) as usize)
+                .cast();
+            let (stream, tensor, length) =
+                (self.stream.raw(), self.target.raw(), self.command as usize);
+            if back {
+                ffi::ggml_backend_tensor_get_async(stream, tensor, address, 0, length);
+            } else {
+                ffi::ggml_backend_tensor_set_async(stream, tensor, address, 0, length);
+            }
+        }
+        commands * self.command
+    }
+
+    /// Bytes per second of copies of `span` bytes each.
+    ///
+    /// # Safety
+    /// As for [`Traffic::copy`].
+    unsafe fn rate(&self, source: (*mut u8, u64), span: u64, back: bool, pace: Pace) -> Quantity {
+        let mut moved = 0;
+        let time = pace.repeat(|| {
+            seconds_of(|| {
+                moved = self.copy(source, span, back);
+                self.stream.synchronize();
+                Ok::<_, MeasureError>(())
+            })
+        });
+        time.map_or(Quantity::default(), |time| rate(moved as f64, time))
+    }
+
+    /// Measures the link, nothing else going on. What the device does not offer stays 0.
+    pub fn measure(&mut self, device: Device, span: u64, pace: Pace) -> Result<Link, MeasureError> {
+        let mut link = Link::default();
+        if let Some((base, size)) = self.pinned() {
+            let source = (base, size);
+            // SAFETY: the buffer is host memory of that size and this value's own.
+            unsafe {
+                self.rate(source, self.command, false, pace);
+                link.pinned = self.rate(source, span.min(size), false, pace);
+                link.back = self.rate(source, span.min(size), true, pace);
+            }
+            self.idle = link.pinned.median;
+        }
+        let mut ordinary = Mapping::new(span).ok_or(MeasureError::HostMemory(span))?;
+        ordinary.touch();
+        let source = (ordinary.base, span);
+        // SAFETY: the mapping has that size, and copies to the device only read it.
+        link.pageable = unsafe { self.rate(source, span, false, pace) };
+        let mut locked = LockedMemory::default();
+        // SAFETY: the mapping outlives the lock, which is declared later and dropped first.
+        let time = seconds_of(|| unsafe {
+            locked.lock(device, ordinary.base, span as usize);
+            Ok::<_, MeasureError>(())
+        })?;
+        if locked.covers(ordinary.base, span as usize) {
+            link.register = Quantity::stated(span as f64 / time);
+        }
+        Ok(link)
+    }
+
+    /// Copies page-locked bytes to the device, `pieces` of them (offset and length), to one place after the other, and waits.
+    ///
+    /// # Safety
+    /// `target` is a tensor of the device with room for all pieces.
+    pub unsafe fn fill(&self, target: Tensor, base: *mut u8, pieces: &[(usize, usize)]) {
+        let mut at = 0;
+        for &(from, bytes) in pieces {
+            let source: *const c_void = base.wrapping_add(from).cast();
+            ffi::ggml_backend_tensor_set_async(self.stream.raw(), target.raw(), source, at, bytes);
+            at += bytes;
+        }
+        self.stream.synchronize();
+    }
+
+    /// Runs `once`, which waits for what it does, while copies are under way from its beginning to its end. They are meant to last
+    /// for `lasting` seconds, which becomes what is enough. None where there is no page-locked memory, or the copies could not
+    /// be made to last.
+    pub fn beside(
+        &self,
+        lasting: &mut f64,
+        mut once: impl FnMut() -> Result<(), MeasureError>,
+    ) -> Result<Option<Beside>, MeasureError> {
+        let (Some(source), true) = (self.pinned(), self.idle > 0.0) else {
+            return Ok(None);
+        };
+        for _ in 0..ATTEMPTS {
+            let wanted = (self.idle * *lasting).clamp(self.command as f64 * 2.0, MOST_COPIED);
+            let start = Instant::now();
+            // SAFETY: the buffer is host memory of that size and this value's own; the stream is waited for below.
+            let moved = unsafe { self.copy(source, wanted as u64, false) };
+            let begin = Instant::now();
+            let done = once();
+            let end = Instant::now();
+            self.stream.synchronize();
+            let tail = end.elapsed().as_secs_f64();
+            done?;
+            let overlap = (end - start).as_secs_f64().max(1e-9);
+            // a stream that has nothing left to do answers in less than a command takes
+            if tail <= self.command as f64 / self.idle {
+                *lasting *= 2.0;
+                continue;
+            }
+            let link = during(moved as f64, overlap, tail, self.idle);
+            *lasting = overlap * link / self.idle * MARGIN;
+            return Ok(Some(Beside {
+                seconds: (end - begin).as_secs_f64().max(1e-9),
+                link,
+            }));
+        }
+        Ok(None)
+    }
+}
+
+/// The rate of copies while something else went on, which took `overlap` seconds, if they ended `tail` seconds after it at the rate
+/// `idle`: at most the average of both.
+fn during(moved: f64, overlap: f64, tail: f64, idle: f64) -> f64 {
+    let average = moved / (overlap + tail);
+    let rest = (moved - tail * idle) / overlap;
+    match rest > 0.0 {
+        true => rest.min(average),
+        false => average,
+    }
+}
+
+/// Shared memory, as the pages of a mapped file are, unmapped when dropped.
+struct Mapping {
+    base: *mut u8,
+    bytes: usize,
+}
+
+impl Mapping {
+    fn new(bytes: u64) -> Option<Self> {
+        let bytes = usize::try_from(bytes).ok().filter(|&b| b > 0)?;
+        // SAFETY: a new mapping without an address of its own.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        (base != libc::MAP_FAILED).then(|| Mapping {
+            base: base.cast(),
+            bytes,
+        })
+    }
+
+    /// Gives every page a content of its own.
+    fn touch(&mut self) {
+        for at in (0..self.bytes).step_by(4096) {
+            // SAFETY: inside the mapping, which is writable.
+            unsafe { self.base.add(at).write_volatile((at >> 12) as u8) };
+        }
+        // SAFETY: the whole mapping; only reading is allowed from now on, as for a model's file.
+        unsafe { libc::mprotect(self.base.cast(), self.bytes, libc::PROT_READ) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, unmapped once.
+        unsafe { libc::munmap(self.base.cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::during;
+
+    #[test]
+    fn what_is_copied_behind_the_end_does_not_count() {
+        // 10 units per second alone; 20 in 3 seconds and 10 in the last one
+        assert_eq!(during(30.0, 3.0, 1.0, 10.0), 20.0 / 3.0);
+        assert_eq!(
+            during(60.0, 3.0, 1.0, 10.0),
+            15.0,
+            "never more than the average"
+        );
+        assert_eq!(during(5.0, 3.0, 1.0, 10.0), 1.25, "nor less than nothing");
+    }
+}
