@@ -231,7 +231,8 @@ impl Cache {
         let matches = |(_, path): (_, PathBuf)| {
             let profile = read(&std::fs::read(&path).ok()?).ok()?;
             let key = &profile.key;
-            let same = (&key.cpu, key.threads, &key.build) == (&host.cpu, host.threads, &host.build);
+            let same =
+                (&key.cpu, key.threads, &key.build) == (&host.cpu, host.threads, &host.build);
             same.then_some((path, profile))
         };
         files.into_iter().rev().find_map(matches)

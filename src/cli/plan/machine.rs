@@ -4,6 +4,9 @@ use std::path::Path;
 
 use crate::profile::{read_file, Cache, Machine, Origin, Profile, ProfileKey, MACHINES};
 
+/// What the machine is called of which nothing is known.
+const ASSUMED: &str = "assumed";
+
 /// A profile and how it came here.
 #[derive(Debug, Clone)]
 pub struct PlannedMachine {
@@ -46,6 +49,7 @@ impl PlannedMachine {
     pub fn from_argument(argument: &str) -> Result<Self, String> {
         match Machine::named(argument) {
             Some(machine) => Ok(Self::named(machine)),
+            None if argument == ASSUMED => Ok(Self::assumed()),
             None => Self::from_file(Path::new(argument)),
         }
     }
@@ -171,7 +175,9 @@ mod tests {
         measured.key = host.clone();
         measured.key.device = "Card 9000".to_owned();
         cache.store(&measured).unwrap();
-        assert!(at_hand(&host).source.contains("Card 9000, This CPU, 4 threads"));
+        assert!(at_hand(&host)
+            .source
+            .contains("Card 9000, This CPU, 4 threads"));
         host.threads = 8;
         assert!(at_hand(&host).source.contains("assumed machine"));
     }

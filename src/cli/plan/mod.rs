@@ -108,8 +108,8 @@ pub struct PlanArgs {
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
     pub cache_type_v: &'static DType,
 
-    /// The machine: a file of `pipeshard profile --json`, or laptop-12g, desktop-16g or desktop-32g [default: what was
-    /// measured here, or else an assumed machine]
+    /// The machine: a file of `pipeshard profile --json`, or laptop-12g, desktop-16g, desktop-32g or `assumed` [default:
+    /// what was measured here, or else `assumed`]
     #[arg(long, value_name = "FILE")]
     pub profile: Option<String>,
 
@@ -250,7 +250,10 @@ fn machine(args: &PlanArgs) -> Result<PlannedMachine, PlanCommandError> {
         None => {
             let threads = args.threads.unwrap_or_else(profile::default_threads);
             let cache = Cache::of_user().ok();
-            Ok(PlannedMachine::at_hand(cache.as_ref(), &key_of_host(threads)))
+            Ok(PlannedMachine::at_hand(
+                cache.as_ref(),
+                &key_of_host(threads),
+            ))
         }
     }
 }
@@ -386,7 +389,13 @@ mod tests {
     }
 
     fn args(line: &str) -> Result<PlanArgs, clap::Error> {
+        // whatever was measured on the machine that runs the tests
+        let machine = match line.contains("--profile") {
+            true => "",
+            false => "--profile assumed",
+        };
         let words = ["plan"].into_iter().chain(line.split_whitespace());
+        let words = words.chain(machine.split_whitespace());
         Tool::try_parse_from(words).map(|tool| tool.args)
     }
 
