@@ -242,6 +242,7 @@ mod tests {
         let options = WriteOptions {
             threads: Some(1),
             replace: true,
+            ..WriteOptions::default()
         };
         write(&shape(name).unwrap(), &path, options, &|_| ()).unwrap();
         Inventory::from_gguf(&path).unwrap()

@@ -19,6 +19,7 @@ Examples:
   pipeshard synth --shape llama3-8b --type q4_0 /dev/shm/8b.gguf
   pipeshard synth --shape qwen3-235b-a22b --layers 12 --type q2_K part.gguf
   pipeshard synth --shape qwen3-32b --type q4_K_M 32b.gguf
+  pipeshard synth --shape qwen3-32b --header-only 32b.gguf   takes no room; for pipeshard plan
   pipeshard synth --shape tiny-llama --type q8_0,attention=f16 --seed 7 --tied tied.gguf
   pipeshard synth --shape cosmos-reason1-7b 7b.gguf          a vision model is two files:
   pipeshard synth --shape cosmos-reason1-7b-mmproj mmproj.gguf
@@ -106,6 +107,10 @@ pub struct SynthArgs {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
+    /// Leave the weights out: the file takes no room on the disk, and is good for `pipeshard plan` only.
+    #[arg(long)]
+    header_only: bool,
+
     /// Replace OUT if it exists.
     #[arg(long)]
     force: bool,
@@ -156,6 +161,7 @@ pub fn run(args: &SynthArgs) -> Result<(), SynthError> {
     let options = WriteOptions {
         threads: args.threads,
         replace: args.force,
+        header_only: args.header_only,
     };
     let result = write(&spec, out, options, &|bytes| bar.set_position(bytes));
     bar.finish_and_clear();
@@ -315,6 +321,16 @@ mod tests {
         );
         run(&parse(&line).unwrap()).unwrap();
         assert!(crate::inventory::Inventory::from_gguf(&out).is_ok());
+        let whole = crate::inventory::Inventory::from_gguf(&out).unwrap();
+        let header = folder.path().join("header.gguf");
+        let short = line.replace("model.gguf", "header.gguf") + " --header-only";
+        run(&parse(&short).unwrap()).unwrap();
+        assert_eq!(
+            crate::inventory::Inventory::from_gguf(&header).unwrap(),
+            whole
+        );
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&header.metadata().unwrap());
+        assert!(blocks * 512 < whole.weight_bytes() / 2, "{blocks}");
         let again = run(&parse(&line).unwrap()).unwrap_err();
         assert!(again.to_string().contains("--force"), "{again}");
         run(&parse(&format!("{line} --force")).unwrap()).unwrap();

@@ -84,8 +84,13 @@ impl Runtime {
         if let Some(kv) = &mut input.kv_fixed {
             kv.push(placement);
         }
-        let wanted = self.retry.tried() || !self.decisions.kv_on_host.contains(&layer);
-        placement.device = wanted && !self.retry.smallest && plan(&input).is_ok();
+        placement.device = match self.saved_kv_on_host(layer, bytes) {
+            Some(on_host) => !on_host,
+            None => {
+                let wanted = self.retry.tried() || !self.decisions.kv_on_host.contains(&layer);
+                wanted && !self.retry.smallest && plan(&input).is_ok()
+            }
+        };
         self.ledger.add_kv(owner, model, placement);
         self.replan();
         !placement.device
@@ -113,6 +118,10 @@ impl Runtime {
 
     /// Compute buffers of a scheduler are about to become `bytes` on the device. Makes room, or says no.
     pub fn scratch_wanted(&mut self, sched: usize, bytes: u64, measuring: bool) -> bool {
+        if let Some(why) = self.saved_plan_refusal() {
+            self.retry.fail(why);
+            return false;
+        }
         let bytes = bytes.next_multiple_of(self.granularity());
         let before = self.ledger.scratch_of(sched);
         if bytes <= before {
@@ -156,7 +165,8 @@ impl Runtime {
         };
         let in_use = self.outcome.total_passes() > 0;
         self.retry.tries += 1;
-        let may_learn = self.retry.tries < TRIES;
+        // a saved plan says where everything goes: another try would go the same way
+        let may_learn = self.retry.tries < TRIES && self.config.plan.is_none();
         let knows_more = self.retry.wanted_scratch > self.retry.expected_scratch;
         if may_learn && !self.retry.output_on_host {
             self.retry.output_on_host = true;

@@ -2,11 +2,12 @@
 //! library is loaded.
 
 use super::panics::PanicAt;
+use super::saved::PlanFile;
 use crate::lanes::copy::DroppedWait;
 use crate::plan::Candidate;
 use crate::sim::{SimSpec, SpecError};
 use crate::size::ByteSize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Passes in a trace unless told otherwise: a long prompt and what is generated after it.
 const TRACE_PASSES: usize = 512;
@@ -28,6 +29,8 @@ pub struct Config {
     pub trace: Option<PathBuf>,
     /// How many passes are in it besides the first: the latest (`LLAMA_ARG_PIPESHARD_TRACE_PASSES`).
     pub trace_passes: usize,
+    /// A plan to follow in place of making one (`LLAMA_ARG_PIPESHARD_PLAN`).
+    pub plan: Option<PlanFile>,
     /// Bytes kept for the backend's own pools (`PIPESHARD_RESERVE`).
     pub reserve: Option<u64>,
     /// Never page-lock; copies go through the staging ring (`PIPESHARD_PAGE_LOCK=off`).
@@ -83,6 +86,14 @@ pub enum ConfigError {
     /// The specification of the simulated GPU.
     #[error("--pipeshard-sim (LLAMA_ARG_PIPESHARD_SIM): {0}")]
     Sim(SpecError),
+    /// A saved plan that is not one, or needs more than the budget.
+    #[error("--pipeshard-plan (LLAMA_ARG_PIPESHARD_PLAN): {path} is not followed: {why}")]
+    Plan {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Another variable.
     #[error("{variable}: '{value}' is none of the values it takes ({expected})")]
     Variable {
@@ -130,11 +141,19 @@ impl Config {
             let parse = |v: String| v.parse().map_err(|_| bad(variable, "a whole number")(v));
             get(variable).map(parse).transpose()
         };
+        let attach = on("LLAMA_ARG_PIPESHARD");
+        let budget = get("LLAMA_ARG_PIPESHARD_VRAM")
+            .map(|v| size("--pipeshard-vram (LLAMA_ARG_PIPESHARD_VRAM)", v))
+            .transpose()?;
+        let read_plan = |path: String| {
+            PlanFile::read(Path::new(&path), budget).map_err(|why| ConfigError::Plan { path, why })
+        };
+        let plan = get("LLAMA_ARG_PIPESHARD_PLAN").filter(|_| attach);
+        let plan = plan.map(read_plan).transpose()?;
         Ok(Config {
-            attach: on("LLAMA_ARG_PIPESHARD"),
-            budget: get("LLAMA_ARG_PIPESHARD_VRAM")
-                .map(|v| size("--pipeshard-vram (LLAMA_ARG_PIPESHARD_VRAM)", v))
-                .transpose()?,
+            attach,
+            budget: budget.or_else(|| plan.as_ref().map(|file| file.saved.plan.budget)),
+            plan,
             sim: get("LLAMA_ARG_PIPESHARD_SIM")
                 .map(|text| SimSpec::parse(&text).map_err(ConfigError::Sim))
                 .transpose()?,

@@ -16,6 +16,7 @@
 //! | [`routing`] | which experts a batch has chosen |
 //! | [`pools`] | what the device's backend takes on its own account |
 //! | [`outcome`] | the report |
+//! | [`saved`] | a saved plan that is followed |
 //! | [`rewrite`] | graph rewrites |
 
 pub mod admission;
@@ -32,6 +33,7 @@ pub mod pools;
 pub mod rewrite;
 pub mod routing;
 pub mod runtime;
+pub mod saved;
 pub mod table;
 pub mod traced;
 pub mod turns;

@@ -26,6 +26,7 @@ impl Runtime {
             return Err("there is no device".to_string());
         };
         self.open_lanes()?;
+        self.check_saved_model(tensors)?;
         let in_host = |t: *mut ffi::ggml_tensor| {
             !(*t).data.is_null()
                 && !(*t).buffer.is_null()
@@ -83,7 +84,7 @@ impl Runtime {
         });
         self.note_arena();
         self.outcome.models += 1;
-        Ok(())
+        self.follow_saved_plan()
     }
 
     /// Bytes of the device's buffers that hold any of these tensors: the user's tensor overrides put them there.
@@ -192,6 +193,7 @@ impl Runtime {
             }
         }
         self.retry = Default::default();
+        self.followed = Default::default();
         self.void_graphs();
         self.replan();
         self.note_arena();

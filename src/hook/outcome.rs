@@ -227,6 +227,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
             .device
             .filter(|d| sim::is_simulated(d.raw()))
             .and_then(|d| serde_json::to_value(sim::counters(d.raw())).ok()),
+        saved_plan: runtime.saved_plan_use(),
         timeline: timeline.map(summary),
         ..Report::default()
     }

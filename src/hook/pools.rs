@@ -2,6 +2,7 @@
 //! activations. None of it is announced, so it is expected from the shapes, then noticed by asking the driver.
 
 use crate::ffi;
+use crate::inventory::{Inventory, Role};
 
 /// Kernels' code, loaded when first used, events, streams, captured graphs: up to 205 MiB were seen on an H100 with a model of
 /// 48 layers, 75 MiB with one of 6. Too much costs a few residents, too little a budget that is overrun until it is noticed.
@@ -88,10 +89,40 @@ pub unsafe fn bytes_for(node: *const ffi::ggml_tensor) -> u64 {
     let size = |n: i64| u64::try_from(n).unwrap_or(0);
     let rows = size((*node).ne[1]) * size((*node).ne[2]) * size((*node).ne[3]);
     let (width, height) = (size((*weights).ne[0]), size((*weights).ne[1]));
-    match ffi::ggml_is_quantized((*weights).type_) {
+    product_bytes(
+        ffi::ggml_is_quantized((*weights).type_),
+        rows,
+        width,
+        height,
+    )
+}
+
+/// What is expected of a real card for a model that is not loaded, with ubatches of `ubatch` tokens, in bytes.
+pub fn expected_for(inventory: &Inventory, ubatch: u32) -> u64 {
+    let products = inventory.tensors.iter().filter(|tensor| {
+        // the output head sees the rows that get logits: few
+        tensor.is_matrix() && !matches!(tensor.role, Role::TokenEmbedding | Role::Output)
+    });
+    let widest = products.map(|tensor| {
+        let used = match tensor.role {
+            Role::Experts => u64::from(inventory.expert_used_count.max(1)),
+            _ => 1,
+        };
+        let rows = u64::from(ubatch).saturating_mul(used);
+        let quantised = !matches!(tensor.type_name.as_str(), "f32" | "f16" | "bf16");
+        product_bytes(quantised, rows, tensor.shape[0], tensor.shape[1])
+    });
+    CODE.saturating_add(widest.max().unwrap_or(0))
+}
+
+fn product_bytes(quantised: bool, rows: u64, width: u64, height: u64) -> u64 {
+    match quantised {
         // 32 values become 36 bytes
         true => rows.saturating_mul(width).saturating_mul(9) / 8,
-        false => MATRIX_LIBRARY + rows.saturating_mul(width + height).saturating_mul(2),
+        false => {
+            let converted = rows.saturating_mul(width.saturating_add(height));
+            converted.saturating_mul(2).saturating_add(MATRIX_LIBRARY)
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use super::outcome::Outcome;
 use super::placement::SplitGraph;
 use super::pools::Pools;
 use super::routing::ChoiceReader;
+use super::saved::FollowedPlan;
 use super::turns::Turns;
 use crate::arena::ledger::Ledger;
 use crate::arena::unit::LoadedUnit;
@@ -115,6 +116,8 @@ pub struct Runtime {
     pub retry: super::admission::Retry,
     /// How the choice of experts comes back from the device.
     pub choices: ChoiceReader,
+    /// The saved plan that is followed.
+    pub followed: FollowedPlan,
     /// What happened.
     pub outcome: Outcome,
     /// When it happened, if a trace was asked for.
@@ -161,6 +164,7 @@ impl Runtime {
             prediction: None,
             retry: Default::default(),
             choices: ChoiceReader::default(),
+            followed: FollowedPlan::default(),
             outcome: Outcome::default(),
             trace,
         }
@@ -306,6 +310,7 @@ impl Runtime {
         input.output_on_host = self.retry.output_on_host;
         input.keep_in_ring = !self.config.debug.like_stock;
         input.kv_fixed = Some(self.ledger.kv_placements());
+        input.fixed = self.fixed_plan();
         let known = self.ledger.scratch() + extra_scratch;
         input.scratch = known
             .max(self.retry.expected_scratch)
@@ -348,6 +353,12 @@ impl Runtime {
             Err(PlanError::BudgetTooSmall { minimum, .. }) => {
                 let mut input = self.plan_input(0);
                 input.budget = minimum;
+                self.plan = Some(plan(&input).map_err(|e| e.to_string())?);
+                Ok(())
+            }
+            Err(PlanError::FixedDoesNotFit { needed, .. }) => {
+                let mut input = self.plan_input(0);
+                input.budget = needed;
                 self.plan = Some(plan(&input).map_err(|e| e.to_string())?);
                 Ok(())
             }
@@ -437,6 +448,7 @@ impl Runtime {
                     self.graphs_void = false;
                     self.outcome.set_minimum(wanted.minimum_budget);
                     self.carved = Some(wanted);
+                    self.note_dropped_residents();
                     return Ok(());
                 }
                 Err(error) => self.make_do(&wanted, &error.to_string())?,

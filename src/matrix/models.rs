@@ -225,6 +225,7 @@ impl MatrixModel {
             let options = WriteOptions {
                 threads: Some(1),
                 replace: true,
+                ..WriteOptions::default()
             };
             write(&spec, out, options, &|_| {}).map_err(|e| e.to_string())?;
             Ok(())

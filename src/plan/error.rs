@@ -65,6 +65,25 @@ pub enum PlanError {
     /// A setting with which nothing can be planned.
     #[error("cannot plan: {0}")]
     InvalidInput(String),
+    /// A saved plan needs more than there is.
+    #[error(
+        "the saved plan does not fit: it needs {} now, and the budget is {} (KV cache {}, compute buffers {}, backend reserve {}). \
+         Raise the budget to {}, or make the plan again with what is known now: pipeshard plan --reserve {} ... --save",
+        ByteSize(*.needed), ByteSize(*.budget), ByteSize(*.kv), ByteSize(*.scratch), ByteSize(*.reserve),
+        ByteSize(*.needed).to_flag(), ByteSize(*.reserve).to_flag()
+    )]
+    FixedDoesNotFit {
+        /// The budget in bytes.
+        budget: u64,
+        /// What all of the plan would take, in bytes.
+        needed: u64,
+        /// Bytes of compute buffers.
+        scratch: u64,
+        /// Bytes of the backend's reserve.
+        reserve: u64,
+        /// Bytes of KV cache on the device.
+        kv: u64,
+    },
     /// The sizes add up to more than 64 bits hold.
     #[error(
         "cannot plan: the sizes of the model's tensors add up to more than any device could hold; \

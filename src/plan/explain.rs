@@ -19,6 +19,14 @@ impl Plan {
         text
     }
 
+    /// What the budget is spent on; no line is wider than 80 columns.
+    pub fn explain_memory(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write_ledger(&mut text);
+        text.trim_start().to_owned()
+    }
+
     fn write(&self, text: &mut String) -> std::fmt::Result {
         let weights = self.units.iter().map(|unit| unit.bytes).sum();
         writeln!(

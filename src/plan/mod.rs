@@ -29,9 +29,11 @@ mod error;
 mod estimate;
 mod experts;
 mod explain;
+mod fixed;
 mod order;
 mod read;
 mod ring;
+mod saved;
 mod search;
 mod solve;
 mod tiers;
@@ -44,7 +46,11 @@ pub(crate) mod tests;
 pub use decisions::Decisions;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;
+pub use fixed::FixedPlan;
 pub use read::ReadPlanError;
+pub use saved::{
+    ModelIdentity, PlanSettings, SavedPlan, SavedPlanError, TensorIdentity, SAVED_PLAN_SCHEMA,
+};
 pub use search::{search, Candidate, Found, SearchInput, UbatchOption};
 pub use solve::{place_kv, plan};
 pub use types::{

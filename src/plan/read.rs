@@ -30,12 +30,21 @@ impl Plan {
     /// [`ReadPlanError`] for what is no plan, is of another version, or contradicts itself.
     pub fn from_json(text: &[u8]) -> Result<Self, ReadPlanError> {
         let plan: Self = serde_json::from_slice(text)?;
-        if plan.schema_version != PLAN_SCHEMA_VERSION {
-            let found = plan.schema_version;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// Whether a plan that came from outside can be used.
+    ///
+    /// # Errors
+    /// As [`Plan::from_json`].
+    pub(super) fn check(&self) -> Result<(), ReadPlanError> {
+        if self.schema_version != PLAN_SCHEMA_VERSION {
+            let found = self.schema_version;
             return Err(ReadPlanError::Version { found });
         }
-        match plan.contradiction() {
-            None => Ok(plan),
+        match self.contradiction() {
+            None => Ok(()),
             Some(what) => Err(ReadPlanError::Contradiction(what)),
         }
     }

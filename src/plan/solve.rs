@@ -2,6 +2,7 @@
 
 use super::chunks::{round_up, Packer};
 use super::error::{Contribution, Contributor, PlanError};
+use super::fixed::plan_as;
 use super::types::{
     KvPlacement, Ledger, Plan, PlanInput, Ring, StreamGroup, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
 };
@@ -23,6 +24,9 @@ const RING_MAX: u64 = 1536 << 20;
 /// [`PlanError::InvalidInput`] and [`PlanError::Overflow`] name settings or sizes that make no
 /// sense.
 pub fn plan(input: &PlanInput) -> Result<Plan, PlanError> {
+    if let Some(fixed) = &input.fixed {
+        return plan_as(input, fixed);
+    }
     let problem = Problem::new(input)?;
     let (kv, room) = problem.place_kv()?;
     // While part of the KV cache is still on the host, more budget goes to it first: residents

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::fixed::FixedPlan;
+
 /// Version of the JSON form of [`Plan`]; raised whenever a reader of the old form would be misled.
 pub const PLAN_SCHEMA_VERSION: u32 = 2;
 
@@ -151,6 +153,9 @@ pub struct PlanInput {
     pub chosen_percent: u32,
     /// Residents are packed into chunks of about this size.
     pub chunk_target: u64,
+    /// What an earlier plan decided: placed as it says.
+    #[serde(default)]
+    pub fixed: Option<FixedPlan>,
 }
 
 impl PlanInput {
@@ -178,6 +183,7 @@ impl PlanInput {
             expert_min_rows: None,
             chosen_percent: 90,
             chunk_target: 64 * MIB,
+            fixed: None,
         }
     }
 }

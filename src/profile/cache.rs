@@ -215,6 +215,29 @@ impl Cache {
         }
     }
 
+    /// The profile of a machine with the CPU, the threads and the build of `host` that was written last, and its file: for those
+    /// who open no device and so cannot tell which one there is.
+    pub fn latest_of(&self, host: &ProfileKey) -> Option<(PathBuf, Profile)> {
+        let is_profile = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with("profile-") && name.ends_with(".json"))
+        };
+        let entries = std::fs::read_dir(&self.folder).ok()?.flatten();
+        let mut files: Vec<(std::time::SystemTime, PathBuf)> = (entries.map(|entry| entry.path()))
+            .filter(is_profile)
+            .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
+            .collect();
+        files.sort();
+        let matches = |(_, path): (_, PathBuf)| {
+            let profile = read(&std::fs::read(&path).ok()?).ok()?;
+            let key = &profile.key;
+            let same =
+                (&key.cpu, key.threads, &key.build) == (&host.cpu, host.threads, &host.build);
+            same.then_some((path, profile))
+        };
+        files.into_iter().rev().find_map(matches)
+    }
+
     /// Keeps a profile under its key: all of it or, where that fails, what was there.
     ///
     /// # Errors

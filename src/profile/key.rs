@@ -11,9 +11,17 @@ pub fn key_of(device: Device, threads: u32) -> ProfileKey {
     ProfileKey {
         device: device.description(),
         driver: driver(&device.name()),
+        ..key_of_host(threads)
+    }
+}
+
+/// The same without a device.
+pub fn key_of_host(threads: u32) -> ProfileKey {
+    ProfileKey {
         cpu: cpu_name(&read("/proc/cpuinfo")),
         threads,
         build: build(),
+        ..ProfileKey::default()
     }
 }
 

@@ -19,7 +19,7 @@ mod types;
 
 pub use cache::{from_file, read_file, Cache, CacheError, Found, ProfileFileError};
 pub use curve::Work;
-pub use key::{default_threads, key_of};
+pub use key::{default_threads, key_of, key_of_host};
 pub use machine::{Machine, WhatIf, WhatIfError, MACHINES};
 pub use obtain::{file_of_user, obtain, Obtained, ProfileError, Request, Source, FILE_VARIABLE};
 pub use operations::{operations, usual_operations, Effort};

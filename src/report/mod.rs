@@ -12,7 +12,7 @@ mod write;
 
 pub use timeline::{LaneDuringGap, LinkGap, TierTimeline, TimelineSummary};
 pub use types::{
-    ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, UnitCounts,
+    ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, SavedPlanUse, UnitCounts,
     UnitPlacements, PROMPT_ROWS, REPORT_SCHEMA_VERSION,
 };
 pub use write::ReportError;

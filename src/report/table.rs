@@ -2,7 +2,7 @@
 
 use crate::size::ByteSize;
 
-use super::types::{Report, UnitCounts};
+use super::types::{Report, SavedPlanUse, UnitCounts};
 
 const WIDTH: usize = 80;
 const INDENT: usize = 18;
@@ -21,6 +21,9 @@ impl Report {
             };
             let first = format!("pipeshard: engaged on {device}");
             wrap(&mut text, "", 2, &first);
+            if let Some(plan) = &self.saved_plan {
+                field(&mut text, "saved plan", &followed(plan));
+            }
             self.memory(&mut text);
             self.work(&mut text);
         } else {
@@ -133,6 +136,18 @@ impl Report {
         if !rare.is_empty() {
             field(text, "in mid-run", &rare.join(", "));
         }
+    }
+}
+
+fn followed(plan: &SavedPlanUse) -> String {
+    match plan.dropped {
+        0 => format!("{}, all its {} residents", plan.file, plan.residents),
+        dropped => format!(
+            "{}; {dropped} of its {} residents ({}) had no room",
+            plan.file,
+            plan.residents,
+            size(plan.dropped_bytes)
+        ),
     }
 }
 

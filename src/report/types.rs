@@ -80,6 +80,8 @@ pub struct Report {
     pub declined_nodes: u64,
     /// Names of the weights that are not resident.
     pub not_resident: Vec<String>,
+    /// What became of the saved plan that the run was to follow.
+    pub saved_plan: Option<SavedPlanUse>,
     /// What the simulated device counted on its own side.
     pub simulated_device: Option<serde_json::Value>,
     /// What the lanes were busy with, if a trace was asked for.
@@ -126,6 +128,20 @@ pub struct MemoryPeak {
     pub other: u64,
     /// Everything at once.
     pub total: u64,
+}
+
+/// A saved plan that a run followed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SavedPlanUse {
+    /// The file.
+    pub file: String,
+    /// Weights that it keeps in device memory.
+    pub residents: u64,
+    /// Of these, how many had no room in this run.
+    pub dropped: u64,
+    /// Their bytes.
+    pub dropped_bytes: u64,
 }
 
 /// Passes per tier.
@@ -232,6 +248,7 @@ impl Default for Report {
             rewritten_nodes: 0,
             declined_nodes: 0,
             not_resident: Vec::new(),
+            saved_plan: None,
             simulated_device: None,
             timeline: None,
         }

@@ -142,6 +142,9 @@ pub struct WriteOptions {
     pub threads: Option<usize>,
     /// Replace a file that exists.
     pub replace: bool,
+    /// Write the header and leave the weights out: a hole, which takes no room on the disk, stands in their place and reads as
+    /// zeroes. Enough for planning.
+    pub header_only: bool,
 }
 
 /// Writes a model of random weights. `progress` hears the number of bytes written so far, from any thread. The file
@@ -178,7 +181,8 @@ pub fn write(
             source,
         },
     };
-    if let Some(free) = free_bytes(folder).filter(|&free| free < layout.bytes) {
+    let free = free_bytes(folder).filter(|_| !options.header_only);
+    if let Some(free) = free.filter(|&free| free < layout.bytes) {
         return Err(SynthError::NoSpace {
             path: folder.to_owned(),
             needed: layout.bytes,
@@ -190,7 +194,10 @@ pub fn write(
         .file
         .set_len(layout.bytes)
         .and_then(|()| partial.file.write_all_at(&layout.header, 0))
-        .and_then(|()| write_data(&layout, &partial.file, options.threads, progress))
+        .and_then(|()| match options.header_only {
+            true => Ok(()),
+            false => write_data(&layout, &partial.file, options.threads, progress),
+        })
         .map_err(io_error)?;
     partial.finish(path).map_err(io_error)?;
     Ok(layout.summary(path, started))

@@ -104,7 +104,7 @@ fn minimum_of(input: &PlanInput) -> u64 {
 }
 
 /// An input with a budget that works: the minimum and up to somewhat more than everything.
-fn workable() -> impl Strategy<Value = PlanInput> {
+pub(super) fn workable() -> impl Strategy<Value = PlanInput> {
     (inputs(), 0u64..60_000).prop_map(|(input, more)| {
         let minimum = minimum_of(&input);
         with_budget(&input, minimum + more)

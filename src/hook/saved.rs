@@ -1,0 +1,234 @@
+//! A run that follows a saved plan (`--pipeshard-plan`): read at the start, compared with the model and with each context.
+
+use super::admission::ContextSize;
+use super::log;
+use super::runtime::Runtime;
+use crate::ffi;
+use crate::inventory::DType;
+use crate::plan::{FixedPlan, SavedPlan, TensorIdentity};
+use crate::report::SavedPlanUse;
+use crate::size::ByteSize;
+use std::ffi::CStr;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// No saved plan is larger: that of a model with 2000 tensors has a megabyte.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// The plan that a run follows.
+#[derive(Debug, Clone)]
+pub struct PlanFile {
+    /// Where it came from.
+    pub path: PathBuf,
+    /// What it says.
+    pub saved: Arc<SavedPlan>,
+}
+
+impl PlanFile {
+    /// Reads the file, and refuses a plan that is larger than `budget` bytes.
+    pub fn read(path: &Path, budget: Option<u64>) -> Result<Self, String> {
+        let text = read_file(path)?;
+        let saved = SavedPlan::from_json(&text).map_err(|e| e.to_string())?;
+        let needs = saved.plan.ledger.total();
+        match budget {
+            Some(budget) if needs > budget => Err(format!(
+                "it needs {} of device memory, and --pipeshard-vram allows {}; give at least {}, leave --pipeshard-vram out, or \
+                 make a plan for that budget",
+                ByteSize(needs),
+                ByteSize(budget),
+                ByteSize(needs).to_flag()
+            )),
+            _ => Ok(PlanFile {
+                path: path.to_owned(),
+                saved: Arc::new(saved),
+            }),
+        }
+    }
+
+    fn refuse(&self, why: impl std::fmt::Display) -> String {
+        format!(
+            "the saved plan {} is not followed: {why}",
+            self.path.display()
+        )
+    }
+}
+
+/// The file's content. A model that was named by mistake is not read to its end.
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let read = || {
+        let mut text = Vec::new();
+        let file = std::fs::File::open(path)?;
+        file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    let text = read().map_err(|e: std::io::Error| {
+        format!("it cannot be read ({e}); give the path of a file that pipeshard plan --save wrote")
+    })?;
+    match text.len() as u64 > MAX_BYTES {
+        true => Err("it is too large for a saved plan; give the path of a file that pipeshard plan --save wrote".to_string()),
+        false => Ok(text),
+    }
+}
+
+/// A saved plan in use.
+#[derive(Debug, Default)]
+pub struct FollowedPlan {
+    /// In terms of the loaded units, while the model is loaded.
+    pub fixed: Option<FixedPlan>,
+    /// The context that is being made.
+    asked_for: Option<ContextSize>,
+    /// Why the context cannot be made.
+    refusal: Option<String>,
+}
+
+impl Runtime {
+    /// Compares a model with the saved plan, if there is one. Returns why the model cannot be served.
+    ///
+    /// # Safety
+    /// The tensors are valid.
+    pub unsafe fn check_saved_model(
+        &self,
+        tensors: &[*mut ffi::ggml_tensor],
+    ) -> Result<(), String> {
+        let Some(file) = &self.config.plan else {
+            return Ok(());
+        };
+        if !self.models.is_empty() {
+            let one = "it is for one model, and this process loads another one; leave out --pipeshard-plan";
+            return Err(file.refuse(one));
+        }
+        let identity = |&tensor: &*mut ffi::ggml_tensor| {
+            let name = CStr::from_ptr((*tensor).name.as_ptr());
+            TensorIdentity {
+                name: name.to_string_lossy().into_owned(),
+                type_name: DType::from_id((*tensor).type_).map_or_else(
+                    || format!("type-{}", (*tensor).type_),
+                    |dtype| dtype.name.to_owned(),
+                ),
+                shape: (*tensor).ne.map(|n| u64::try_from(n).unwrap_or(0)),
+            }
+        };
+        let loaded = tensors.iter().map(identity);
+        file.saved.check_model(loaded).map_err(|e| file.refuse(e))
+    }
+
+    /// The model's units are known: the saved plan is put in their terms. Returns why that is not possible.
+    pub fn follow_saved_plan(&mut self) -> Result<(), String> {
+        let Some(file) = &self.config.plan else {
+            return Ok(());
+        };
+        let fixed = file.saved.fixed(&self.plan_units);
+        let fixed = fixed.map_err(|e| file.refuse(e))?;
+        log::info(&format!(
+            "following the plan in {}: {} for {}",
+            file.path.display(),
+            ByteSize(file.saved.plan.ledger.total()),
+            file.saved.settings.described()
+        ));
+        self.followed.fixed = Some(fixed);
+        Ok(())
+    }
+
+    /// What the planner is to follow now. Once batches have run nothing is refused any more: what does not fit gives way.
+    pub fn fixed_plan(&self) -> Option<FixedPlan> {
+        let mut fixed = self.followed.fixed.clone()?;
+        if self.outcome.total_passes() > 0 {
+            fixed.dropped_percent = 100;
+        }
+        Some(fixed)
+    }
+
+    /// A context is about to be made. Returns the ubatch of the saved plan, where the user gave none.
+    pub fn saved_ubatch(&mut self, wanted: ContextSize) -> Option<u32> {
+        let file = self.config.plan.as_ref()?;
+        self.followed.asked_for = Some(wanted);
+        self.followed.refusal = None;
+        let planned = file.saved.settings.ubatch.max(1);
+        if self.config.ubatch_from_plan {
+            return Some(planned.min(wanted.batch.max(1)));
+        }
+        if wanted.ubatch != planned {
+            log::warn(&format!(
+                "ubatches of {} tokens were asked for, the saved plan is for {planned}; compute buffers will differ",
+                wanted.ubatch
+            ));
+        }
+        Some(wanted.ubatch)
+    }
+
+    /// Where the saved plan has this layer's KV; `None` where it says nothing about it. KV of another size is left on the host,
+    /// and the context will be refused.
+    pub fn saved_kv_on_host(&mut self, layer: u32, bytes: u64) -> Option<bool> {
+        let file = self.config.plan.as_ref()?;
+        let planned = file.saved.plan.kv.iter().find(|kv| kv.layer == layer)?;
+        if planned.bytes == bytes {
+            return Some(!planned.device);
+        }
+        if self.followed.refusal.is_none() {
+            let context = self.followed.asked_for.map_or_else(String::new, |asked| {
+                let name = |id| DType::from_id(id).map_or("?", |dtype| dtype.name);
+                format!(
+                    " (-c {} -ub {} -np {} -ctk {} -ctv {})",
+                    asked.context,
+                    asked.ubatch,
+                    asked.sequences,
+                    name(asked.type_k),
+                    name(asked.type_v)
+                )
+            });
+            self.followed.refusal = Some(file.refuse(format!(
+                "it is for {}, and the context that is wanted{context} is another: the KV cache of layer {layer} takes {}, not {}. \
+                 Use the plan's settings, or make a plan for these",
+                file.saved.settings.described(),
+                ByteSize(bytes),
+                ByteSize(planned.bytes)
+            )));
+        }
+        Some(true)
+    }
+
+    /// Why the context that is being made cannot be, because of the saved plan.
+    pub fn saved_plan_refusal(&self) -> Option<String> {
+        self.followed.refusal.clone()
+    }
+
+    /// What became of the saved plan, for the report.
+    pub fn saved_plan_use(&self) -> Option<SavedPlanUse> {
+        let file = self.config.plan.as_ref()?;
+        let fixed = self.followed.fixed.as_ref()?;
+        let carved = self.carved.as_ref()?;
+        let mut dropped = vec![false; carved.units.len()];
+        for id in &fixed.residents {
+            if let Some(mark) = dropped.get_mut(id.index()) {
+                *mark = true;
+            }
+        }
+        for id in &carved.residents {
+            if let Some(mark) = dropped.get_mut(id.index()) {
+                *mark = false;
+            }
+        }
+        let lost = carved.units.iter().zip(&dropped).filter(|(_, &gone)| gone);
+        let (count, bytes) = lost.fold((0, 0), |(n, sum), (unit, _)| (n + 1, sum + unit.bytes));
+        Some(SavedPlanUse {
+            file: file.path.display().to_string(),
+            residents: fixed.residents.len() as u64,
+            dropped: count,
+            dropped_bytes: bytes,
+        })
+    }
+
+    /// Says so when the run keeps fewer residents than the saved plan has.
+    pub fn note_dropped_residents(&self) {
+        if let Some(used) = self.saved_plan_use().filter(|used| used.dropped > 0) {
+            log::warn(&format!(
+                "{} of the {} residents of the saved plan ({}) have no room: compute buffers or the backend take more than was \
+                 planned for",
+                used.dropped,
+                used.residents,
+                ByteSize(used.dropped_bytes)
+            ));
+        }
+    }
+}
