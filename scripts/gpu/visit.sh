@@ -72,13 +72,15 @@ if [[ $what == *sanitize* ]] && command -v compute-sanitizer >/dev/null; then
     note "memcheck: exit $?, $(grep -E 'ERROR SUMMARY' "$OUT/sanitizer.log" | tail -n 1)"
 fi
 
+# PEAK=off leaves the sampling out, which takes a core from those that generate.
 bench() { # LABEL ARGS... : one line of llama-bench results per test
     local label=$1; shift
     echo "--- bench $label: $*" >> "$OUT/visit.log"
     local before peak_file sampler out
     peak_file=$(mktemp)
     before=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
-    ( peak=0; while sleep 0.05; do used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
+    [ "${PEAK:-on}" = off ] && echo "$before" > "$peak_file"
+    ( [ "${PEAK:-on}" = on ] || exit; peak=0; while sleep 0.05; do used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
         [ "${used:-0}" -gt "$peak" ] && peak=$used && echo "$peak" > "$peak_file"; done ) & sampler=$!
     out=$(timeout "${LIMIT:-150}" "$bin/llama-bench" -t "$threads" -o jsonl "$@" 2>> "$OUT/visit.log")
     kill "$sampler" 2>/dev/null; wait "$sampler" 2>/dev/null
