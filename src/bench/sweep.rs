@@ -164,7 +164,7 @@ mod tests {
 
     fn sweep(kind: GridKind) -> Sweep {
         let mut budgets = [2u64, 4, 8, 16].map(|g| g << 30);
-        middle_first(&mut budgets, 5800 << 20);
+        middle_first(&mut budgets, 5600 << 20);
         let mut contexts = [1024u64, 4096, 16384, 65536];
         middle_first(&mut contexts, 8192);
         Sweep {

@@ -33,7 +33,7 @@ by the driver's count; a baseline that took more is thrown out. Results are kept
 they come: the same command again takes up where the last one ended.";
 
 /// Between the budgets that tell most.
-const MIDDLE: u64 = 5800 << 20;
+const MIDDLE: u64 = 5600 << 20;
 const DENSE: &str = "llama3-8b:f16";
 const MIXTURE: &str = "qwen3-30b-a3b:q4_0";
 
