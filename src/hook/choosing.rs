@@ -64,6 +64,8 @@ impl Runtime {
             Err(why) => {
                 log::warn(&format!("nothing was searched for: {why}"));
                 self.decisions = Decisions::default();
+                self.prediction = None;
+                self.calibrating.context(None);
                 wanted.ubatch
             }
         }
