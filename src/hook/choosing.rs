@@ -1,6 +1,7 @@
 //! The decisions that a search makes for a context which is about to be made.
 
 use super::admission::ContextSize;
+use super::calibrating::Asked;
 use super::log;
 use super::runtime::Runtime;
 use crate::cost::{ModelShape, Workload};
@@ -56,12 +57,15 @@ impl Runtime {
             Ok(None) => {
                 self.decisions = Decisions::default();
                 self.prediction = None;
+                self.calibrating.context(None);
                 wanted.ubatch
             }
             // llama.cpp makes the context all the same; what does not fit is said then
             Err(why) => {
                 log::warn(&format!("nothing was searched for: {why}"));
                 self.decisions = Decisions::default();
+                self.prediction = None;
+                self.calibrating.context(None);
                 wanted.ubatch
             }
         }
@@ -140,6 +144,18 @@ impl Runtime {
             forced: self.config.debug.candidate,
         });
         self.measured = Some(profile);
+        if let Ok(found) = &found {
+            self.calibrating.context(Some(Asked {
+                workload: Workload {
+                    ubatch: found.ubatch,
+                    ..workload
+                },
+                context: u64::from(each),
+                experts_used: wanted.experts_used,
+                type_k: type_k.name,
+                type_v: type_v.name,
+            }));
+        }
         found.map(Some).map_err(|error| error.to_string())
     }
 
