@@ -7,14 +7,15 @@ use super::grid::{Form, Job, Step};
 use super::place::{Way, UBATCH};
 use super::types::{Approach, Test};
 
-/// Placements that the planner can be told to take, by name.
+/// Placements that the planner can be told to take ([`Candidate`](crate::plan::Candidate)), and that differ on most models.
 pub const CANDIDATES: &[&str] = &[
-    "kv-first",
+    "usual",
+    "ffn-first",
     "layers-first",
-    "no-ring-kept",
-    "decode-streamed",
-    "host-experts",
     "stock-like",
+    "decode-on-cpu",
+    "decode-streamed",
+    "small-ring",
 ];
 
 /// Cells of a context that its generation has room in; the rest is the prompt.
