@@ -14,8 +14,8 @@ use pipeshard::inventory::{
     canonical_order, layer_of, role_of, DType, Inventory, LoadedTensor, TensorInfo,
 };
 use pipeshard::plan::{
-    default_small_threshold, estimate_scratch, units_from_inventory, KvLayer, Plan, PlanError,
-    PlanInput,
+    default_small_threshold, estimate_scratch, units_from_inventory, FixedPlan, KvLayer, Plan,
+    PlanError, PlanInput, SavedPlan,
 };
 use pipeshard::report::Report;
 use pipeshard::sim::SimSpec;
@@ -78,8 +78,39 @@ pub fn sim_spec(data: &[u8]) {
 /// A plan that was saved.
 pub fn plan(data: &[u8]) {
     match Plan::from_json(data) {
-        Ok(plan) => use_plan(&plan),
+        Ok(plan) => {
+            use_plan(&plan);
+            follow(&plan);
+        }
         Err(error) => explained(&error),
+    }
+    match SavedPlan::from_json(data) {
+        Ok(saved) => {
+            let text = saved.to_json().expect("a saved plan is plain data");
+            assert_eq!(
+                SavedPlan::from_json(text.as_bytes()).expect("it was read before"),
+                saved
+            );
+            follow(&saved.plan);
+        }
+        Err(error) => explained(&error),
+    }
+}
+
+/// Plans as a plan from outside says, with room for it and without.
+fn follow(plan: &Plan) {
+    if plan.units.len() > MOST_UNITS {
+        return;
+    }
+    for budget in [plan.budget, plan.budget / 2, u64::MAX] {
+        let fixed = FixedPlan {
+            dropped_percent: 100,
+            ..FixedPlan::from_plan(plan, plan.units.len(), Some)
+        };
+        use_input(&PlanInput {
+            fixed: Some(fixed),
+            ..PlanInput::new(plan.units.clone(), Vec::new(), budget)
+        });
     }
 }
 

@@ -29,7 +29,7 @@ echo "Budget: $budget of VRAM"
 
 echo
 echo "The plan (pipeshard plan):"
-"$bin/pipeshard" plan "$model" --vram "$budget"
+"$bin/pipeshard" plan "$model" --vram "$budget" --reserve "${PIPESHARD_RESERVE:-0}"
 
 echo
 echo "The answer (llama-completion ${flags[*]}):"

@@ -437,7 +437,7 @@ mod tests {
     #[test]
     fn no_line_is_wider_than_a_terminal() {
         for model in [models::dense(), models::moe()] {
-            for vram in ["9M", "20M", "40M", "2G"] {
+            for vram in ["12M", "20M", "40M", "2G"] {
                 let line = format!(
                     "m.gguf --vram {vram} --ctx 512 --ubatch 32 --granularity 64K --details"
                 );
@@ -575,7 +575,7 @@ mod tests {
             ("m.gguf --vram 1G --what-if pci=3G", "--what-if: 'pci'"),
             (
                 "m.gguf --vram 1G --profile no/such/file",
-                "--profile: cannot read",
+                "--profile: the profile no/such/file cannot",
             ),
         ] {
             let message = shown(&models::dense(), line).unwrap_err().to_string();

@@ -160,24 +160,30 @@ impl<'a> Question<'a> {
                 .iter()
                 .any(|id| is_head(&found.plan, id))
         };
-        let chosen = match with_head.filter(resident) {
-            Some(found) => found,
-            None => {
-                let mut headless = found(true, budget)?;
-                let unlimited = PlanInput {
-                    budget: u64::MAX,
-                    scratch: estimate_scratch(
-                        self.inventory,
-                        headless.ubatch,
-                        cells,
-                        headless.ubatch,
-                    ),
-                    ..input.clone()
-                };
-                headless.plan.full_budget = plan(&unlimited)?.full_budget;
-                headless
-            }
+        let scratch = |&ubatch: &u32| estimate_scratch(self.inventory, ubatch, cells, 0);
+        let least = PlanInput {
+            budget: u64::MAX,
+            scratch: ubatches.iter().map(scratch).min().unwrap_or(0),
+            output_on_host: true,
+            ..input.clone()
         };
+        let mut chosen = match with_head.filter(resident) {
+            Some(found) => found,
+            None => match found(true, budget) {
+                Ok(found) => found,
+                // the smallest ubatch needs the least
+                Err(error) => {
+                    return Err(plan(&PlanInput { budget, ..least }).err().unwrap_or(error))
+                }
+            },
+        };
+        let all = PlanInput {
+            budget: u64::MAX,
+            scratch: estimate_scratch(self.inventory, chosen.ubatch, cells, chosen.ubatch),
+            ..input.clone()
+        };
+        chosen.plan.minimum_budget = plan(&least)?.minimum_budget;
+        chosen.plan.full_budget = plan(&all)?.full_budget;
         Ok(Solution {
             plan: chosen.plan,
             prediction: chosen.prediction,
@@ -208,6 +214,7 @@ pub fn padded(context: u64, sequences: u32) -> u64 {
 mod tests {
     use super::*;
     use crate::plan::tests::models;
+    use crate::profile::WhatIf;
 
     fn question(inventory: &Inventory, context: u64, ubatch: u32) -> Question<'_> {
         let workload = Workload {
@@ -270,13 +277,12 @@ mod tests {
         }
         let mut asked = question(&model, 4096, 64);
         asked.workload.prompt = 2048;
-        asked.ubatches = vec![64, 1024];
-        let chosen = solved(&asked, 24 << 20);
-        assert_eq!(chosen.workload.ubatch, 1024);
-        assert_eq!(
-            chosen.plan.kv[0].bytes,
-            (128 + 1024) * 1024 * 2 + 128 * 1024 * 2
-        );
+        asked.ubatches = vec![64, 256];
+        let slow: WhatIf = "pcie=100M,cpu=100M".parse().unwrap();
+        let slow = slow.apply(&Profile::assumed());
+        let chosen = asked.solve(40 << 20, &slow).unwrap();
+        assert_eq!(chosen.workload.ubatch, 256);
+        assert_eq!(chosen.plan.kv[0].bytes, 512 * 1024 * 2);
     }
 
     #[test]
@@ -285,7 +291,7 @@ mod tests {
         let asked = question(&dense, 1024, 512);
         let all = solved(&asked, 4 << 30).plan;
         assert!(all.ledger.scratch >= 512 * 8192 * 4);
-        let most = solved(&asked, all.full_budget - 1).plan;
+        let most = solved(&asked, all.minimum_budget).plan;
         assert!(most.ledger.scratch < all.ledger.scratch);
         let prompt = most.tier(512).unwrap();
         assert_eq!(prompt.placements[0], crate::plan::Placement::Host);
