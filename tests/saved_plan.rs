@@ -271,14 +271,12 @@ fn the_tools_take_the_flag_and_the_plans_budget_and_ubatch() {
     let report: pipeshard::report::Report = serde_json::from_str(&text).expect("of this build");
     assert_eq!(report.budget, saved.plan.budget);
     assert_eq!(report.saved_plan.map(|used| used.dropped), Some(0));
-    let resident = saved
+    let mut resident = saved
         .plan
         .residents
         .iter()
         .map(|id| &saved.plan.units[id.index()]);
-    let large = resident
-        .filter(|unit| unit.class != UnitClass::Small)
-        .last();
+    let large = resident.rfind(|unit| unit.class != UnitClass::Small);
     let name = large
         .map(|unit| unit.name.clone())
         .expect("a large resident");

@@ -14,8 +14,6 @@ for tool in "${tools[@]}"; do cp -L "$bin/$tool" "$stage/bin/"; done
 cp -P "$bin"/lib*.so* "$stage/bin/"
 cp -L "$cuda" "$stage/bin/libggml-cuda.so"
 strip --strip-debug "$stage"/bin/* 2>/dev/null || true
-cp scripts/gpu/visit.sh "$stage/"
-# what the visit runs besides, where it is there
-if [ -f scripts/gpu/profile.sh ]; then cp scripts/gpu/profile.sh "$stage/"; fi
+cp scripts/gpu/visit.sh scripts/gpu/profile.sh "$stage/"
 tar -C "$stage" -cf - . | xz -T0 -3 > "$out/tools.tar.xz"
 ls -la "$out"

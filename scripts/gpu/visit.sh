@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [sanitize] [trace] [decode] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [sanitize] [trace] [decode] [planned] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -72,13 +72,15 @@ if [[ $what == *sanitize* ]] && command -v compute-sanitizer >/dev/null; then
     note "memcheck: exit $?, $(grep -E 'ERROR SUMMARY' "$OUT/sanitizer.log" | tail -n 1)"
 fi
 
+# PEAK=off leaves the sampling out, which takes a core from those that generate.
 bench() { # LABEL ARGS... : one line of llama-bench results per test
     local label=$1; shift
     echo "--- bench $label: $*" >> "$OUT/visit.log"
     local before peak_file sampler out
     peak_file=$(mktemp)
     before=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
-    ( peak=0; while sleep 0.05; do used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
+    [ "${PEAK:-on}" = off ] && echo "$before" > "$peak_file"
+    ( [ "${PEAK:-on}" = on ] || exit; peak=0; while sleep 0.05; do used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
         [ "${used:-0}" -gt "$peak" ] && peak=$used && echo "$peak" > "$peak_file"; done ) & sampler=$!
     out=$(timeout "${LIMIT:-150}" "$bin/llama-bench" -t "$threads" -o jsonl "$@" 2>> "$OUT/visit.log")
     kill "$sampler" 2>/dev/null; wait "$sampler" 2>/dev/null
@@ -130,6 +132,25 @@ if [[ $what == *decode* ]]; then
     done
 fi
 
+if [[ $what == *planned* ]]; then
+    # what the plan chooses by itself, with what it predicted
+    synth 8b llama3-8b --type f16
+    synth 30b qwen3-30b-a3b --type q4_0
+    context=${CONTEXT_MIB:-527}
+    for gib in ${GIBS:-4 8}; do
+        for model in ${MODELS_PLANNED:-8b 30b}; do
+            for candidate in ${CANDIDATES:-found}; do
+                [ "$candidate" = found ] || export PIPESHARD_DEBUG_CANDIDATE=$candidate
+                # shellcheck disable=SC2086
+                bench "$model ${gib}G planned, $candidate" -m "$models/$model.gguf" ${TESTS:--p 32 -p 512 -p 4096 -n 48} -r "${REPEAT:-2}" -b 4096 -v \
+                    --pipeshard --pipeshard-vram $((gib * 1024 - context))M
+                unset PIPESHARD_DEBUG_CANDIDATE
+            done
+        done
+    done
+    grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
+fi
+
 if [[ $what == *speed* ]]; then
     synth 8b llama3-8b --type f16
     synth 30b qwen3-30b-a3b --type q4_0
@@ -177,13 +198,8 @@ if [[ $what == *bench* ]]; then
 fi
 
 if [[ $what == *profile* ]]; then
-    if [ -f profile.sh ]; then
-        # shellcheck disable=SC2086 # arguments are words
-        OUT="$OUT" MODELS="$models" THREADS="$threads" timeout "${LIMIT:-590}" bash profile.sh ${PROFILE_ARGS-} 2>&1 | tee -a "$OUT/visit.log"
-        note "profile: exit ${PIPESTATUS[0]}"
-    else
-        note "profile: there is no profile.sh beside visit.sh"
-    fi
+    "$PWD/profile.sh" "$bin" "$OUT" "$models" "$threads" 2>&1 | tee -a "$OUT/visit.log"
+    note "profile: exit ${PIPESTATUS[0]}, $(grep -c . "$OUT/profile-times.txt" 2>/dev/null || echo 0) runs timed"
 fi
 
 echo; echo "SUMMARY"; printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"

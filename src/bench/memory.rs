@@ -41,7 +41,7 @@ impl Source {
     /// For people.
     pub fn name(&self) -> &'static str {
         match self {
-            Source::Nvml(_) => "NVML, sampled every 5 ms",
+            Source::Nvml(_) => "NVML, sampled every 20 ms",
             Source::NvidiaSmi { .. } => "nvidia-smi, sampled every 50 ms or so",
             Source::None => "none",
         }
@@ -58,7 +58,8 @@ impl Source {
 
     fn interval(&self) -> Duration {
         match self {
-            Source::Nvml(_) => Duration::from_millis(5),
+            // more often takes processor time from those that generate
+            Source::Nvml(_) => Duration::from_millis(20),
             _ => Duration::from_millis(50),
         }
     }

@@ -7,14 +7,15 @@ use super::grid::{Form, Job, Step};
 use super::place::{Way, UBATCH};
 use super::types::{Approach, Test};
 
-/// Placements that the planner can be told to take, by name.
+/// Placements that the planner can be told to take ([`Candidate`](crate::plan::Candidate)), and that differ on most models.
 pub const CANDIDATES: &[&str] = &[
-    "kv-first",
+    "usual",
+    "ffn-first",
     "layers-first",
-    "no-ring-kept",
-    "decode-streamed",
-    "host-experts",
     "stock-like",
+    "decode-on-cpu",
+    "decode-streamed",
+    "small-ring",
 ];
 
 /// Cells of a context that its generation has room in; the rest is the prompt.
@@ -164,7 +165,7 @@ mod tests {
 
     fn sweep(kind: GridKind) -> Sweep {
         let mut budgets = [2u64, 4, 8, 16].map(|g| g << 30);
-        middle_first(&mut budgets, 5800 << 20);
+        middle_first(&mut budgets, 5600 << 20);
         let mut contexts = [1024u64, 4096, 16384, 65536];
         middle_first(&mut contexts, 8192);
         Sweep {

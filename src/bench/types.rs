@@ -149,9 +149,12 @@ impl Test {
 
     /// Cells of context that it needs.
     pub fn context(self) -> u32 {
-        self.tokens
-            .saturating_add(self.depth)
-            .saturating_mul(self.sequences)
+        let cells = self.tokens.saturating_add(self.depth);
+        match self.sequences {
+            0 | 1 => cells,
+            // llama.cpp rounds up the part of each
+            several => cells.div_ceil(256).saturating_mul(256 * several),
+        }
     }
 
     /// Decoding is the same test however many tokens it was measured over: baselines at a few tokens per second get fewer.
@@ -370,6 +373,12 @@ mod tests {
             Test::decode(64, 0).comparable()
         );
         assert_ne!(Test::prompt(8).comparable(), Test::prompt(9).comparable());
+    }
+
+    #[test]
+    fn each_sequence_has_a_part_of_the_context() {
+        assert_eq!(Test::decode(32, 896).context(), 928);
+        assert_eq!(Test::decode(32, 896).side_by_side(64).context(), 64 * 1024);
     }
 
     #[test]

@@ -25,7 +25,7 @@ Examples:
   pipeshard bench --model big=/models/big.gguf --vram 6G --ubatch 2048,4096 --minutes 30
   pipeshard bench --grid contexts --vram 4G,8G --contexts 4K,16K --minutes 8
   pipeshard bench --grid batches --minutes 8
-  pipeshard bench --grid placements --candidates kv-first,layers-first --minutes 8
+  pipeshard bench --grid placements --candidates ffn-first,layers-first --minutes 8
 
 Every figure is that of llama-bench in a process of its own. A budget means bytes of
 device memory less what a process takes that only opens the device, for both sides and
@@ -33,7 +33,7 @@ by the driver's count; a baseline that took more is thrown out. Results are kept
 they come: the same command again takes up where the last one ended.";
 
 /// Between the budgets that tell most.
-const MIDDLE: u64 = 5800 << 20;
+const MIDDLE: u64 = 5600 << 20;
 const DENSE: &str = "llama3-8b:f16";
 const MIXTURE: &str = "qwen3-30b-a3b:q4_0";
 

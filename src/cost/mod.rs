@@ -12,13 +12,19 @@
 //! steps     what a pass of the model does, in order: products, attention, norms
 //! table     seconds for each of them, on either processor
 //! lane      the copy lane: a queue, its rate, what it has brought
+//! script    the steps of a pass under a plan: what is computed where, what is copied
 //! pass      one pass after the other, until they repeat
 //! predict   a conversation: passes of a prompt over a growing cache, then generation
+//! forecast  passes of one shape over a growing cache, to compare a run's with
+//! calibration  how far a run is from that
 //! ```
 
+mod calibration;
+mod forecast;
 mod lane;
 mod pass;
 mod predict;
+mod script;
 mod steps;
 mod table;
 mod types;
@@ -26,6 +32,8 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+pub use calibration::{Calibration, Lane};
+pub use forecast::Forecast;
 pub use table::Costs;
 pub use types::{Limit, ModelShape, PassCost, PassShape, Prediction, Workload};
 

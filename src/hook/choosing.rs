@@ -1,12 +1,18 @@
 //! The decisions that a search makes for a context which is about to be made.
 
 use super::admission::ContextSize;
+use super::calibrating::Asked;
 use super::log;
 use super::runtime::Runtime;
 use crate::cost::{ModelShape, Workload};
 use crate::inventory::{kv_bytes, DType, Inventory};
-use crate::plan::{estimate_scratch, search, Decisions, Found, KvLayer, SearchInput, UbatchOption};
-use crate::profile::Profile;
+use crate::plan::{
+    estimate_scratch, search, Decisions, Found, KvLayer, Placement, SearchInput, UbatchOption,
+};
+use crate::profile::{
+    file_of_user, obtain, operations, Cache, Effort, Profile, ProfileError, Request,
+};
+use std::cell::Cell;
 
 /// Sizes of the ubatch besides the one that llama.cpp would use.
 const UBATCHES: [u32; 4] = [512, 1024, 2048, 4096];
@@ -42,6 +48,7 @@ impl Runtime {
                         found.ubatch, wanted.ubatch
                     ));
                 }
+                log::info(&describe(&found));
                 let ubatch = found.ubatch;
                 self.decisions = found.decisions;
                 self.prediction = Some(found.prediction);
@@ -50,10 +57,17 @@ impl Runtime {
             Ok(None) => {
                 self.decisions = Decisions::default();
                 self.prediction = None;
+                self.calibrating.context(None);
                 wanted.ubatch
             }
-            // llama.cpp makes the context all the same, and then it is said what is missing
-            Err(_) => wanted.ubatch,
+            // llama.cpp makes the context all the same; what does not fit is said then
+            Err(why) => {
+                log::warn(&format!("nothing was searched for: {why}"));
+                self.decisions = Decisions::default();
+                self.prediction = None;
+                self.calibrating.context(None);
+                wanted.ubatch
+            }
         }
     }
 
@@ -130,17 +144,99 @@ impl Runtime {
             forced: self.config.debug.candidate,
         });
         self.measured = Some(profile);
+        if let Ok(found) = &found {
+            self.calibrating.context(Some(Asked {
+                workload: Workload {
+                    ubatch: found.ubatch,
+                    ..workload
+                },
+                context: u64::from(each),
+                experts_used: wanted.experts_used,
+                type_k: type_k.name,
+                type_v: type_v.name,
+            }));
+        }
         found.map(Some).map_err(|error| error.to_string())
     }
 
-    /// What this machine does per second.
-    fn profile(&mut self, _inventory: &Inventory, wanted: ContextSize) -> Result<Profile, String> {
+    /// What this machine does per second: kept from before, or measured now.
+    fn profile(&mut self, inventory: &Inventory, wanted: ContextSize) -> Result<Profile, String> {
         if let Some(profile) = self.measured.take() {
             return Ok(profile);
         }
-        Ok(match &self.config.sim {
-            Some(spec) => Profile::stated(spec, wanted.threads, None),
-            None => Profile::assumed(),
-        })
+        let Some(device) = self.device else {
+            return Err("there is no device".to_string());
+        };
+        let name = |id| DType::from_id(id).map_or("f16", |dtype| dtype.name);
+        // what is measured with is freed before anything else takes its place
+        let held = self.ledger.now().total() + self.reserve();
+        let device_memory = self.budget.saturating_sub(held);
+        let operations = operations(
+            inventory,
+            name(wanted.type_k),
+            name(wanted.type_v),
+            device_memory,
+            Effort::Quick,
+        );
+        let cache = Cache::of_user();
+        if let (Err(why), None) = (&cache, &self.config.sim) {
+            log::warn(&format!("the profile of this machine is not kept: {why}"));
+        }
+        let file = file_of_user();
+        let announced = Cell::new(false);
+        let progress = |_, _| {
+            if !announced.replace(true) {
+                log::info("measuring what this machine does, once, for some seconds");
+            }
+        };
+        let request = Request {
+            device,
+            operations: &operations,
+            threads: wanted.threads.max(1),
+            device_memory,
+            simulated: self.config.sim.as_ref(),
+            file: file.as_deref(),
+            effort: Effort::Quick,
+            refresh: false,
+            cache: cache.as_ref().ok(),
+            progress: &progress,
+        };
+        match obtain(&request) {
+            Ok(obtained) => {
+                for note in &obtained.notes {
+                    log::warn(note);
+                }
+                Ok(obtained.profile)
+            }
+            // a file that was asked for is used or nothing is
+            Err(error @ ProfileError::File(_)) => Err(error.to_string()),
+            Err(error) => {
+                let why = format!("{error}; plans are made for an assumed machine");
+                log::warn(&why);
+                self.outcome.note_error(why);
+                Ok(Profile::assumed())
+            }
+        }
     }
+}
+
+/// What was decided, in a line.
+fn describe(found: &Found) -> String {
+    let predicted = &found.prediction;
+    let tier = |rows| found.plan.tier(rows);
+    let streams = |rows| tier(rows).is_some_and(|t| t.placements.contains(&Placement::Streamed));
+    let decode = match streams(1) {
+        true => format!(
+            "{} MiB are streamed for each token",
+            predicted.decode.bytes_streamed >> 20
+        ),
+        false => "nothing is streamed for a token".to_string(),
+    };
+    format!(
+        "planned: {decode}; a ring of {} MiB; {:.3} s for a prompt and {:.1} tokens/s are expected ({} plans priced)",
+        found.plan.ring.bytes >> 20,
+        predicted.ttft,
+        predicted.tps,
+        found.priced
+    )
 }

@@ -68,6 +68,9 @@ pub struct Debug {
     pub decode_stream: Option<u32>,
     /// Trace the simulated GPU as if it were a real one, by events (`PIPESHARD_DEBUG_TRACE_EVENTS=1`).
     pub trace_events: bool,
+    /// Compare what passes take with what was predicted on a simulated GPU, too, by the wall clock
+    /// (`PIPESHARD_DEBUG_CALIBRATE=1`).
+    pub calibrate: bool,
     /// Experts are chosen by the CPU, as for a device that cannot sort (`PIPESHARD_DEBUG_CPU_CHOICE=1`).
     pub cpu_choice: bool,
 }
@@ -220,6 +223,7 @@ impl Config {
                     .transpose()?,
                 decode_stream: number("PIPESHARD_DEBUG_DECODE_STREAM")?,
                 trace_events: on("PIPESHARD_DEBUG_TRACE_EVENTS"),
+                calibrate: on("PIPESHARD_DEBUG_CALIBRATE"),
                 cpu_choice: on("PIPESHARD_DEBUG_CPU_CHOICE"),
             },
         })

@@ -20,7 +20,8 @@
 //! | [`rewrite`] | graph rewrites |
 
 pub mod admission;
-pub mod choosing;
+pub mod calibrating;
+mod choosing;
 pub mod config;
 pub mod library;
 pub mod log;

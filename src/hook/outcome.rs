@@ -167,6 +167,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         }
         None => Vec::new(),
     };
+    let calibration = runtime.calibration();
     Report {
         engaged,
         reason,
@@ -229,6 +230,9 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
             .and_then(|d| serde_json::to_value(sim::counters(d.raw())).ok()),
         saved_plan: runtime.saved_plan_use(),
         timeline: timeline.map(summary),
+        predicted: runtime.predicted(),
+        not_calibrated: calibration.err().map(str::to_string),
+        calibration: calibration.ok(),
         ..Report::default()
     }
 }

@@ -25,6 +25,8 @@ pub struct SplitGraph {
     pub uses: Vec<(GroupId, u32)>,
     /// The most rows that an operation with large weights sees, the output head aside.
     pub rows: u32,
+    /// The most cells of a cache that one of its attentions reads, those of all sequences together.
+    pub cells: u64,
     /// [`Runtime::carving`] that the device addresses are from; `None` when the graph has none.
     pub carving: Option<u64>,
     /// The graph has not run yet.
@@ -47,6 +49,7 @@ impl SplitGraph {
         self.uses.clear();
         self.bound.clear();
         self.rows = 0;
+        self.cells = 0;
         self.carving = None;
         self.declined = 0;
         self.pool_bytes = 0;
@@ -186,6 +189,7 @@ impl Runtime {
         };
         for &node in nodes {
             decider.count_rows(node);
+            decider.count_cells(node);
         }
         let tier = plan.tier(decider.graph.rows.max(1));
         decider.streaming = tier.is_some_and(|t| t.placements.contains(&Placement::Streamed));
@@ -214,6 +218,20 @@ impl Decider<'_> {
         let mut classes = ids.map(|id| self.plan.units[id.index()].class);
         if classes.any(|class| !matches!(class, UnitClass::Small | UnitClass::Output)) {
             self.graph.rows = self.graph.rows.max(rows(node));
+        }
+    }
+
+    /// How many cells attention reads.
+    unsafe fn count_cells(&mut self, node: *mut ffi::ggml_tensor) {
+        // a softmax with a mask is that of attention; it has its cells in a row
+        let (of, at) = match (*node).op {
+            ffi::GGML_OP_FLASH_ATTN_EXT => ((*node).src[1], 1),
+            ffi::GGML_OP_SOFT_MAX if !(*node).src[1].is_null() => (node, 0),
+            _ => return,
+        };
+        if !of.is_null() {
+            let (cells, streams) = ((*of).ne[at].max(0) as u64, (*of).ne[3].max(0) as u64);
+            self.graph.cells = self.graph.cells.max(cells.saturating_mul(streams));
         }
     }
 

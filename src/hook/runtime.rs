@@ -1,5 +1,6 @@
 //! What the hook knows between calls.
 
+use super::calibrating::Calibrating;
 use super::config::Config;
 use super::log;
 use super::outcome::Outcome;
@@ -112,6 +113,8 @@ pub struct Runtime {
     pub measured: Option<Profile>,
     /// What the decisions are predicted to cost.
     pub prediction: Option<Prediction>,
+    /// How near the run is to that.
+    pub calibrating: Calibrating,
     /// How contexts are retried.
     pub retry: super::admission::Retry,
     /// How the choice of experts comes back from the device.
@@ -162,6 +165,7 @@ impl Runtime {
             decisions: Decisions::default(),
             measured: None,
             prediction: None,
+            calibrating: Calibrating::default(),
             retry: Default::default(),
             choices: ChoiceReader::default(),
             followed: FollowedPlan::default(),

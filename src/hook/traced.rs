@@ -1,4 +1,5 @@
-//! The steps of a pass with what a trace wants to know around them. Without a trace each note is a test of an empty option.
+//! The steps of a pass with what a trace and the calibration want to know around them. Without a trace each note is a test of
+//! an empty option.
 
 use super::pass::PassError;
 use super::runtime::Runtime;
@@ -9,6 +10,7 @@ use crate::trace::Recorder;
 impl Runtime {
     /// [`Runtime::pass_begin`], noted.
     pub fn traced_pass_begin(&mut self, sched: usize) -> Result<(), PassError> {
+        self.calibration_begins();
         let trace = self.trace.clone();
         let rows = self.scheds.get(&sched).map_or(0, |s| s.graph.rows);
         trace.pass_begins(rows);
@@ -57,11 +59,13 @@ impl Runtime {
 
     /// [`Runtime::pass_end`], noted.
     pub fn traced_pass_end(&mut self, sched: usize, result: ffi::ggml_status) {
+        let ended = self.calibration_clock();
         let trace = self.trace.clone();
         trace.pass_ends();
         let since = trace.since();
         self.pass_end(sched, result);
         trace.worked(since, HostWork::PassEnd);
+        self.calibration_ends(sched, result == ffi::GGML_STATUS_SUCCESS, ended);
     }
 
     /// The host is about to wait for the device.

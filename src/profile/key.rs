@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::types::ProfileKey;
 use crate::lanes::device::Device;
+use crate::size::ByteSize;
 
 /// The key of this machine with one of its devices and so many threads of the CPU.
 pub fn key_of(device: Device, threads: u32) -> ProfileKey {
@@ -100,12 +101,24 @@ pub fn default_threads() -> u32 {
     }
 }
 
-/// Bytes of the largest cache of the CPU; 32 MiB where nobody tells.
+/// Bytes of the CPU's last caches, all of them together; 32 MiB where nobody tells.
 pub(super) fn last_cache_bytes() -> u64 {
-    let folder = Path::new("/sys/devices/system/cpu/cpu0/cache");
-    let sizes = (0..8).map(|index| read(folder.join(format!("index{index}/size"))));
-    let bytes = sizes.filter_map(|text| Some(text.trim().parse::<crate::size::ByteSize>().ok()?.0));
-    bytes.max().unwrap_or(32 << 20)
+    let mut caches = std::collections::HashMap::new();
+    for cpu in 0..4096 {
+        let folder = format!("/sys/devices/system/cpu/cpu{cpu}/cache");
+        let last = (0..8)
+            .map(|index| Path::new(&folder).join(format!("index{index}")))
+            .take_while(|cache| cache.exists())
+            .last();
+        let Some(cache) = last else { break };
+        if let Ok(size) = read(cache.join("size")).trim().parse::<ByteSize>() {
+            caches.insert(read(cache.join("shared_cpu_list")), size.0);
+        }
+    }
+    match caches.values().sum() {
+        0 => 32 << 20,
+        bytes => bytes,
+    }
 }
 
 /// Bytes of memory that programs may still take; 4 GiB where nobody tells.

@@ -120,6 +120,7 @@ fn obtain_with(
         let curves = measure_operations(device, &missing, &settings(), progress)?;
         profile.merge(curves);
         raise_rooflines(&mut profile);
+        round(&mut profile);
         keep(request, &profile, &mut notes);
         return Ok(Obtained {
             profile,
@@ -127,13 +128,28 @@ fn obtain_with(
             notes,
         });
     }
+    let mut profile = measured(request, key, &settings())?;
+    round(&mut profile);
+    keep(request, &profile, &mut notes);
+    Ok(Obtained {
+        profile,
+        from: Source::Measured,
+        notes,
+    })
+}
+
+fn measured(
+    request: &Request<'_>,
+    key: &ProfileKey,
+    settings: &Settings,
+) -> Result<Profile, MeasureError> {
     let measured = measure(
         request.device,
         request.operations,
-        &settings(),
+        settings,
         request.progress,
     )?;
-    let profile = Profile {
+    Ok(Profile {
         schema_version: PROFILE_SCHEMA_VERSION,
         origin: Origin::Measured,
         key: key.clone(),
@@ -143,13 +159,48 @@ fn obtain_with(
         cpu: measured.cpu,
         gpu: measured.gpu,
         curves: measured.curves,
-    };
-    keep(request, &profile, &mut notes);
-    Ok(Obtained {
-        profile,
-        from: Source::Measured,
-        notes,
     })
+}
+
+/// Leaves five digits of each figure: more were not measured, and so many are the same again when they are read.
+fn round(profile: &mut Profile) {
+    let figure = |value: &mut f64| {
+        if let Ok(rounded) = format!("{value:.4e}").parse() {
+            *value = rounded;
+        }
+    };
+    let (link, memory, paid) = (
+        &mut profile.link,
+        &mut profile.memory,
+        &mut profile.overheads,
+    );
+    for quantity in [
+        &mut link.pinned,
+        &mut link.pinned_cpu_busy,
+        &mut link.pageable,
+        &mut link.back,
+        &mut link.register,
+        &mut memory.cpu,
+        &mut memory.cpu_copy_busy,
+        &mut paid.to_cpu,
+        &mut paid.to_gpu,
+        &mut paid.launch,
+        &mut paid.cpu_op,
+        &mut paid.pass,
+    ] {
+        figure(&mut quantity.median);
+        figure(&mut quantity.spread);
+    }
+    for roofline in [&mut profile.cpu, &mut profile.gpu] {
+        figure(&mut roofline.bytes);
+        figure(&mut roofline.flops);
+        figure(&mut roofline.launch);
+    }
+    for point in profile.curves.iter_mut().flat_map(|c| &mut c.points) {
+        figure(&mut point.seconds);
+        figure(&mut point.spread);
+        point.copy_busy.iter_mut().for_each(figure);
+    }
 }
 
 /// The profile that is kept, if it is wanted.

@@ -38,6 +38,7 @@ impl Report {
             .sample(&[], u64::from(self.engaged));
         self.memory_metrics(&mut text);
         self.work_metrics(&mut text);
+        self.prediction_metrics(&mut text);
         self.life_metrics(&mut text);
         text.0
     }
@@ -149,6 +150,46 @@ impl Report {
         }
     }
 
+    fn prediction_metrics(&self, text: &mut Exposition) {
+        if let Some(predicted) = &self.predicted {
+            text.gauge(
+                "predicted_ttft_seconds",
+                "Predicted time to the first token",
+            )
+            .sample(&[], predicted.ttft);
+            text.gauge(
+                "predicted_tokens_per_second",
+                "Predicted rate of generation",
+            )
+            .sample(&[], predicted.tps);
+        }
+        let Some(compared) = &self.calibration else {
+            return;
+        };
+        let kinds = [("prompt", &compared.prompt), ("decode", &compared.decode)];
+        text.counter(
+            "compared_passes_total",
+            "Passes whose time was compared with what was predicted for them",
+        )
+        .each("tier", &kinds.map(|(tier, times)| (tier, times.passes)));
+        text.gauge(
+            "measured_pass_seconds",
+            "What one of these passes took on average",
+        )
+        .each(
+            "tier",
+            &kinds.map(|(tier, times)| (tier, times.measured_seconds_per_pass)),
+        );
+        text.gauge(
+            "predicted_pass_seconds",
+            "What was predicted for one of these passes on average",
+        )
+        .each(
+            "tier",
+            &kinds.map(|(tier, times)| (tier, times.predicted_seconds_per_pass)),
+        );
+    }
+
     fn life_metrics(&self, text: &mut Exposition) {
         let counters = [
             ("models_total", "Models loaded", self.models),
@@ -231,7 +272,7 @@ impl Exposition {
         Family { text: self, name }
     }
 
-    fn named(&mut self, name: &str, labels: Labels, value: u64) {
+    fn named(&mut self, name: &str, labels: Labels, value: impl Display) {
         if labels.is_empty() {
             return self.line(format_args!("pipeshard_{name} {value}"));
         }
@@ -251,13 +292,13 @@ impl Exposition {
 }
 
 impl Family<'_> {
-    fn sample(self, labels: Labels, value: u64) {
+    fn sample(self, labels: Labels, value: impl Display) {
         self.text.named(self.name, labels, value);
     }
 
-    fn each(self, label: &str, values: &[(&str, u64)]) {
+    fn each<V: Display>(self, label: &str, values: &[(&str, V)]) {
         for (of, value) in values {
-            self.text.named(self.name, &[(label, of)], *value);
+            self.text.named(self.name, &[(label, of)], value);
         }
     }
 }
@@ -272,6 +313,7 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::calibration::{CalibrationCounts, PassTimes};
     use super::super::types::*;
     use std::collections::HashSet;
 
@@ -300,11 +342,21 @@ mod tests {
                 other: 11,
             },
             errors: vec!["one".to_owned(), "two".to_owned()],
+            predicted: Some(super::super::calibration::tests::predicted()),
+            calibration: Some(CalibrationCounts {
+                decode: PassTimes {
+                    passes: 13,
+                    measured_seconds_per_pass: 0.25,
+                    predicted_seconds_per_pass: 0.125,
+                    ..PassTimes::default()
+                },
+                ..CalibrationCounts::default()
+            }),
             ..Report::default()
         }
     }
 
-    fn value(text: &str, sample: &str) -> u64 {
+    fn value<V: std::str::FromStr<Err: std::fmt::Debug>>(text: &str, sample: &str) -> V {
         let start = format!("pipeshard_{sample} ");
         let line = text.lines().find(|l| l.starts_with(&start));
         let line = line.unwrap_or_else(|| panic!("{sample} is missing:\n{text}"));
@@ -329,10 +381,21 @@ mod tests {
             ("host_waits_total{reason=\"user_input\"}", 10),
             ("host_waits_total{reason=\"other\"}", 11),
             ("errors_total", 2),
+            ("compared_passes_total{tier=\"decode\"}", 13),
         ] {
-            assert_eq!(value(&text, sample), expected, "{sample}");
+            assert_eq!(value::<u64>(&text, sample), expected, "{sample}");
         }
-        assert_eq!(value(&Report::off("a test").to_prometheus(), "engaged"), 0);
+        for (sample, expected) in [
+            ("predicted_ttft_seconds", 2.5),
+            ("predicted_tokens_per_second", 40.0),
+            ("measured_pass_seconds{tier=\"decode\"}", 0.25),
+            ("predicted_pass_seconds{tier=\"decode\"}", 0.125),
+        ] {
+            assert_eq!(value::<f64>(&text, sample), expected, "{sample}");
+        }
+        let off = Report::off("a test").to_prometheus();
+        assert_eq!(value::<u64>(&off, "engaged"), 0);
+        assert!(!off.contains("predicted"), "{off}");
     }
 
     #[test]
@@ -353,7 +416,8 @@ mod tests {
                 let (series, value) = sample.rsplit_once(' ').unwrap();
                 assert_eq!(series.split('{').next(), Some(name));
                 assert!(samples.insert(series), "{series} is there twice");
-                value.parse::<u64>().unwrap();
+                let number: f64 = value.parse().unwrap();
+                assert!(number.is_finite());
                 count += 1;
             }
             assert!(count > 0, "{name} has no sample");

@@ -1,15 +1,17 @@
 //! What happened in a run: whether pipeshard was engaged, what it held and what it moved.
 //!
-//! The figures are counted where things happen; nothing in here is derived from a plan. A report
+//! The figures are counted where things happen; but for what is called predicted, nothing is derived from a plan. A report
 //! is written as JSON for programs ([`Report::write_json`]), as a short table for people
 //! ([`Report::render_table`]), and while the process runs as Prometheus' text ([`Report::to_prometheus`]).
 
+mod calibration;
 mod metrics;
 mod table;
 mod timeline;
 mod types;
 mod write;
 
+pub use calibration::{CalibrationCounts, PassTimes, Predicted, ProfileKind};
 pub use timeline::{LaneDuringGap, LinkGap, TierTimeline, TimelineSummary};
 pub use types::{
     ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, SavedPlanUse, UnitCounts,

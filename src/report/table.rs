@@ -26,6 +26,7 @@ impl Report {
             }
             self.memory(&mut text);
             self.work(&mut text);
+            self.prediction(&mut text);
         } else {
             let reason = match &self.reason {
                 Some(reason) => reason.as_str(),
@@ -38,6 +39,22 @@ impl Report {
             field(&mut text, "error", error);
         }
         text
+    }
+
+    fn prediction(&self, text: &mut String) {
+        let Some(predicted) = &self.predicted else {
+            return;
+        };
+        field(text, "predicted", &predicted.sentence());
+        let Some(calibration) = &self.calibration else {
+            return;
+        };
+        if let Some(compared) = calibration.sentence() {
+            field(text, "measured", &compared);
+        }
+        if let Some(warning) = calibration.warning(predicted.profile) {
+            field(text, "prediction off", &warning);
+        }
     }
 
     fn memory(&self, text: &mut String) {
@@ -219,6 +236,7 @@ fn wrap(text: &mut String, first: &str, indent: usize, words: &str) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::calibration::{self, CalibrationCounts};
     use super::super::types::*;
     use super::*;
     use proptest::prelude::*;
@@ -295,6 +313,11 @@ mod tests {
                 ..engaged().host_waits
             },
             errors: vec!["an allocation of 64 MiB failed".to_owned()],
+            predicted: Some(calibration::tests::predicted()),
+            calibration: Some(CalibrationCounts {
+                decode: calibration::tests::times(0.5, true),
+                prompt: calibration::tests::times(0.1, false),
+            }),
             ..engaged()
         };
         insta::assert_snapshot!(report.render_table());

@@ -1,5 +1,6 @@
 //! The fields of a report.
 
+use super::calibration::{CalibrationCounts, Predicted};
 use super::timeline::TimelineSummary;
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +87,12 @@ pub struct Report {
     pub simulated_device: Option<serde_json::Value>,
     /// What the lanes were busy with, if a trace was asked for.
     pub timeline: Option<TimelineSummary>,
+    /// What was predicted of the plan; none where nothing was searched for.
+    pub predicted: Option<Predicted>,
+    /// What passes took beside what was predicted for them; none where they are not compared.
+    pub calibration: Option<CalibrationCounts>,
+    /// Why they are not compared, if they are not.
+    pub not_calibrated: Option<String>,
 }
 
 /// Device memory that is held at one time, in bytes.
@@ -251,6 +258,9 @@ impl Default for Report {
             saved_plan: None,
             simulated_device: None,
             timeline: None,
+            predicted: None,
+            calibration: None,
+            not_calibrated: None,
         }
     }
 }

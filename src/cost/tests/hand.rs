@@ -1,7 +1,8 @@
 //! Sums that a person can check.
 
 use super::machine::{all_resident, place, shape, Decoder, Machine, SMALL};
-use crate::cost::pass::{Start, EMBEDDING_ELEMENT, MASK_LOOK};
+use crate::cost::pass::Start;
+use crate::cost::script::{EMBEDDING_ELEMENT, MASK_LOOK};
 use crate::cost::{pass_cost, Costs, Limit, PassCost, PassShape};
 use crate::inventory::Inventory;
 use crate::plan::{self, Placement, Plan, StreamGroup};

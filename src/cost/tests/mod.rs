@@ -1,5 +1,6 @@
 //! Costs of small plans by hand, of real shapes against what was measured, and properties.
 
+mod forecast;
 mod hand;
 mod machine;
 mod properties;

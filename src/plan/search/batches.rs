@@ -73,7 +73,7 @@ impl Search<'_> {
             }
         }
         if let Some(decisions) = best.1 {
-            self.adopt(decisions);
+            self.adopt_if_harmless(decisions);
         }
     }
 
@@ -118,14 +118,24 @@ impl Search<'_> {
             found = Some(rows);
         }
         let rows = found.unwrap_or(2 * THRESHOLDS[THRESHOLDS.len() - 1]);
-        self.adopt(with(rows));
+        self.adopt_if_harmless(with(rows));
     }
 
-    /// Takes over decisions that do not concern the conversation that is priced.
+    /// Takes over decisions about other batches than those of the conversation, unless they concern it all the same.
+    fn adopt_if_harmless(&mut self, decisions: Decisions) {
+        if let Ok(made) = plan(&self.input.with(&decisions)) {
+            let score = self.costs.predict(&made, self.workload).score();
+            if score <= self.score * (1.0 + GAIN) {
+                self.adopt(decisions);
+            }
+        }
+    }
+
+    /// Takes over decisions whatever they cost.
     pub(super) fn adopt(&mut self, decisions: Decisions) {
         if let Ok(made) = plan(&self.input.with(&decisions)) {
             self.prediction = self.costs.predict(&made, self.workload);
-            self.score = self.prediction.e2el;
+            self.score = self.prediction.score();
             self.decisions = decisions;
             self.plan = made;
         }

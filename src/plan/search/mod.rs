@@ -1,4 +1,4 @@
-//! The decisions with which a conversation is predicted to end first.
+//! The decisions with which a conversation is predicted to be served best.
 //!
 //! What is given room on the device first, how large the ring is, how much short batches stream, and from which number of rows on
 //! everything is streamed: one decision after the other is varied while the others stay, until nothing helps any more. Every
@@ -25,6 +25,8 @@ use crate::profile::Profile;
 const MIB: u64 = 1 << 20;
 /// Sizes of the ring that are tried, in MiB, besides the derived one.
 const RINGS: [u64; 9] = [64, 128, 256, 384, 512, 768, 1024, 1536, 2048];
+/// How much more a change of the time per token counts than the same change of the time to the first one.
+const TOKEN_WEIGHT: f64 = 2.0;
 /// What a candidate has to gain on the best one: less is within what a profile can tell.
 const GAIN: f64 = 0.002;
 
@@ -67,6 +69,16 @@ pub struct Found {
     pub ubatch: u32,
     /// How many plans were priced.
     pub priced: u32,
+}
+
+impl Prediction {
+    /// What a search makes as small as it can: the time to the first token and the time per token, weighed by their ratios, so
+    /// that neither is bought with a multiple of the other, however long the answer turns out to be.
+    pub fn score(&self) -> f64 {
+        let per_token = 1.0 / self.tps.max(f64::MIN_POSITIVE);
+        let product = self.ttft.max(f64::MIN_POSITIVE) * per_token.powf(TOKEN_WEIGHT);
+        product.powf(1.0 / (1.0 + TOKEN_WEIGHT))
+    }
 }
 
 /// Searches for the best decisions.
@@ -127,7 +139,7 @@ struct Search<'a> {
     decisions: Decisions,
     plan: Plan,
     prediction: Prediction,
-    /// Seconds until the conversation ends.
+    /// [`Prediction::score`].
     score: f64,
     priced: u32,
 }
@@ -138,7 +150,7 @@ impl<'a> Search<'a> {
         let plan = plan(&input)?;
         let prediction = costs.predict(&plan, workload);
         Ok(Search {
-            score: prediction.e2el,
+            score: prediction.score(),
             input,
             costs,
             workload,
@@ -149,16 +161,17 @@ impl<'a> Search<'a> {
         })
     }
 
-    /// Whether the conversation ends sooner with these decisions; then they are the best.
+    /// Whether the conversation is served better with these decisions; then they are the best.
     fn attempt(&mut self, decisions: Decisions) -> bool {
         let Ok(made) = plan(&self.input.with(&decisions)) else {
             return false;
         };
         self.priced += 1;
         let prediction = self.costs.predict(&made, self.workload);
-        let better = prediction.e2el < self.score * (1.0 - GAIN);
+        let score = prediction.score();
+        let better = score < self.score * (1.0 - GAIN);
         if better {
-            self.score = prediction.e2el;
+            self.score = score;
             self.decisions = decisions;
             self.plan = made;
             self.prediction = prediction;

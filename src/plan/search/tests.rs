@@ -136,10 +136,10 @@ fn finds_the_best_of_all_subsets_of_a_small_model() {
                 ..found.decisions.clone()
             };
             if let Ok(made) = plan(&input.with(&decisions)) {
-                best = best.min(costs.predict(&made, workload).e2el);
+                best = best.min(costs.predict(&made, workload).score());
             }
         }
-        let ours = found.prediction.e2el;
+        let ours = found.prediction.score();
         assert!(ours <= best * (1.0 + 2.0 * GAIN), "{ours} for {best}");
     }
 }
@@ -180,7 +180,7 @@ proptest! {
         let costs = Costs::new(shape(&model), &profile);
         let usual = costs.predict(&plan(&input).unwrap(), workload);
         // what concerns other batches than the conversation's may cost it a little
-        prop_assert!(found.prediction.e2el <= usual.e2el * 1.02, "{} {}", found.prediction.e2el, usual.e2el);
+        prop_assert!(found.prediction.score() <= usual.score() * 1.02, "{} {}", found.prediction.score(), usual.score());
         for hosted in 0..=model.layer_count {
             let units = input.units.iter().enumerate();
             let large = units.filter(|(_, unit)| !matches!(unit.class, UnitClass::Small | UnitClass::HostOnly));
@@ -193,7 +193,7 @@ proptest! {
             };
             if let Ok(made) = plan(&input.with(&layers)) {
                 let stock = costs.predict(&made, workload);
-                prop_assert!(found.prediction.e2el <= stock.e2el * 1.02, "{hosted} hosted: {} {} {:?}", found.prediction.e2el, stock.e2el, found.decisions);
+                prop_assert!(found.prediction.score() <= stock.score() * 1.02, "{hosted} hosted: {} {} {:?}", found.prediction.score(), stock.score(), found.decisions);
             }
         }
         prop_assert!(found.plan.ledger.total() <= input.budget);
@@ -326,15 +326,15 @@ fn what_is_forced_is_never_predicted_better_than_what_is_found() {
             };
             search(&wanted).unwrap()
         };
-        let found = at(None).prediction.e2el;
+        let found = at(None).prediction.score();
         let mut distinct = Vec::new();
         for (name, candidate) in Candidate::ALL {
             assert_eq!(Candidate::named(name), Some(candidate));
             let forced = at(Some(candidate));
             assert!(
-                found <= forced.prediction.e2el * 1.02,
+                found <= forced.prediction.score() * 1.02,
                 "{name}: {} {found}",
-                forced.prediction.e2el
+                forced.prediction.score()
             );
             if !distinct.contains(&forced.plan) {
                 distinct.push(forced.plan);

@@ -31,10 +31,11 @@ pub(super) struct Bench<'e, 'b> {
     pub busy_up_to: u32,
 }
 
-/// Graphs that are run in turn, and how many operations each has.
+/// Graphs that are run in turn, how many operations each has, and about how many seconds it takes.
 struct Series<'b> {
     graphs: Vec<Graph<'b>>,
     nodes: usize,
+    seconds: f64,
 }
 
 impl<'b> Bench<'_, 'b> {
@@ -54,17 +55,27 @@ impl<'b> Bench<'_, 'b> {
             return Ok(curve);
         };
         for &tokens in self.batches {
-            let guess = match curve.points.last() {
-                Some(last) => {
-                    let grown = f64::from(tokens) / f64::from(last.rows);
-                    if last.seconds * grown > self.longest {
-                        break;
-                    }
-                    last.seconds
-                }
-                None => op.work(tokens).bytes / self.best_rate,
+            let last = curve
+                .points
+                .last()
+                .map_or((0, 0.0), |p| (p.rows, p.seconds));
+            let guess = match last.0 {
+                0 => op.work(tokens).bytes / self.best_rate,
+                rows if last.1 * f64::from(tokens) / f64::from(rows) > self.longest => break,
+                _ => last.1,
             };
-            let Some(series) = self.series(&operands, tokens, guess)? else {
+            // where inputs and outputs do not fit, fewer tokens may
+            let halves = std::iter::successors(Some(tokens), |tokens| Some(tokens / 2));
+            let mut found = None;
+            for tokens in halves.take_while(|tokens| *tokens > last.0) {
+                found = self
+                    .series(&operands, tokens, guess)?
+                    .map(|series| (tokens, series));
+                if found.is_some() {
+                    break;
+                }
+            }
+            let Some((tokens, series)) = found else {
                 break;
             };
             let time = self.time(&series)?;
@@ -112,20 +123,19 @@ impl<'b> Bench<'_, 'b> {
             return Ok(None);
         };
         let first = seconds_of(|| self.engine.run(&probe))?;
-        // what comes first sets things up, and says too much
-        let one = match first > self.repetition * 4.0 {
+        // what comes first sets things up, and says too much: CUDA loads kernels and libraries then
+        let one = match self.on == Processor::Cpu && first > self.repetition * 4.0 {
             true => first,
             false => seconds_of(|| self.engine.run(&probe))?.max(guess),
         };
         let wanted = (self.repetition / one.max(1e-7)).ceil() as usize;
-        // where weights are what takes the time, each graph goes round in all copies, or one graph after the other does
         let nodes = wanted.clamp(1, MOST_NODES);
-        let (nodes, count) = match nodes >= operands.copies {
-            true => (nodes, 1),
-            false if self.on == Processor::Gpu && tokens == 1 => {
-                (operands.copies.min(MOST_NODES), 1)
-            }
-            false => (nodes, operands.copies.div_ceil(nodes).min(16)),
+        // the CPU goes round in all copies with one graph after the other, the device with one that it learns
+        let (nodes, count) = match self.on {
+            _ if nodes >= operands.copies => (nodes, 1),
+            Processor::Gpu if tokens == 1 => (operands.copies.min(MOST_NODES), 1),
+            Processor::Gpu => (nodes, 1),
+            Processor::Cpu => (nodes, operands.copies.div_ceil(nodes).min(16)),
         };
         let mut graphs = Vec::with_capacity(count);
         for index in 0..count {
@@ -139,24 +149,42 @@ impl<'b> Bench<'_, 'b> {
             }
         }
         // what a backend remembers of a graph (CUDA records it) it learns now
-        if one * (nodes as f64) < 5.0 * self.repetition {
+        let seconds = one * nodes as f64;
+        if seconds < 5.0 * self.repetition {
             for _ in 0..2 {
                 self.engine.run(&graphs[0])?;
             }
         }
-        Ok(Some(Series { graphs, nodes }))
+        Ok(Some(Series {
+            graphs,
+            nodes,
+            seconds,
+        }))
     }
 
     /// Seconds of one operation, nothing else going on.
     fn time(&self, series: &Series<'b>) -> Result<Quantity, MeasureError> {
         let mut turn = 0;
-        let all = self.pace.repeat(|| {
+        let mut pace = self.pace;
+        if series.seconds > pace.limit.as_secs_f64() {
+            pace.least = 1;
+        }
+        // the device works on one graph while the host submits the next
+        let submits = match self.on {
+            Processor::Gpu => (2.0 * self.repetition / series.seconds).clamp(1.0, 4.0) as usize,
+            Processor::Cpu => 1,
+        };
+        let all = pace.repeat(|| {
             turn += 1;
             let graph = &series.graphs[turn % series.graphs.len()];
-            seconds_of(|| self.engine.run(graph))
+            seconds_of(|| {
+                let submitted = (0..submits).try_for_each(|_| self.engine.submit(graph));
+                self.engine.wait();
+                submitted
+            })
         })?;
         Ok(Quantity {
-            median: all.median / series.nodes as f64,
+            median: all.median / (series.nodes * submits) as f64,
             ..all
         })
     }
@@ -172,7 +200,11 @@ impl<'b> Bench<'_, 'b> {
         let mut found: Vec<Beside> = Vec::new();
         let start = std::time::Instant::now();
         let limit = self.pace.limit.max(Duration::from_millis(5));
-        while found.len() < 3 || (start.elapsed() < limit && found.len() < 25) {
+        let least = match series.seconds > limit.as_secs_f64() {
+            true => 1,
+            false => 3,
+        };
+        while found.len() < least || (start.elapsed() < limit && found.len() < 25) {
             let graph = &series.graphs[found.len() % series.graphs.len()];
             match traffic.beside(&mut lasting, || self.engine.run(graph))? {
                 Some(beside) => found.push(beside),

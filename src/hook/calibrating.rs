@@ -1,0 +1,355 @@
+//! What passes take, beside what is predicted for them.
+//!
+//! A pass is timed from the end of the one before to its own end: what tokens per second are made of. The host's end of a pass
+//! is when its last split was submitted, and the device may still compute; but before the next pass is submitted the host waits
+//! for it, so over a row of like passes the two come to the same. Only a pass that follows one like it counts, without a pause
+//! between them. What is predicted for it is the price of such a pass under the plan that the arena has, with as many tokens in
+//! the cache as its graph reads.
+
+use super::runtime::Runtime;
+use crate::cost::{Calibration, Costs, Forecast, Lane, Limit, ModelShape, PassShape, Workload};
+use crate::profile::{Origin, Profile};
+use crate::report::{CalibrationCounts, PassTimes, Predicted, ProfileKind, PROMPT_ROWS};
+use std::time::{Duration, Instant};
+
+/// Time between two passes that is no pause: sampling, detokenising, an answer on its way.
+const SHORT: Duration = Duration::from_millis(20);
+/// Where the device still computes when a pass has been submitted, the next one begins late for that: by this many times what is
+/// predicted at most.
+const LATE: f64 = 4.0;
+/// Numbers of rows that are compared at most; others are not.
+const SHAPES: usize = 32;
+
+/// What a prediction was asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Asked {
+    /// The conversation.
+    pub workload: Workload,
+    /// Tokens that each sequence has room for.
+    pub context: u64,
+    /// Experts that a token uses; 0 for a dense model.
+    pub experts_used: u32,
+    /// ggml's name of the type of the keys.
+    pub type_k: &'static str,
+    /// ggml's name of the type of the values.
+    pub type_v: &'static str,
+}
+
+/// A pass whose last split was submitted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Ended {
+    sched: usize,
+    rows: u32,
+    /// Tokens in the cache that its graph reads, its own and those of all sequences included.
+    cells: u64,
+    at: Instant,
+}
+
+/// The passes of a run, as they end.
+#[derive(Debug, Default)]
+pub struct Calibrating {
+    /// What was asked for the context that was made last.
+    pub asked: Option<Asked>,
+    /// What was compared so far.
+    pub counts: Calibration,
+    /// [`Runtime::carving`] that the forecasts are for.
+    carving: u64,
+    forecasts: Vec<Forecast>,
+    began: Option<Instant>,
+    last: Option<Ended>,
+}
+
+/// Rows below a prompt's are one token each of so many sequences.
+fn sequences(rows: u32) -> u32 {
+    match rows < PROMPT_ROWS {
+        true => rows.max(1),
+        false => 1,
+    }
+}
+
+impl Calibrating {
+    /// A context is about to be made, for which this was asked; none where nothing was predicted.
+    pub fn context(&mut self, asked: Option<Asked>) {
+        self.asked = asked;
+        self.forecasts.clear();
+        self.last = None;
+    }
+
+    /// The arena has another shape: what was priced for the one before is not valid any more.
+    fn shape(&mut self, carving: u64) {
+        if std::mem::replace(&mut self.carving, carving) != carving {
+            self.forecasts.clear();
+            self.last = None;
+        }
+    }
+
+    /// A pass has ended. Compares it where it follows one like it; answers whether it would, if a forecast for its rows were
+    /// there.
+    fn ends(&mut self, pass: Ended) -> bool {
+        let before = self.last.replace(pass);
+        let (Some(began), Some(before)) = (self.began.take(), before) else {
+            return false;
+        };
+        if (before.sched, before.rows) != (pass.sched, pass.rows) {
+            return false;
+        }
+        let mut forecasts = self.forecasts.iter();
+        let Some(forecast) = forecasts.find(|forecast| forecast.rows() == pass.rows) else {
+            return self.forecasts.len() < SHAPES;
+        };
+        let earlier = pass.cells.saturating_sub(u64::from(pass.rows));
+        let predicted = forecast.seconds(earlier / u64::from(sequences(pass.rows)));
+        let idle = began.saturating_duration_since(before.at).as_secs_f64();
+        if idle <= SHORT.as_secs_f64() + LATE * predicted {
+            let lane = match pass.rows >= PROMPT_ROWS {
+                true => &mut self.counts.prompt,
+                false => &mut self.counts.decode,
+            };
+            let measured = pass.at.saturating_duration_since(before.at);
+            lane.record(measured.as_secs_f64(), predicted);
+        }
+        false
+    }
+
+    /// A forecast was made, which took a while: the next pass is not compared with the end of this one.
+    fn forecast(&mut self, forecast: Forecast) {
+        self.forecasts.push(forecast);
+        self.last = None;
+    }
+}
+
+impl Runtime {
+    /// The time, where passes are compared: not on virtual clocks.
+    pub fn calibration_clock(&self) -> Option<Instant> {
+        let compared = self.on_wall_clock() && self.calibrating.asked.is_some();
+        compared.then(Instant::now)
+    }
+
+    fn on_wall_clock(&self) -> bool {
+        self.config.sim.is_none() || self.config.debug.calibrate
+    }
+
+    /// A pass is about to be submitted.
+    pub fn calibration_begins(&mut self) {
+        self.calibrating.began = self.calibration_clock();
+    }
+
+    /// The last split of a pass was submitted at this time, or it failed.
+    pub fn calibration_ends(&mut self, sched: usize, succeeded: bool, at: Option<Instant>) {
+        let (Some(at), Some(entry)) = (at, self.scheds.get(&sched)) else {
+            return;
+        };
+        let graph = &entry.graph;
+        // graphs without weights, of a sampler for example, are none of ours, but they take time
+        if !succeeded || graph.carving != Some(self.carving) {
+            self.calibrating.last = None;
+            return;
+        }
+        self.calibrating.shape(self.carving);
+        let pass = Ended {
+            sched,
+            rows: graph.rows,
+            cells: graph.cells,
+            at,
+        };
+        if self.calibrating.ends(pass) {
+            if let Some(forecast) = self.forecast(pass.rows) {
+                self.calibrating.forecast(forecast);
+            }
+        }
+    }
+
+    /// Prices passes of so many rows under the plan that the arena has. Takes as long as some passes are simulated: once for each
+    /// number of rows.
+    fn forecast(&self, rows: u32) -> Option<Forecast> {
+        let asked = self.calibrating.asked?;
+        let ([model], Some(profile), Some(plan)) =
+            (self.models.as_slice(), &self.measured, &self.carved)
+        else {
+            return None;
+        };
+        let mut inventory = model.inventory.clone();
+        inventory.expert_used_count = asked.experts_used;
+        let model = ModelShape {
+            inventory: &inventory,
+            type_k: asked.type_k,
+            type_v: asked.type_v,
+        };
+        let shape = PassShape {
+            rows,
+            sequences: sequences(rows),
+            cells: 0,
+            outputs: sequences(rows),
+        };
+        let costs = Costs::new(model, profile);
+        Some(Forecast::of(&costs, plan, shape, asked.context))
+    }
+
+    /// What was predicted of the context that was made last.
+    pub fn predicted(&self) -> Option<Predicted> {
+        let (found, asked) = (self.prediction?, self.calibrating.asked?);
+        let passes = asked.workload.prompt.div_ceil(asked.workload.ubatch.max(1));
+        Some(Predicted {
+            ttft: found.ttft,
+            tps: found.tps,
+            e2el: found.e2el,
+            decode_pass_seconds: found.decode.seconds,
+            prompt_pass_seconds: found.prompt.seconds / f64::from(passes.max(1)),
+            prompt_tokens: asked.workload.prompt,
+            generated_tokens: asked.workload.generated,
+            limit: name(found.decode.limit).to_string(),
+            prompt_limit: name(found.prompt.limit).to_string(),
+            profile: kind(self.measured.as_ref()?),
+        })
+    }
+
+    /// What passes took beside what was predicted for them, or why they are not compared.
+    pub fn calibration(&self) -> Result<CalibrationCounts, &'static str> {
+        if !self.on_wall_clock() {
+            return Err(
+                "the GPU is simulated: the time of its clocks is not the time that passes take",
+            );
+        }
+        if self.calibrating.asked.is_none() {
+            return Err("nothing was predicted for the context that was made last");
+        }
+        let counts = &self.calibrating.counts;
+        Ok(CalibrationCounts {
+            decode: times(&counts.decode),
+            prompt: times(&counts.prompt),
+        })
+    }
+}
+
+fn times(lane: &Lane) -> PassTimes {
+    let (measured, predicted) = lane.seconds_per_pass();
+    PassTimes {
+        passes: lane.passes(),
+        measured_seconds_per_pass: measured,
+        predicted_seconds_per_pass: predicted,
+        off_by: lane.off_by(),
+        too_far_off: lane.too_far_off().is_some(),
+    }
+}
+
+fn name(limit: Limit) -> &'static str {
+    match limit {
+        Limit::Link => "link",
+        Limit::Dram => "dram",
+        Limit::Gpu => "gpu",
+        Limit::Cpu => "cpu",
+    }
+}
+
+fn kind(profile: &Profile) -> ProfileKind {
+    match profile.origin {
+        Origin::Measured => ProfileKind::Measured,
+        Origin::Stated if profile.key == Profile::assumed().key => ProfileKind::Assumed,
+        Origin::Stated => ProfileKind::Stated,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROWS: u32 = 1;
+
+    /// Passes that take 10 ms each by prediction.
+    fn with_forecast(rows: u32) -> Calibrating {
+        let mut calibrating = Calibrating::default();
+        calibrating.forecast(Forecast::constant(rows, 0.010));
+        calibrating
+    }
+
+    /// A clock that is moved by hand, in milliseconds.
+    struct Clock(Instant);
+
+    impl Clock {
+        /// A pass that begins after `idle` and takes `busy`.
+        fn pass(&mut self, of: &mut Calibrating, rows: u32, idle: u64, busy: u64) -> bool {
+            self.0 += Duration::from_millis(idle);
+            of.began = Some(self.0);
+            self.0 += Duration::from_millis(busy);
+            of.ends(Ended {
+                sched: 1,
+                rows,
+                cells: 256,
+                at: self.0,
+            })
+        }
+    }
+
+    fn clock() -> Clock {
+        Clock(Instant::now())
+    }
+
+    #[test]
+    fn a_pass_takes_from_the_end_of_the_one_before_to_its_own() {
+        let (mut calibrating, mut clock) = (with_forecast(ROWS), clock());
+        for _ in 0..9 {
+            assert!(!clock.pass(&mut calibrating, ROWS, 5, 10));
+        }
+        let decode = calibrating.counts.decode;
+        assert_eq!(
+            decode.passes(),
+            8,
+            "nothing is known of when the first began"
+        );
+        let (measured, predicted) = decode.seconds_per_pass();
+        assert!((measured - 0.015).abs() < 1e-9, "{measured}");
+        assert!((predicted - 0.010).abs() < 1e-9, "{predicted}");
+        assert!(calibrating.counts.too_far_off());
+        assert_eq!(calibrating.counts.prompt, Lane::default());
+    }
+
+    #[test]
+    fn pauses_and_other_passes_are_left_out() {
+        let (mut calibrating, mut clock) = (with_forecast(ROWS), clock());
+        clock.pass(&mut calibrating, ROWS, 0, 10);
+        clock.pass(&mut calibrating, ROWS, 61, 10);
+        assert_eq!(calibrating.counts, Calibration::default(), "a pause");
+        clock.pass(&mut calibrating, ROWS, 59, 10);
+        assert_eq!(calibrating.counts.decode.passes(), 1, "the device computed");
+        clock.pass(&mut calibrating, 7, 1, 10);
+        clock.pass(&mut calibrating, ROWS, 1, 10);
+        assert_eq!(calibrating.counts.decode.passes(), 1, "another before it");
+        calibrating.last = None;
+        clock.pass(&mut calibrating, ROWS, 1, 10);
+        assert_eq!(
+            calibrating.counts.decode.passes(),
+            1,
+            "a failed one before it"
+        );
+        calibrating.last.as_mut().unwrap().sched = 2;
+        clock.pass(&mut calibrating, ROWS, 1, 10);
+        assert_eq!(calibrating.counts.decode.passes(), 1, "another context");
+        clock.pass(&mut calibrating, ROWS, 1, 10);
+        assert_eq!(calibrating.counts.decode.passes(), 2);
+    }
+
+    #[test]
+    fn passes_of_many_rows_are_those_of_a_prompt() {
+        let (mut calibrating, mut clock) = (with_forecast(PROMPT_ROWS), clock());
+        clock.pass(&mut calibrating, PROMPT_ROWS, 1, 10);
+        clock.pass(&mut calibrating, PROMPT_ROWS, 1, 10);
+        assert_eq!(calibrating.counts.prompt.passes(), 1);
+        assert_eq!(calibrating.counts.decode, Lane::default());
+    }
+
+    #[test]
+    fn a_forecast_is_asked_for_when_passes_of_its_rows_follow_each_other() {
+        let (mut calibrating, mut clock) = (Calibrating::default(), clock());
+        assert!(!clock.pass(&mut calibrating, 3, 1, 10));
+        assert!(clock.pass(&mut calibrating, 3, 1, 10));
+        calibrating.forecast(Forecast::constant(3, 0.010));
+        // pricing took a while
+        assert!(!clock.pass(&mut calibrating, 3, 1, 10));
+        assert_eq!(calibrating.counts, Calibration::default());
+        assert!(!clock.pass(&mut calibrating, 3, 1, 10));
+        assert_eq!(calibrating.counts.decode.passes(), 1);
+        calibrating.shape(1);
+        assert!(!clock.pass(&mut calibrating, 3, 1, 10), "the arena changed");
+        assert!(clock.pass(&mut calibrating, 3, 1, 10));
+    }
+}

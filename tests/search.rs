@@ -1,0 +1,58 @@
+//! Plans that were searched for: the same answers as stock llama.cpp, whatever machine they are made for.
+
+mod common;
+
+use common::{synthetic, Eval, MANY_EXPERTS, MIB, PROMPTS};
+
+/// Machines between which everything that a search decides differs.
+const MACHINES: [&str; 3] = [
+    // a link that is faster than the CPU: short batches stream
+    "pcie=40G,cpu=10G,membw=900G,flops=200T",
+    // a CPU that is faster than the link
+    "pcie=4G,cpu=80G,membw=900G,flops=200T",
+    // a device that hardly computes
+    "pcie=20G,cpu=40G,membw=50G,flops=1T",
+];
+
+fn compare(shape: &str, options: &[&str], budgets: &[u64]) -> u64 {
+    let model = synthetic(shape, options);
+    let stock = Eval::searched(&model).prompts(PROMPTS).generate(6);
+    let reference = stock.answers();
+    let mut streamed_in_decode = 0;
+    for machine in MACHINES {
+        for budget in budgets {
+            let ours = stock.clone().within(*budget, machine).answers();
+            assert!(
+                ours.outcome() == reference.outcome(),
+                "{shape} {machine} {budget}"
+            );
+            ours.assert_healthy(*budget);
+            let units = &ours.report().units;
+            streamed_in_decode += units.decode.streamed;
+            let predicted = ours.report().predicted.as_ref();
+            assert!(predicted.is_some_and(|p| p.tps > 0.0 && p.ttft > 0.0));
+        }
+    }
+    streamed_in_decode
+}
+
+#[test]
+fn dense() {
+    let streamed = compare("tiny-llama", &[], &[30 * MIB, 36 * MIB, 44 * MIB]);
+    assert!(streamed > 0, "no token streamed anything");
+}
+
+#[test]
+fn experts() {
+    compare(
+        "tiny-qwen3moe",
+        MANY_EXPERTS,
+        &[22 * MIB, 30 * MIB, 44 * MIB],
+    );
+}
+
+#[test]
+fn sliding_windows() {
+    let streamed = compare("tiny-gemma3", &[], &[32 * MIB, 42 * MIB]);
+    assert!(streamed > 0, "no token streamed anything");
+}
