@@ -102,7 +102,9 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
         let longest = (0..=work.large.len()).rev().find(fits);
         longest.filter(enough)
     };
-    let found = kept_beside(fixed.ring.bytes).or_else(|| kept_beside(0));
+    let found = kept_beside(fixed.ring.bytes);
+    // better than nothing
+    let found = found.or_else(|| kept_beside(0).filter(|_| fixed.dropped_percent >= 100));
     let Some(kept) = found else {
         return Err(PlanError::FixedDoesNotFit {
             budget: input.budget,
