@@ -418,7 +418,7 @@ mod tests {
     use crate::bench::clock::{step_seconds, Facts};
     use crate::bench::grid::Step;
     use crate::bench::search::Strategy;
-    use crate::bench::types::Approach;
+    use crate::bench::types::{Approach, Work};
 
     #[derive(Debug, Parser)]
     struct Tool {
@@ -470,6 +470,11 @@ mod tests {
         let (first, rest) = (of(&|step| !later(step)), of(&later));
         // half a minute is for making the models; what is left is for the larger budget, page-locked --fit, and more rounds
         assert!(first < 200.0, "{first} s, and {rest} s");
+        let early = || steps.iter().take_while(|step| !later(step));
+        let cold = |step: &&Step| matches!(step, Step::Run(job) if job.tests.iter().any(|t| t.work == Work::FirstToken));
+        assert_eq!(early().filter(cold).count(), 4);
+        let same = |step: &&Step| matches!(step, Step::SamePlacement { .. });
+        assert!(early().filter(same).count() > 0);
         let is_later: Vec<bool> = steps.iter().map(later).collect();
         assert!(
             is_later.is_sorted(),
