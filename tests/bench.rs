@@ -376,7 +376,7 @@ fn sequences_are_generated_side_by_side() {
 }
 
 #[test]
-fn a_placement_is_forced_by_name_and_one_without_a_name_is_a_failure() {
+fn the_chosen_placement_is_behind_one_that_is_forced() {
     let out = folder("bench-placements");
     // kv-first is the fastest; a name that is unheard of gets the default, and the report says so
     recorded(
@@ -385,11 +385,10 @@ fn a_placement_is_forced_by_name_and_one_without_a_name_is_a_failure() {
 say() { echo "llama-bench: benchmark 1/1: $*" >&2; }
 while [ $# -gt 0 ]; do case "$1" in --pipeshard-report) report=$2; shift;; esac; shift; done
 case "${PIPESHARD_DEBUG_CANDIDATE-}" in kv-first) wait=0.1;; *) wait=0.3;; esac
-name=${PIPESHARD_DEBUG_CANDIDATE-default}; [ "$name" = unheard-of ] && name=default
+predicted=', "predicted": {"ttft": 0.36, "tps": 12, "e2el": 1, "decode_pass_seconds": 1, "prompt_pass_seconds": 1, "prompt_tokens": 192, "generated_tokens": 64, "limit": "cpu", "prompt_limit": "link", "profile": "measured"}'
+[ "${PIPESHARD_DEBUG_CANDIDATE-}" = not-searched ] && predicted=
 echo '{"peak_bytes": 1000}' > "$PIPESHARD_SIM_COUNTERS"
-echo "{\"engaged\": true, \"candidate\": \"$name\", \"predicted\": {\"ttft\": 0.36, \"tps\": 12, \"e2el\": 1, \
-\"decode_pass_seconds\": 0.1, \"prompt_pass_seconds\": 0.1, \"prompt_tokens\": 192, \"generated_tokens\": 2, \"limit\": \"link\", \
-\"prompt_limit\": \"link\", \"profile\": \"stated\"}}" > "$report"
+echo "{\"engaged\": true $predicted}" > "$report"
 say starting; say "prompt run 1/1"; sleep $wait; say "generation run 1/1"; sleep $wait
 case $wait in 0.1) both=1200000000;; *) both=2600000000;; esac
 echo "{\"n_prompt\": 192, \"n_gen\": 2, \"n_depth\": 0, \"samples_ns\": [ $both ]}"
@@ -397,21 +396,47 @@ echo "{\"n_prompt\": 192, \"n_gen\": 2, \"n_depth\": 0, \"samples_ns\": [ $both 
     );
     let model = format!("tiny={}", synthetic("tiny-llama", &[]).display());
     let tools = out.display().to_string();
-    let grid = "--grid placements --vram 24M --contexts 256 --generate 2 -r 1 --candidates kv-first,unheard-of";
+    let grid = "--grid placements --vram 24M --contexts 256 --generate 2 -r 1 --candidates kv-first,not-searched";
     let mut args: Vec<&str> = grid.split(' ').collect();
     args.extend(["--model", &model, "--tools", &tools]);
     let finished = finish(&mut bench(&out, &args));
     expect_success(&finished, &out);
     let measured = results(&out);
     let of = |name: &str| measured.iter().filter(|m| m.setting == name).count();
-    assert_eq!((of(""), of("kv-first"), of("unheard-of")), (2, 2, 2));
+    assert_eq!((of(""), of("kv-first"), of("not-searched")), (2, 2, 2));
     for m in &measured {
-        assert_eq!(m.is_valid(), m.setting != "unheard-of", "{m:?}");
+        assert_eq!(m.is_valid(), m.setting != "not-searched", "{m:?}");
     }
     let text = &finished.stdout;
-    assert!(text.contains("no placement of that name"), "{text}");
+    assert!(text.contains("no placement was forced"), "{text}");
     assert!(text.contains("at 0 of 1 points"), "{text}");
     assert!(text.contains("Predicted TTFT: off by"), "{text}");
     let csv = std::fs::read_to_string(out.join("placements.csv")).expect("a CSV");
     assert_eq!(csv.lines().count(), 3, "{csv}");
+}
+
+#[test]
+fn the_planner_is_told_which_placement_to_take() {
+    let out = folder("bench-forced");
+    let model = format!("tiny={}", synthetic("tiny-llama", &[]).display());
+    let grid = "--grid placements --vram 24M --contexts 256 --generate 2 -r 1 --candidates usual,unheard-of";
+    let mut args: Vec<&str> = grid.split(' ').collect();
+    args.extend(["--model", &model]);
+    let finished = finish(&mut bench(&out, &args));
+    expect_success(&finished, &out);
+    let measured = results(&out);
+    let valid = |name: &str| {
+        let of = |m: &&Measurement| m.setting == name && m.is_valid();
+        measured.iter().filter(of).count()
+    };
+    assert_eq!(
+        (valid(""), valid("usual"), valid("unheard-of")),
+        (2, 2, 0),
+        "{measured:?}"
+    );
+    assert!(
+        finished.stdout.contains("of 1 points"),
+        "{}",
+        finished.stdout
+    );
 }

@@ -14,6 +14,9 @@ use super::MIB;
 use crate::report::Report;
 use crate::size::ByteSize;
 
+/// Prompts whose lengths differ by less than this part are of the same length.
+const SAME_LENGTH: f64 = 0.02;
+
 /// The setting of `--fit` that was held so many bytes below its budget.
 pub fn slack_setting(slack: u64) -> String {
     match slack {
@@ -119,15 +122,34 @@ pub fn low_point(sampler: &Sampler, result: &Timed) -> Instant {
     low.unwrap_or(result.from)
 }
 
-/// What the planner of a process predicted, from its report.
-pub fn predicted_of(report: &serde_json::Value) -> Option<Predicted> {
-    let predicted = report.get("predicted")?;
-    let number = |name: &str| predicted.get(name)?.as_f64().filter(|v| *v > 0.0);
+/// What was predicted of these tests, by a report.
+///
+/// Of a generation: what was predicted for the very passes that ran. Of a prompt: the same where it took several passes alike;
+/// else what the plan was chosen by, where that was for a prompt of this length.
+pub fn predicted_of(report: &Report, repetitions: u32, tests: &[Test]) -> Option<Predicted> {
+    let prompt = tests.iter().find(|t| t.work == Work::Prompt)?.tokens;
+    let decode = tests.iter().find(|t| t.work == Work::Decode)?;
+    let chosen = report.predicted.as_ref();
+    let passes = report.calibration.unwrap_or_default();
+    let chosen = chosen.filter(|p| {
+        let off = f64::from(p.prompt_tokens) / f64::from(prompt.max(1)) - 1.0;
+        off.abs() <= SAME_LENGTH
+    });
+    // the warm-up is a prompt, too
+    let per_prompt = report.passes.prompt as f64 / f64::from(repetitions + 1);
+    let of_passes = passes.prompt.predicted_seconds_per_pass * per_prompt.ceil();
+    let of_pass = passes.decode.predicted_seconds_per_pass;
     let found = Predicted {
-        ttft: number("ttft"),
-        tps: number("tps"),
+        ttft: positive(of_passes).or(chosen.map(|p| p.ttft)),
+        tps: positive(of_pass)
+            .map(|seconds| f64::from(decode.sequences) / seconds)
+            .or(chosen.map(|p| p.tps)),
     };
     (found != Predicted::default()).then_some(found)
+}
+
+fn positive(value: f64) -> Option<f64> {
+    (value > 0.0).then_some(value)
 }
 
 /// A file of JSON; none where it is missing or something else.
@@ -204,6 +226,47 @@ mod tests {
         assert_eq!(parse_slack("-48 MiB"), Some(48 * MIB));
         assert_eq!(parse_slack(&slack_setting(0)), None);
         assert_eq!(parse_slack("ffn 3"), None);
+    }
+
+    #[test]
+    fn predictions_are_those_of_what_was_timed() {
+        use crate::report::{CalibrationCounts, PassCounts, PassTimes};
+        let tests = [Test::prompt(16256), Test::decode(8, 16256)];
+        let times = |seconds| PassTimes {
+            passes: 3,
+            predicted_seconds_per_pass: seconds,
+            ..PassTimes::default()
+        };
+        let mut report = Report {
+            passes: PassCounts {
+                prompt: 12,
+                decode: 17,
+            },
+            calibration: Some(CalibrationCounts {
+                decode: times(0.1),
+                prompt: times(0.5),
+            }),
+            ..Report::default()
+        };
+        // four passes in each of two prompts and a warm-up
+        let found = predicted_of(&report, 2, &tests).unwrap();
+        assert_eq!((found.ttft, found.tps), (Some(2.0), Some(10.0)));
+        report.calibration = None;
+        assert_eq!(predicted_of(&report, 2, &tests), None);
+        let chosen = |tokens: u32| {
+            let text = format!(
+                r#"{{"ttft": 3.0, "tps": 7.0, "e2el": 9.0, "decode_pass_seconds": 0.1, "prompt_pass_seconds": 0.7,
+                    "prompt_tokens": {tokens}, "generated_tokens": 64, "limit": "cpu", "prompt_limit": "link",
+                    "profile": "measured"}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        report.predicted = Some(chosen(16384));
+        let found = predicted_of(&report, 2, &tests).unwrap();
+        assert_eq!((found.ttft, found.tps), (Some(3.0), Some(7.0)));
+        // of another prompt
+        report.predicted = Some(chosen(12288));
+        assert_eq!(predicted_of(&report, 2, &tests), None);
     }
 
     #[test]
