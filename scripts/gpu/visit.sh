@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [sanitize] [trace] [decode] [planned] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [planned] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -62,6 +62,32 @@ if [[ $what == *correct* ]]; then
     done
     verify "tiny-llama against all in VRAM" tiny-llama 60M --reference gpu --tolerance 1
     [ -s "$models/smollm2.gguf" ] && verify "smollm2 against all in VRAM" smollm2 60M --reference gpu --tolerance 5
+    unset PIPESHARD_RESERVE
+fi
+
+if [[ $what == *searched* ]]; then
+    # plans that were searched for, tokens that stream among them: delays on both lanes and 0xFF in fresh memory change no bit
+    export PIPESHARD_RESERVE=0
+    synth long-llama tiny-llama --layers 24
+    synth tiny-qwen3moe tiny-qwen3moe
+    synth tiny-gemma3 tiny-gemma3
+    for model in long-llama tiny-qwen3moe tiny-gemma3; do
+        for budget in ${BUDGETS:-60M 90M}; do
+            digests=()
+            for seed in 0 1 2 3; do
+                [ "$seed" = 0 ] || export PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1
+                digests+=("$(timeout 60 "$bin/pipeshard" eval "$models/$model.gguf" --prompt 1,7,33,600 --generate 16 --threads 8 --vram "$budget" \
+                    2>> "$OUT/visit.log" | python3 -c '
+import json, sys
+run = json.load(sys.stdin)
+units = run["report"]["units"]["decode"]
+print([r["logits_hash"] for r in run["results"]], units)')")
+                unset PIPESHARD_DEBUG_NOISE PIPESHARD_DEBUG_FILL
+            done
+            distinct=$(printf '%s\n' "${digests[@]}" | sort -u | wc -l)
+            note "searched $model $budget: $distinct distinct of ${#digests[@]} runs; ${digests[0]##*]}"
+        done
+    done
     unset PIPESHARD_RESERVE
 fi
 

@@ -7,7 +7,8 @@ use super::runtime::Runtime;
 use crate::cost::{ModelShape, Workload};
 use crate::inventory::{kv_bytes, DType, Inventory};
 use crate::plan::{
-    estimate_scratch, search, Decisions, Found, KvLayer, Placement, SearchInput, UbatchOption,
+    estimate_scratch, search, Decisions, Found, KvLayer, Placement, PlanError, SearchInput,
+    UbatchOption,
 };
 use crate::profile::{
     file_of_user, obtain, operations, Cache, Effort, Profile, ProfileError, Request,
@@ -159,7 +160,12 @@ impl Runtime {
                 type_v: type_v.name,
             }));
         }
-        found.map(Some).map_err(|error| error.to_string())
+        match found {
+            Ok(found) => Ok(Some(found)),
+            // by estimate: in the smallest budgets that work there is nothing to decide, and what does not work says so itself
+            Err(PlanError::BudgetTooSmall { .. }) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// What this machine does per second: kept from before, or measured now.
