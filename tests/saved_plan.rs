@@ -152,7 +152,10 @@ fn residents_that_have_no_room_any_more_are_dropped_and_counted() {
     assert!(squeezed.said.contains("have no room"), "{}", squeezed.said);
     assert_eq!(squeezed.outcome(), run.outcome());
     let much = following(&model, &file, budget)
-        .env("PIPESHARD_RESERVE", &(budget - needs + needs / 8).to_string())
+        .env(
+            "PIPESHARD_RESERVE",
+            &(budget - needs + needs / 8).to_string(),
+        )
         .run();
     refused(&much, &["does not fit", "pipeshard plan"]);
 }
