@@ -387,7 +387,9 @@ while [ $# -gt 0 ]; do case "$1" in --pipeshard-report) report=$2; shift;; esac;
 case "${PIPESHARD_DEBUG_CANDIDATE-}" in kv-first) wait=0.1;; *) wait=0.3;; esac
 name=${PIPESHARD_DEBUG_CANDIDATE-default}; [ "$name" = unheard-of ] && name=default
 echo '{"peak_bytes": 1000}' > "$PIPESHARD_SIM_COUNTERS"
-echo "{\"engaged\": true, \"candidate\": \"$name\", \"predicted\": {\"ttft\": 0.36, \"tps\": 12}}" > "$report"
+echo "{\"engaged\": true, \"candidate\": \"$name\", \"predicted\": {\"ttft\": 0.36, \"tps\": 12, \"e2el\": 1, \
+\"decode_pass_seconds\": 0.1, \"prompt_pass_seconds\": 0.1, \"prompt_tokens\": 192, \"generated_tokens\": 2, \"limit\": \"link\", \
+\"prompt_limit\": \"link\", \"profile\": \"stated\"}}" > "$report"
 say starting; say "prompt run 1/1"; sleep $wait; say "generation run 1/1"; sleep $wait
 case $wait in 0.1) both=1200000000;; *) both=2600000000;; esac
 echo "{\"n_prompt\": 192, \"n_gen\": 2, \"n_depth\": 0, \"samples_ns\": [ $both ]}"

@@ -35,6 +35,11 @@ impl Runtime {
         if self.retry.tried() {
             return wanted.ubatch;
         }
+        // the buffers of a context that lives were reserved for the decisions that were made for it
+        let held = self.ledger.now();
+        if held.kv > 0 || self.ledger.scratch() > 0 {
+            return wanted.ubatch;
+        }
         let found = match self.models.iter().find(|m| m.key == model) {
             Some(model) if !self.config.debug.like_stock => {
                 let mut inventory = model.inventory.clone();
