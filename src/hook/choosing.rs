@@ -26,6 +26,9 @@ impl Runtime {
     /// A context is about to be made: decides what the plan leaves open, and the ubatch where the user gave none.
     pub fn context_wanted(&mut self, model: usize, wanted: ContextSize) -> u32 {
         if let Some(planned) = self.saved_ubatch(wanted) {
+            // whoever saved the plan may have predicted for another machine
+            self.prediction = None;
+            self.calibrating.context(None);
             return planned;
         }
         // what a context that did not fit has taught is about the decisions that were made for it
