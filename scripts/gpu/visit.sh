@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [planned] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [planned] [depth] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -175,6 +175,25 @@ if [[ $what == *planned* ]]; then
         done
     done
     grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
+fi
+
+if [[ $what == *depth* ]]; then
+    # generation behind a long prompt, one timeline each: where a token's time goes, and whether the first ones cost more
+    synth 8b llama3-8b --type f16
+    synth 30b qwen3-30b-a3b --type q4_0
+    mkdir -p "$OUT/depth"
+    for gib in ${GIBS:-4 8}; do
+        for model in ${DEPTH_MODELS:-8b 30b}; do
+            for ubatch in ${UBATCHES:-planned 512}; do
+                given=(); [ "$ubatch" = planned ] || given=(-ub "$ubatch")
+                bench "$model ${gib}G behind ${DEPTH:-3968}, ubatch $ubatch" -m "$models/$model.gguf" -p 0 -n 32 -d "${DEPTH:-3968}" -r 2 -b 4096 \
+                    "${given[@]}" -v --pipeshard --pipeshard-vram "${gib}G" --pipeshard-report "$OUT/depth/$model-${gib}g-$ubatch.report.json" \
+                    --pipeshard-trace "$OUT/depth/$model-${gib}g-$ubatch.trace.json"
+            done
+        done
+    done
+    grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
+    tar -C "$OUT" -czf "$OUT/depth.tar.gz" depth && rm -r "$OUT/depth"
 fi
 
 if [[ $what == *speed* ]]; then
