@@ -56,3 +56,26 @@ fn sliding_windows() {
     let streamed = compare("tiny-gemma3", &[], &[32 * MIB, 42 * MIB]);
     assert!(streamed > 0, "no token streamed anything");
 }
+
+#[test]
+fn the_plan_that_runs_is_the_one_that_was_predicted() {
+    let model = synthetic("tiny-llama", &["--layers", "12"]);
+    let mut streamed = 0;
+    for budget in [34 * MIB, 39 * MIB, 47 * MIB] {
+        // longer answers differ from shorter ones by their tokens alone
+        let answer = |tokens| {
+            let eval = Eval::searched(&model).prompts(&[200]).generate(tokens);
+            eval.within(budget, MACHINES[0]).answers()
+        };
+        let (short, long) = (answer(4), answer(20));
+        let predicted = long.report().predicted.as_ref().unwrap();
+        let (short, long) = (short.report().bytes_streamed, long.report().bytes_streamed);
+        assert_eq!(
+            long - short,
+            16 * predicted.decode_bytes_streamed,
+            "{budget}"
+        );
+        streamed += long - short;
+    }
+    assert!(streamed > 0, "no token streamed anything");
+}

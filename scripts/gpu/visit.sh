@@ -72,11 +72,13 @@ if [[ $what == *searched* ]]; then
     synth tiny-qwen3moe tiny-qwen3moe
     synth tiny-gemma3 tiny-gemma3
     for model in long-llama tiny-qwen3moe tiny-gemma3; do
-        for budget in ${BUDGETS:-60M 90M}; do
+        for budget in ${MIBS:-60 90}; do
             digests=()
             for seed in 0 1 2 3; do
-                [ "$seed" = 0 ] || export PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1
-                digests+=("$(timeout 60 "$bin/pipeshard" eval "$models/$model.gguf" --prompt 1,7,33,600 --generate 16 --threads 8 --vram "$budget" \
+                # what makes the delays takes 16 MiB of the budget
+                beside=0
+                [ "$seed" = 0 ] || { export PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1; beside=16; }
+                digests+=("$(timeout 60 "$bin/pipeshard" eval "$models/$model.gguf" --prompt 1,7,33,600 --generate 16 --threads 8 --vram $((budget + beside))M \
                     2>> "$OUT/visit.log" | python3 -c '
 import json, sys
 run = json.load(sys.stdin)
@@ -85,7 +87,7 @@ print([r["logits_hash"] for r in run["results"]], units)')")
                 unset PIPESHARD_DEBUG_NOISE PIPESHARD_DEBUG_FILL
             done
             distinct=$(printf '%s\n' "${digests[@]}" | sort -u | wc -l)
-            note "searched $model $budget: $distinct distinct of ${#digests[@]} runs; ${digests[0]##*]}"
+            note "searched $model ${budget}M: $distinct distinct of ${#digests[@]} runs; ${digests[0]##*]}"
         done
     done
     unset PIPESHARD_RESERVE
@@ -178,7 +180,7 @@ if [[ $what == *planned* ]]; then
 fi
 
 if [[ $what == *depth* ]]; then
-    # generation behind a long prompt, one timeline each: where a token's time goes, and whether the first ones cost more
+    # generation behind a long prompt; TRACE=on: one timeline each, whose watchers take two cores from the CPU's part
     synth 8b llama3-8b --type f16
     synth 30b qwen3-30b-a3b --type q4_0
     mkdir -p "$OUT/depth"
@@ -186,9 +188,9 @@ if [[ $what == *depth* ]]; then
         for model in ${DEPTH_MODELS:-8b 30b}; do
             for ubatch in ${UBATCHES:-planned 512}; do
                 given=(); [ "$ubatch" = planned ] || given=(-ub "$ubatch")
-                bench "$model ${gib}G behind ${DEPTH:-3968}, ubatch $ubatch" -m "$models/$model.gguf" -p 0 -n 32 -d "${DEPTH:-3968}" -r 2 -b 4096 \
-                    "${given[@]}" -v --pipeshard --pipeshard-vram "${gib}G" --pipeshard-report "$OUT/depth/$model-${gib}g-$ubatch.report.json" \
-                    --pipeshard-trace "$OUT/depth/$model-${gib}g-$ubatch.trace.json"
+                [ "${TRACE:-off}" = off ] || given+=(--pipeshard-trace "$OUT/depth/$model-${gib}g-$ubatch.trace.json")
+                bench "$model ${gib}G behind ${DEPTH:-3968}, ubatch $ubatch" -m "$models/$model.gguf" -p 0 -n "${GENERATE:-32}" -d "${DEPTH:-3968}" -r 2 \
+                    -b 4096 "${given[@]}" -v --pipeshard --pipeshard-vram "${gib}G" --pipeshard-report "$OUT/depth/$model-${gib}g-$ubatch.report.json"
             done
         done
     done

@@ -83,6 +83,11 @@ impl Ledger {
         self.kv.contains_key(&owner)
     }
 
+    /// How many contexts have KV.
+    pub fn contexts(&self) -> usize {
+        self.kv.len()
+    }
+
     /// Whether the KV of this layer that was made last is on the host.
     pub fn layer_on_host(&self, model: usize, layer: u32) -> bool {
         self.kv_order

@@ -8,6 +8,7 @@
 
 use super::runtime::Runtime;
 use crate::cost::{Calibration, Costs, Forecast, Lane, Limit, ModelShape, PassShape, Workload};
+use crate::inventory::Inventory;
 use crate::profile::{Origin, Profile};
 use crate::report::{CalibrationCounts, PassTimes, Predicted, ProfileKind, PROMPT_ROWS};
 use std::time::{Duration, Instant};
@@ -33,6 +34,17 @@ pub struct Asked {
     pub type_k: &'static str,
     /// ggml's name of the type of the values.
     pub type_v: &'static str,
+}
+
+impl Asked {
+    /// The model that was asked for: an inventory with [`Asked::experts_used`], and the cache's types.
+    pub fn model<'a>(&self, inventory: &'a Inventory) -> ModelShape<'a> {
+        ModelShape {
+            inventory,
+            type_k: self.type_k,
+            type_v: self.type_v,
+        }
+    }
 }
 
 /// A pass whose last split was submitted.
@@ -170,18 +182,13 @@ impl Runtime {
         };
         let mut inventory = model.inventory.clone();
         inventory.expert_used_count = asked.experts_used;
-        let model = ModelShape {
-            inventory: &inventory,
-            type_k: asked.type_k,
-            type_v: asked.type_v,
-        };
         let shape = PassShape {
             rows,
             sequences: sequences(rows),
             cells: 0,
             outputs: sequences(rows),
         };
-        let costs = Costs::new(model, profile);
+        let costs = Costs::new(asked.model(&inventory), profile);
         Some(Forecast::of(&costs, plan, shape, asked.context))
     }
 
@@ -194,6 +201,7 @@ impl Runtime {
             tps: found.tps,
             e2el: found.e2el,
             decode_pass_seconds: found.decode.seconds,
+            decode_bytes_streamed: found.decode.bytes_streamed,
             prompt_pass_seconds: found.prompt.seconds / f64::from(passes.max(1)),
             prompt_tokens: asked.workload.prompt,
             generated_tokens: asked.workload.generated,

@@ -5,9 +5,9 @@ use super::calibrating::Asked;
 use super::log;
 use super::runtime::Runtime;
 use crate::cost::{ModelShape, Workload};
-use crate::inventory::{kv_bytes, DType, Inventory};
+use crate::inventory::{kv_bytes, DType, Inventory, KvLayer as CachedLayer};
 use crate::plan::{
-    estimate_scratch, search, Decisions, Found, KvLayer, Placement, PlanError, SearchInput,
+    adapt, estimate_scratch, search, Decisions, Found, KvLayer, Placement, PlanError, SearchInput,
     UbatchOption,
 };
 use crate::profile::{
@@ -22,12 +22,26 @@ const LONGEST_PROMPT: u32 = 16384;
 /// Tokens that are generated in it.
 const GENERATED: u32 = 64;
 
+/// Whether decisions were made for the memory that is there. A context is decided about before its compute buffers and what the
+/// device's backend takes are known.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Settling {
+    /// They were, or nothing was decided.
+    #[default]
+    Settled,
+    /// They were made by estimate.
+    Estimated,
+    /// There is more or less memory than they were made for.
+    Outdated,
+}
+
 impl Runtime {
     /// A context is about to be made: decides what the plan leaves open, and the ubatch where the user gave none.
     pub fn context_wanted(&mut self, model: usize, wanted: ContextSize) -> u32 {
         if let Some(planned) = self.saved_ubatch(wanted) {
             // whoever saved the plan may have predicted for another machine
             self.prediction = None;
+            self.settling = Settling::Settled;
             self.calibrating.context(None);
             return planned;
         }
@@ -51,27 +65,24 @@ impl Runtime {
         match found {
             Ok(Some(found)) => {
                 self.replan();
+                self.settling = Settling::Estimated;
                 if found.ubatch != wanted.ubatch {
                     log::info(&format!(
                         "ubatches of {} tokens suit this budget (-ub {} for llama.cpp's own size)",
                         found.ubatch, wanted.ubatch
                     ));
                 }
-                log::info(&describe(&found));
                 let ubatch = found.ubatch;
                 self.decisions = found.decisions;
                 self.prediction = Some(found.prediction);
                 ubatch
             }
-            Ok(None) => {
-                self.decisions = Decisions::default();
-                self.prediction = None;
-                self.calibrating.context(None);
-                wanted.ubatch
-            }
-            // llama.cpp makes the context all the same; what does not fit is said then
-            Err(why) => {
-                log::warn(&format!("nothing was searched for: {why}"));
+            other => {
+                // llama.cpp makes the context all the same; what does not fit is said then
+                if let Err(why) = other {
+                    log::warn(&format!("nothing was searched for: {why}"));
+                }
+                self.settling = Settling::Settled;
                 self.decisions = Decisions::default();
                 self.prediction = None;
                 self.calibrating.context(None);
@@ -90,8 +101,7 @@ impl Runtime {
             return Ok(None);
         }
         let profile = self.profile(inventory, wanted)?;
-        let mut input = self.plan_input(0);
-        input.decide(&Decisions::default());
+        let mut input = self.plan_problem(0);
         let held = input.kv_fixed.take().unwrap_or_default();
         input.reserve += held
             .iter()
@@ -104,21 +114,16 @@ impl Runtime {
             return Ok(None);
         };
         let sequences = wanted.sequences.max(1);
-        let of_layer = |layer: &crate::inventory::KvLayer, ubatch: u32| KvLayer {
-            layer: layer.layer,
-            bytes: kv_bytes(
-                layer,
-                layer.cells(
-                    u64::from(wanted.context),
-                    u64::from(ubatch),
-                    u64::from(sequences),
-                ),
-                type_k,
-                type_v,
-            ),
+        let cells = |layer: &CachedLayer| {
+            let (context, ubatch) = (u64::from(wanted.context), u64::from(wanted.ubatch));
+            layer.cells(context, ubatch, u64::from(sequences))
         };
         let layers = inventory.kv.layers.iter();
-        input.kv = layers.map(|layer| of_layer(layer, wanted.ubatch)).collect();
+        let of_layer = |layer: &CachedLayer| KvLayer {
+            layer: layer.layer,
+            bytes: kv_bytes(layer, cells(layer), type_k, type_v),
+        };
+        input.kv = layers.map(of_layer).collect();
         let taken = self.ledger.scratch();
         let scratch = |ubatch| taken + estimate_scratch(inventory, ubatch, wanted.context, 0);
         let longest = wanted.batch.min(wanted.context);
@@ -130,6 +135,7 @@ impl Runtime {
             .map(|ubatch| UbatchOption {
                 ubatch,
                 scratch: scratch(ubatch),
+                pools: self.pools.expected_beyond(inventory, ubatch),
             })
             .collect();
         let model = ModelShape {
@@ -171,6 +177,65 @@ impl Runtime {
             Err(PlanError::BudgetTooSmall { .. }) => Ok(None),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// Adapts what was decided to the memory that is there for it, now that it is known. Compute buffers were reserved by then:
+    /// only what needs no others is decided again, that is what generation streams through the ring and how large that is.
+    pub fn settle_decisions(&mut self) {
+        let settling = std::mem::take(&mut self.settling);
+        if settling == Settling::Settled {
+            return;
+        }
+        if self.retry.smallest {
+            self.prediction = None;
+            return;
+        }
+        let Some(found) = self.adapted() else {
+            return;
+        };
+        let changed = found.decisions != self.decisions;
+        if changed || settling == Settling::Estimated {
+            log::info(&describe(&found));
+        }
+        if changed {
+            self.decisions = found.decisions;
+            self.replan();
+        }
+        self.prediction = Some(found.prediction);
+    }
+
+    fn adapted(&self) -> Option<Found> {
+        let asked = self.calibrating.asked?;
+        let ([model], Some(profile), 1) = (
+            self.models.as_slice(),
+            &self.measured,
+            self.ledger.contexts(),
+        ) else {
+            return None;
+        };
+        let input = self.plan_problem(0);
+        let least = self.plan_input(0).stream_min_rows;
+        // compute buffers of a ubatch that streams nothing are as small as those of a token
+        if self.config.debug.decode_stream.is_some() || asked.workload.ubatch < least {
+            return None;
+        }
+        let mut inventory = model.inventory.clone();
+        inventory.expert_used_count = asked.experts_used;
+        let option = UbatchOption {
+            ubatch: asked.workload.ubatch,
+            scratch: input.scratch,
+            pools: 0,
+        };
+        let wanted = SearchInput {
+            input: &input,
+            model: asked.model(&inventory),
+            profile,
+            workload: asked.workload,
+            ubatches: &[option],
+            forced: self.config.debug.candidate,
+        };
+        // where it does not fit any more, making the plan says so
+        adapt(&wanted, self.decisions.clone()).ok()
     }
 
     /// What this machine does per second: kept from before, or measured now.

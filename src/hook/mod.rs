@@ -30,6 +30,7 @@ pub mod outcome;
 pub mod panics;
 pub mod pass;
 pub mod placement;
+mod planning;
 pub mod pools;
 pub mod rewrite;
 pub mod routing;

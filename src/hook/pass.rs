@@ -257,6 +257,7 @@ impl Runtime {
         match plan(&self.plan_input(0)) {
             Ok(made) => {
                 self.plan = Some(made);
+                self.outdate();
                 self.void_graphs();
             }
             Err(error) => {

@@ -1,6 +1,7 @@
 //! What the hook knows between calls.
 
 use super::calibrating::Calibrating;
+use super::choosing::Settling;
 use super::config::Config;
 use super::log;
 use super::outcome::Outcome;
@@ -19,7 +20,7 @@ use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::host_memory::LockedMemory;
 use crate::lanes::mapped_file::{MappedFiles, Shrunk};
-use crate::plan::{plan, Decisions, Plan, PlanError, PlanInput, StreamShare, Unit, UnitId};
+use crate::plan::{Decisions, Plan, Unit, UnitId};
 use crate::profile::Profile;
 use crate::trace::record::HostWork;
 use crate::trace::Recorder;
@@ -109,6 +110,8 @@ pub struct Runtime {
     pub broken: bool,
     /// What was decided for the context that was made last.
     pub decisions: Decisions,
+    /// Whether that was decided for the memory that is there.
+    pub settling: Settling,
     /// What the machine does per second, once it was asked for.
     pub measured: Option<Profile>,
     /// What the decisions are predicted to cost.
@@ -163,6 +166,7 @@ impl Runtime {
             turns: Turns::default(),
             broken: false,
             decisions: Decisions::default(),
+            settling: Settling::default(),
             measured: None,
             prediction: None,
             calibrating: Calibrating::default(),
@@ -293,86 +297,6 @@ impl Runtime {
     pub fn reserve(&self) -> u64 {
         // no card has a pebibyte, and sums do not overflow
         self.own_bytes() + self.pools.reserve().min(1 << 50)
-    }
-
-    /// The planner's view of now, with `extra_scratch` bytes of compute buffers to come.
-    pub fn plan_input(&self, extra_scratch: u64) -> PlanInput {
-        let mut input = PlanInput::new(self.plan_units.clone(), Vec::new(), self.budget);
-        let debug = &self.config.debug;
-        if !self.retry.smallest {
-            input.decide(&self.decisions);
-        }
-        input.expert_min_rows = debug.expert_rows.or(input.expert_min_rows);
-        input.chosen_percent = debug.chosen_percent.unwrap_or(input.chosen_percent);
-        if let Some(percent) = debug.decode_stream {
-            input.short_streams.retain(|share| share.min_rows > 1);
-            input.short_streams.push(StreamShare {
-                min_rows: 1,
-                percent,
-            });
-        }
-        input.output_on_host = self.retry.output_on_host;
-        input.keep_in_ring = !self.config.debug.like_stock;
-        input.kv_fixed = Some(self.ledger.kv_placements());
-        input.fixed = self.fixed_plan();
-        let known = self.ledger.scratch() + extra_scratch;
-        input.scratch = known
-            .max(self.retry.expected_scratch)
-            .max(self.retry.freed_scratch);
-        input.reserve = self.reserve();
-        input.granularity = self.granularity();
-        input.alignment = self.device.map_or(256, |d| d.alignment());
-        input
-    }
-
-    /// Plans for now, with `extra_scratch` bytes of compute buffers to come.
-    pub fn make_plan(&self, extra_scratch: u64) -> Result<Plan, PlanError> {
-        let mut input = self.plan_input(extra_scratch);
-        let made = plan(&input)?;
-        if !self.retry.smallest || made.minimum_budget >= input.budget {
-            return Ok(made);
-        }
-        input.budget = made.minimum_budget;
-        plan(&input)
-    }
-
-    /// The plan for now, made again if something changed.
-    pub fn current_plan(&mut self) -> Result<&Plan, PlanError> {
-        if self.plan.is_none() {
-            let made = self.make_plan(0)?;
-            self.outcome.plans += 1;
-            self.plan = Some(made);
-        }
-        match &self.plan {
-            Some(plan) => Ok(plan),
-            None => Err(PlanError::InvalidInput("no plan".to_string())),
-        }
-    }
-
-    /// A plan to measure graphs by. Where the budget is too small, that of the smallest budget that is not: so that the
-    /// compute buffers become known, and with them the smallest budget that works.
-    pub fn plan_for_measuring(&mut self) -> Result<(), String> {
-        match self.current_plan() {
-            Ok(_) => Ok(()),
-            Err(PlanError::BudgetTooSmall { minimum, .. }) => {
-                let mut input = self.plan_input(0);
-                input.budget = minimum;
-                self.plan = Some(plan(&input).map_err(|e| e.to_string())?);
-                Ok(())
-            }
-            Err(PlanError::FixedDoesNotFit { needed, .. }) => {
-                let mut input = self.plan_input(0);
-                input.budget = needed;
-                self.plan = Some(plan(&input).map_err(|e| e.to_string())?);
-                Ok(())
-            }
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    /// Something that the plan depends on has changed.
-    pub fn replan(&mut self) {
-        self.plan = None;
     }
 
     /// Waits until nothing on the device uses the arena.
@@ -528,24 +452,6 @@ impl Runtime {
         }
         self.ledger
             .set_other(self.own_bytes() + self.pools.measured());
-    }
-
-    /// Changes the budget; residents move before the next pass.
-    pub fn set_budget(&mut self, bytes: u64) -> Result<(), String> {
-        let before = std::mem::replace(&mut self.budget, bytes);
-        let fits = plan(&self.plan_input(0));
-        match fits {
-            Ok(made) => {
-                self.plan = Some(made);
-                self.void_graphs();
-                self.outcome.budget_changes += 1;
-                Ok(())
-            }
-            Err(error) => {
-                self.budget = before;
-                Err(error.to_string())
-            }
-        }
     }
 }
 

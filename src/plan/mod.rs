@@ -51,7 +51,7 @@ pub use read::ReadPlanError;
 pub use saved::{
     ModelIdentity, PlanSettings, SavedPlan, SavedPlanError, TensorIdentity, SAVED_PLAN_SCHEMA,
 };
-pub use search::{search, Candidate, Found, SearchInput, UbatchOption};
+pub use search::{adapt, search, Candidate, Found, SearchInput, UbatchOption};
 pub use solve::{place_kv, plan};
 pub use types::{
     Chunk, KvLayer, KvPlacement, Ledger, Location, Placement, Plan, PlanInput, Ring, StreamGroup,

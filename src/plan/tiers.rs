@@ -25,6 +25,7 @@ pub(super) fn tiers(input: &PlanInput, residents: &[UnitId], ring: &Ring) -> Vec
     starts.sort_unstable();
     starts.dedup();
     let last = starts.len() - 1;
+    let first_lap = ring.first_lap().len();
     let tier = |(index, &start): (usize, &u32)| {
         let mut placements = resident.clone();
         let mut place = |group: &StreamGroup, placement| {
@@ -33,7 +34,6 @@ pub(super) fn tiers(input: &PlanInput, residents: &[UnitId], ring: &Ring) -> Vec
             }
         };
         let from = streams_from(input, ring, start);
-        let first_lap = ring.first_lap().len();
         let streams = |at: usize, group: &StreamGroup, rows: u32| {
             let is_dense = !is_experts(input, group);
             rows <= start || (is_dense && at >= first_lap && group.offset >= from)

@@ -25,6 +25,9 @@ pub struct Predicted {
     pub e2el: f64,
     /// One pass of generation, half way through the answer.
     pub decode_pass_seconds: f64,
+    /// Bytes that such a pass streams.
+    #[serde(default)]
+    pub decode_bytes_streamed: u64,
     /// One pass of the prompt, on average.
     pub prompt_pass_seconds: f64,
     /// Tokens of the prompt.

@@ -136,6 +136,7 @@ impl<'a> Question<'a> {
                     cells,
                     if on_host { 0 } else { ubatch },
                 ),
+                pools: 0,
             };
             let options: Vec<UbatchOption> = ubatches.iter().map(option).collect();
             search(&SearchInput {

@@ -79,19 +79,10 @@ impl Search<'_> {
 
     fn tune_threshold(&mut self, experts: bool) {
         let prompt = self.plan.tiers.last().map(|tier| &tier.placements);
-        let streams = |class: UnitClass| {
-            let placements = prompt.into_iter().flatten().zip(&self.plan.units);
-            let mut of_class = placements.filter(|(_, unit)| {
-                (unit.class == UnitClass::Experts) == (class == UnitClass::Experts)
-            });
-            of_class.any(|(placement, _)| *placement == Placement::Streamed)
-        };
-        let class = if experts {
-            UnitClass::Experts
-        } else {
-            UnitClass::FeedForward
-        };
-        if !streams(class) {
+        let mut placed = prompt.into_iter().flatten().zip(&self.plan.units);
+        if !placed.any(|(placement, unit)| {
+            *placement == Placement::Streamed && (unit.class == UnitClass::Experts) == experts
+        }) {
             return;
         }
         let with = |rows: u32| {
@@ -123,21 +114,17 @@ impl Search<'_> {
 
     /// Takes over decisions about other batches than those of the conversation, unless they concern it all the same.
     fn adopt_if_harmless(&mut self, decisions: Decisions) {
-        if let Ok(made) = plan(&self.input.with(&decisions)) {
-            let score = self.costs.predict(&made, self.workload).score();
-            if score <= self.score * (1.0 + GAIN) {
-                self.adopt(decisions);
+        if let Some(priced) = self.price(decisions) {
+            if priced.prediction.score() <= self.score * (1.0 + GAIN) {
+                self.take(priced);
             }
         }
     }
 
     /// Takes over decisions whatever they cost.
     pub(super) fn adopt(&mut self, decisions: Decisions) {
-        if let Ok(made) = plan(&self.input.with(&decisions)) {
-            self.prediction = self.costs.predict(&made, self.workload);
-            self.score = self.prediction.score();
-            self.decisions = decisions;
-            self.plan = made;
+        if let Some(priced) = self.price(decisions) {
+            self.take(priced);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::super::decisions::Decisions;
 use super::super::types::{Placement, StreamShare, UnitClass};
+use super::orders::CLASSES;
 use super::{Search, MIB};
 
 /// A plan by name (`PIPESHARD_DEBUG_CANDIDATE`).
@@ -56,13 +57,7 @@ impl Search<'_> {
     pub(super) fn force(&mut self, candidate: Candidate) {
         let usual = Decisions::default();
         let classes = |first: UnitClass| {
-            let rest = [
-                UnitClass::Attention,
-                UnitClass::FeedForward,
-                UnitClass::Output,
-                UnitClass::Experts,
-            ];
-            let rest = rest.into_iter().filter(|class| *class != first);
+            let rest = CLASSES.into_iter().filter(|class| *class != first);
             let order: Vec<UnitClass> = std::iter::once(first).chain(rest).collect();
             Decisions {
                 order: self.order_of_classes(&order),

@@ -37,12 +37,14 @@ pub struct UbatchOption {
     pub ubatch: u32,
     /// Bytes of compute buffers.
     pub scratch: u64,
+    /// Bytes that the device's backend is expected to take on its own account for it, beyond what the input reserves.
+    pub pools: u64,
 }
 
 /// What is searched for.
 #[derive(Debug, Clone, Copy)]
 pub struct SearchInput<'a> {
-    /// What is given; its scratch is replaced by that of the ubatch.
+    /// What is given; its scratch is replaced by that of the ubatch, and its reserve grows with it.
     pub input: &'a PlanInput,
     /// The model whose tensors the input's units are.
     pub model: ModelShape<'a>,
@@ -84,19 +86,13 @@ impl Prediction {
 /// Searches for the best decisions.
 ///
 /// # Errors
-/// As [`plan`], if no size of the ubatch can be planned for.
+/// As [`plan`], if no size of the ubatch can be planned for: of the size that needs the smallest budget.
 pub fn search(wanted: &SearchInput) -> Result<Found, PlanError> {
     let costs = Costs::new(wanted.model, wanted.profile);
     let mut best: Option<Search> = None;
-    let mut failure = PlanError::InvalidInput("no size of the ubatch to choose from".to_owned());
+    let mut failure = None;
     for option in wanted.ubatches {
-        let mut input = wanted.input.clone();
-        input.scratch = option.scratch;
-        let workload = Workload {
-            ubatch: option.ubatch,
-            ..wanted.workload
-        };
-        match Search::new(input, &costs, workload) {
+        match Search::new(wanted, option, &costs, Decisions::default()) {
             // what fits is computed as llama.cpp does
             Ok(search) if search.all_fits() && best.is_none() => {
                 best = Some(search);
@@ -111,10 +107,10 @@ pub fn search(wanted: &SearchInput) -> Result<Found, PlanError> {
                     best = Some(search);
                 }
             }
-            Err(error) => failure = error,
+            Err(error) => failure = Some(the_nearer(failure, error)),
         }
     }
-    let mut search = best.ok_or(failure)?;
+    let mut search = best.ok_or_else(|| failure.unwrap_or_else(no_ubatch))?;
     match wanted.forced {
         Some(candidate) => search.force(candidate),
         None => {
@@ -122,13 +118,47 @@ pub fn search(wanted: &SearchInput) -> Result<Found, PlanError> {
             search.tune_batches();
         }
     }
-    Ok(Found {
-        decisions: search.decisions,
-        plan: search.plan,
-        prediction: search.prediction,
-        ubatch: search.workload.ubatch,
-        priced: search.priced,
-    })
+    Ok(search.found())
+}
+
+/// Adapts decisions to what has become known since: the memory that is there for weights. Changes how large the ring is and how
+/// much generation streams through it, neither of which needs other compute buffers; for the first ubatch of `wanted` only.
+///
+/// # Errors
+/// As [`plan`].
+pub fn adapt(wanted: &SearchInput, decisions: Decisions) -> Result<Found, PlanError> {
+    let costs = Costs::new(wanted.model, wanted.profile);
+    let option = wanted.ubatches.first().ok_or_else(no_ubatch)?;
+    let mut search = Search::new(wanted, option, &costs, decisions)?;
+    if wanted.forced.is_none() && !search.all_fits() {
+        search.try_shares();
+        if search.try_rings() {
+            search.try_shares();
+        }
+    }
+    Ok(search.found())
+}
+
+/// Of two errors the one that names the smaller budget.
+fn the_nearer(before: Option<PlanError>, error: PlanError) -> PlanError {
+    match (&before, &error) {
+        (
+            Some(PlanError::BudgetTooSmall { minimum: least, .. }),
+            PlanError::BudgetTooSmall { minimum, .. },
+        ) if minimum < least => error,
+        _ => before.unwrap_or(error),
+    }
+}
+
+fn no_ubatch() -> PlanError {
+    PlanError::InvalidInput("no size of the ubatch to choose from".to_owned())
+}
+
+/// Decisions, the plan that they make, and what it is predicted to cost.
+struct Priced {
+    decisions: Decisions,
+    plan: Plan,
+    prediction: Prediction,
 }
 
 /// A search in progress: the best so far.
@@ -145,9 +175,20 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(input: PlanInput, costs: &'a Costs<'a>, workload: Workload) -> Result<Self, PlanError> {
-        let decisions = Decisions::default();
-        let plan = plan(&input)?;
+    fn new(
+        wanted: &SearchInput,
+        option: &UbatchOption,
+        costs: &'a Costs<'a>,
+        decisions: Decisions,
+    ) -> Result<Self, PlanError> {
+        let mut input = wanted.input.clone();
+        input.scratch = option.scratch;
+        input.reserve = input.reserve.saturating_add(option.pools);
+        let workload = Workload {
+            ubatch: option.ubatch,
+            ..wanted.workload
+        };
+        let plan = plan(&input.with(&decisions))?;
         let prediction = costs.predict(&plan, workload);
         Ok(Search {
             score: prediction.score(),
@@ -161,22 +202,46 @@ impl<'a> Search<'a> {
         })
     }
 
+    fn found(self) -> Found {
+        Found {
+            decisions: self.decisions,
+            plan: self.plan,
+            prediction: self.prediction,
+            ubatch: self.workload.ubatch,
+            priced: self.priced,
+        }
+    }
+
     /// Whether the conversation is served better with these decisions; then they are the best.
     fn attempt(&mut self, decisions: Decisions) -> bool {
-        let Ok(made) = plan(&self.input.with(&decisions)) else {
+        let Some(priced) = self.price(decisions) else {
             return false;
         };
-        self.priced += 1;
-        let prediction = self.costs.predict(&made, self.workload);
-        let score = prediction.score();
-        let better = score < self.score * (1.0 - GAIN);
+        let better = priced.prediction.score() < self.score * (1.0 - GAIN);
         if better {
-            self.score = score;
-            self.decisions = decisions;
-            self.plan = made;
-            self.prediction = prediction;
+            self.take(priced);
         }
         better
+    }
+
+    /// The plan that decisions make, if they make one, and its price.
+    fn price(&mut self, decisions: Decisions) -> Option<Priced> {
+        let plan = plan(&self.input.with(&decisions)).ok()?;
+        self.priced += 1;
+        let prediction = self.costs.predict(&plan, self.workload);
+        Some(Priced {
+            decisions,
+            plan,
+            prediction,
+        })
+    }
+
+    /// Makes these decisions the best.
+    fn take(&mut self, priced: Priced) {
+        self.score = priced.prediction.score();
+        self.decisions = priced.decisions;
+        self.plan = priced.plan;
+        self.prediction = priced.prediction;
     }
 
     /// Nothing is left on the host that may be on the device.

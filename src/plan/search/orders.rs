@@ -6,7 +6,7 @@ use super::super::types::{UnitClass, UnitId};
 use super::Search;
 
 /// Classes that are weighed against each other.
-const CLASSES: [UnitClass; 4] = [
+pub(super) const CLASSES: [UnitClass; 4] = [
     UnitClass::Attention,
     UnitClass::FeedForward,
     UnitClass::Output,

@@ -51,6 +51,7 @@ fn run(inventory: &Inventory, profile: &Profile, input: &PlanInput, workload: Wo
         ubatches: &[UbatchOption {
             ubatch: workload.ubatch,
             scratch: MIB,
+            pools: 0,
         }],
         forced: None,
     })
@@ -271,6 +272,7 @@ fn larger_ubatches_are_chosen_for_long_prompts_that_stream() {
     let options = [512, 1024, 2048, 4096].map(|ubatch| UbatchOption {
         ubatch,
         scratch: u64::from(ubatch) << 10,
+        pools: 0,
     });
     let chosen = |prompt, generated, mib| {
         let input = input(&model, 8192, mib * MIB);
@@ -321,6 +323,7 @@ fn what_is_forced_is_never_predicted_better_than_what_is_found() {
                 ubatches: &[UbatchOption {
                     ubatch: 512,
                     scratch: MIB,
+                    pools: 0,
                 }],
                 forced,
             };
