@@ -4,9 +4,12 @@
 use crate::ffi;
 use crate::inventory::{Inventory, Role};
 
-/// Kernels' code, loaded when first used, events, streams, captured graphs: up to 300 MiB were seen on an H100 with a model of
-/// 48 layers, 75 MiB with one of 6. Too much costs a few residents, too little a budget that is overrun until it is noticed.
-const CODE: u64 = 300 << 20;
+/// Kernels' code, loaded when first used, events and streams. On an H100 75 MiB were seen with a model of 6 layers, captured graphs
+/// included, up to 250 with one of 32 and 300 with one of 48. Too much costs a few residents, too little a budget that is overrun
+/// until it is noticed.
+const CODE: u64 = 64 << 20;
+/// Captured graphs, by layer.
+const GRAPHS: u64 = 5 << 20;
 /// The matrix library and its work space, for weights that are not quantised.
 const MATRIX_LIBRARY: u64 = 40 << 20;
 
@@ -17,8 +20,12 @@ pub struct Pools {
     fixed: Option<u64>,
     /// A real device, whose backend has pools.
     real: bool,
-    /// From the shapes of the graphs, or what was measured when that was more and there was room for it.
-    expected: u64,
+    /// Layers of the models that are loaded.
+    layers: u64,
+    /// For the widest product of the graphs that were seen.
+    product: u64,
+    /// What was measured when it was more than expected and there was room for it.
+    made_room_for: u64,
     measured: u64,
 }
 
@@ -28,16 +35,18 @@ impl Pools {
         Pools {
             fixed,
             real,
-            expected: 0,
-            measured: 0,
+            ..Pools::default()
         }
+    }
+
+    /// The models that are loaded have so many layers.
+    pub fn serve(&mut self, layers: u64) {
+        self.layers = layers;
     }
 
     /// A graph was seen whose widest product needs so much.
     pub fn expect(&mut self, bytes: u64) {
-        if self.real {
-            self.expected = self.expected.max(CODE + bytes);
-        }
+        self.product = self.product.max(bytes);
     }
 
     /// The driver says that so much is held beside what is booked. True when that is more than ever before and more than was
@@ -51,7 +60,7 @@ impl Pools {
     /// The same books with as much reserved as was measured.
     pub fn with_measured(&self) -> Self {
         Pools {
-            expected: self.expected.max(self.measured),
+            made_room_for: self.made_room_for.max(self.measured),
             ..*self
         }
     }
@@ -60,7 +69,10 @@ impl Pools {
     pub fn reserve(&self) -> u64 {
         match (self.fixed, self.real) {
             (Some(fixed), _) => fixed,
-            (None, true) => self.expected.max(CODE),
+            (None, true) => {
+                let expected = whatever_the_batch(self.layers) + self.product;
+                expected.max(self.made_room_for)
+            }
             (None, false) => 0,
         }
     }
@@ -120,7 +132,11 @@ pub fn expected_for(inventory: &Inventory, ubatch: u32) -> u64 {
         let quantised = !matches!(tensor.type_name.as_str(), "f32" | "f16" | "bf16");
         product_bytes(quantised, rows, tensor.shape[0], tensor.shape[1])
     });
-    CODE.saturating_add(widest.max().unwrap_or(0))
+    whatever_the_batch(inventory.layer_count.into()).saturating_add(widest.max().unwrap_or(0))
+}
+
+fn whatever_the_batch(layers: u64) -> u64 {
+    CODE + GRAPHS * layers
 }
 
 fn product_bytes(quantised: bool, rows: u64, width: u64, height: u64) -> u64 {
@@ -148,13 +164,15 @@ mod tests {
     #[test]
     fn more_than_expected_is_noticed_once() {
         let mut pools = Pools::new(None, true);
+        pools.serve(10);
+        let usual = CODE + 10 * GRAPHS;
         pools.expect(20 << 20);
-        assert_eq!(pools.reserve(), CODE + (20 << 20));
-        assert!(!pools.measure(CODE));
-        assert!(pools.measure(CODE + (30 << 20)));
-        assert!(!pools.measure(CODE + (30 << 20)));
-        assert_eq!(pools.reserve(), CODE + (20 << 20));
-        assert_eq!(pools.with_measured().reserve(), CODE + (30 << 20));
+        assert_eq!(pools.reserve(), usual + (20 << 20));
+        assert!(!pools.measure(usual));
+        assert!(pools.measure(usual + (30 << 20)));
+        assert!(!pools.measure(usual + (30 << 20)));
+        assert_eq!(pools.reserve(), usual + (20 << 20));
+        assert_eq!(pools.with_measured().reserve(), usual + (30 << 20));
     }
 
     #[test]

@@ -171,6 +171,7 @@ pub(super) mod tests {
             tps: 40.0,
             e2el: 4.1,
             decode_pass_seconds: 0.025,
+            decode_bytes_streamed: 0,
             prompt_pass_seconds: 0.3,
             prompt_tokens: 3072,
             generated_tokens: 64,

@@ -515,7 +515,7 @@ mod tests {
             asked.plan.ledger.reserve
         };
         assert_eq!(reserve(""), 0);
-        assert!(reserve("--profile laptop-12g") > 300 << 20);
+        assert!(reserve("--profile laptop-12g") > 64 << 20);
         assert_eq!(reserve("--profile laptop-12g --reserve 3M"), 3 << 20);
     }
 
