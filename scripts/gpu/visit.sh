@@ -75,9 +75,9 @@ if [[ $what == *searched* ]]; then
         for budget in ${MIBS:-60 90}; do
             digests=()
             for seed in 0 1 2 3; do
-                # what makes the delays takes 16 MiB of the budget
+                # what makes the delays takes 8 MiB of the budget
                 beside=0
-                [ "$seed" = 0 ] || { export PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1; beside=16; }
+                [ "$seed" = 0 ] || { export PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1; beside=8; }
                 digests+=("$(timeout 60 "$bin/pipeshard" eval "$models/$model.gguf" --prompt 1,7,33,600 --generate 16 --threads 8 --vram $((budget + beside))M \
                     2>> "$OUT/visit.log" | python3 -c '
 import json, sys

@@ -66,6 +66,8 @@ pub struct Debug {
     pub candidate: Option<Candidate>,
     /// Percent of the ring that decode streams through (`PIPESHARD_DEBUG_DECODE_STREAM`).
     pub decode_stream: Option<u32>,
+    /// MiB that a simulated GPU's backend takes on its own account behind the first pass (`PIPESHARD_DEBUG_POOLS`).
+    pub pools_mib: Option<u32>,
     /// Trace the simulated GPU as if it were a real one, by events (`PIPESHARD_DEBUG_TRACE_EVENTS=1`).
     pub trace_events: bool,
     /// Compare what passes take with what was predicted on a simulated GPU, too, by the wall clock
@@ -222,6 +224,7 @@ impl Config {
                     })
                     .transpose()?,
                 decode_stream: number("PIPESHARD_DEBUG_DECODE_STREAM")?,
+                pools_mib: number("PIPESHARD_DEBUG_POOLS")?,
                 trace_events: on("PIPESHARD_DEBUG_TRACE_EVENTS"),
                 calibrate: on("PIPESHARD_DEBUG_CALIBRATE"),
                 cpu_choice: on("PIPESHARD_DEBUG_CPU_CHOICE"),

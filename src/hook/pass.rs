@@ -246,9 +246,20 @@ impl Runtime {
             return;
         }
         let Some(device) = self.device else { return };
-        let held = self.free_at_start.saturating_sub(device.memory().0);
-        let booked = self.ledger.now().total() - self.pools.measured();
-        if !self.pools.measure(held.saturating_sub(booked)) {
+        let taken = match self
+            .config
+            .debug
+            .pools_mib
+            .filter(|_| self.config.sim.is_some())
+        {
+            Some(mib) if self.outcome.total_passes() > 1 => u64::from(mib) << 20,
+            Some(_) => 0,
+            None => {
+                let held = self.free_at_start.saturating_sub(device.memory().0);
+                held.saturating_sub(self.ledger.now().total() - self.pools.measured())
+            }
+        };
+        if !self.pools.measure(taken) {
             return;
         }
         self.note_arena();

@@ -20,6 +20,8 @@ pub struct Pools {
     fixed: Option<u64>,
     /// A real device, whose backend has pools.
     real: bool,
+    /// A simulated card that acts as if its backend had pools.
+    acted: bool,
     /// Layers of the models that are loaded.
     layers: u64,
     /// For the widest product of the graphs that were seen.
@@ -30,11 +32,12 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// `fixed`: what the user set; `real`: the device is not simulated.
-    pub fn new(fixed: Option<u64>, real: bool) -> Self {
+    /// `fixed`: what the user set; `real`: the device is not simulated; `acted`: it is, with pools.
+    pub fn new(fixed: Option<u64>, real: bool, acted: bool) -> Self {
         Pools {
             fixed,
             real,
+            acted,
             ..Pools::default()
         }
     }
@@ -73,7 +76,7 @@ impl Pools {
                 let expected = whatever_the_batch(self.layers) + self.product;
                 expected.max(self.made_room_for)
             }
-            (None, false) => 0,
+            (None, false) => self.made_room_for,
         }
     }
 
@@ -92,7 +95,7 @@ impl Pools {
 
     /// Whether measuring makes sense.
     pub fn measurable(&self) -> bool {
-        self.real
+        self.real || self.acted
     }
 }
 
@@ -156,14 +159,14 @@ mod tests {
 
     #[test]
     fn the_simulated_gpu_has_no_pools() {
-        let mut pools = Pools::new(None, false);
+        let mut pools = Pools::new(None, false, false);
         pools.expect(1 << 30);
         assert_eq!(pools.reserve(), 0);
     }
 
     #[test]
     fn more_than_expected_is_noticed_once() {
-        let mut pools = Pools::new(None, true);
+        let mut pools = Pools::new(None, true, false);
         pools.serve(10);
         let usual = CODE + 10 * GRAPHS;
         pools.expect(20 << 20);
@@ -177,7 +180,7 @@ mod tests {
 
     #[test]
     fn what_the_user_set_stays() {
-        let mut pools = Pools::new(Some(64 << 20), true);
+        let mut pools = Pools::new(Some(64 << 20), true, false);
         assert!(!pools.measure(1 << 30));
         assert_eq!(pools.reserve(), 64 << 20);
         assert_eq!(pools.measured(), 1 << 30);

@@ -140,7 +140,11 @@ impl Runtime {
             Some(_) => Recorder::on(config.trace_passes, config.debug.trace_events),
             None => Recorder::default(),
         };
-        let pools = Pools::new(config.reserve, config.sim.is_none());
+        let pools = Pools::new(
+            config.reserve,
+            config.sim.is_none(),
+            config.debug.pools_mib.is_some(),
+        );
         Runtime {
             config,
             pools,
