@@ -141,10 +141,8 @@ impl Runtime {
         };
         let room = self.ledger.now().total() - before + bytes <= self.budget;
         if !room && !measuring {
-            // The graph that wants them already refers to the arena. The next try is planned with the larger buffers.
-            log::error(
-                "compute buffers grew in mid-run; the arena makes room before the next batch",
-            );
+            // The graph that wants them already refers to the arena. The scheduler divides it once more, and the arena makes
+            // room for the larger buffers before that.
             self.ledger.set_scratch(sched, bytes);
             self.replan();
             self.void_graphs();

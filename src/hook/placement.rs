@@ -169,7 +169,6 @@ impl Runtime {
             if self.carved.is_none() {
                 self.units.iter_mut().for_each(|u| u.unplace());
             }
-            self.settle_decisions();
             self.carve()?;
         }
         let (Some(plan), Some(entry)) = (&self.plan, self.scheds.get_mut(&(sched as usize))) else {

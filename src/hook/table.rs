@@ -181,9 +181,12 @@ unsafe extern "C" fn graph_begin(
         if runtime.broken {
             return false;
         }
-        if !measuring && runtime.will_carve() {
-            drop(runtime);
-            runtime = shared.lock_alone();
+        if !measuring {
+            runtime.settle_decisions();
+            if runtime.will_carve() {
+                drop(runtime);
+                runtime = shared.lock_alone();
+            }
         }
         let since = runtime.trace.since();
         let placed = runtime.graph_begin(sched, graph, measuring);
