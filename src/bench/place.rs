@@ -99,14 +99,10 @@ impl Way {
         budget: u64,
         beside: Option<u64>,
     ) -> Option<Placement> {
+        let placements =
+            (0..=inventory.layer_count).map(|layers| self.placement(inventory, layers, need));
         let strategy = self.strategy(inventory);
-        (0..=inventory.layer_count)
-            .map(|layers| self.placement(inventory, layers, need))
-            .find(|placed| {
-                let beside = beside.unwrap_or_else(|| strategy.guess(inventory, need, placed));
-                let held = placed.weights.saturating_add(placed.kv);
-                held.saturating_add(beside) <= budget
-            })
+        strategy.first_fit(placements, inventory, need, budget, beside)
     }
 }
 
@@ -420,19 +416,7 @@ mod tests {
 
     use super::super::process::Said;
     use super::*;
-    use crate::synth::{shape, write, WriteOptions};
-
-    fn inventory(name: &str) -> Inventory {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.gguf");
-        let options = WriteOptions {
-            threads: Some(1),
-            replace: true,
-            ..WriteOptions::default()
-        };
-        write(&shape(name).unwrap(), &path, options, &|_| ()).unwrap();
-        Inventory::from_gguf(&path).unwrap()
-    }
+    use crate::synth::tests::inventory;
 
     const NEED: Need = Need {
         context: 512,

@@ -4,7 +4,8 @@ use super::machine::{shape, Machine};
 use crate::cost::Costs;
 use crate::inventory::{Inventory, TensorInfo};
 use crate::profile::{operations, Curve, Effort, Op, Point, Processor, Profile};
-use crate::synth::{write, WriteOptions, SHAPES};
+use crate::synth::tests::inventory;
+use crate::synth::SHAPES;
 
 /// Products with less of the weights than this, a share, need not be measured.
 const HARDLY_MATTERS: f64 = 0.005;
@@ -15,19 +16,9 @@ const FIRST: f64 = 1000.0;
 
 /// A model of each shape that there is.
 fn models() -> Vec<Inventory> {
-    let folder = tempfile::tempdir().unwrap();
-    let text = |shape: &&crate::synth::Shape| shape.spec().architecture.reads_text();
-    let shapes = SHAPES.iter().filter(text);
-    let models = shapes.map(|shape| {
-        let path = folder.path().join(shape.name);
-        let options = WriteOptions {
-            header_only: true,
-            ..WriteOptions::default()
-        };
-        write(&shape.spec(), &path, options, &|_| {}).unwrap();
-        Inventory::from_gguf(&path).unwrap()
-    });
-    models.collect()
+    let shapes = SHAPES.iter();
+    let text = shapes.filter(|shape| shape.spec().architecture.reads_text());
+    text.map(|shape| inventory(shape.name)).collect()
 }
 
 /// Each operation takes a time of its own, whatever the number of tokens.
