@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::analysis::{end_to_end, Cell};
 use super::placements::Point;
 use super::table::ANSWER;
-use super::targets::Verdict;
 use super::types::{Machine, Test, Work};
+use super::verdicts::Verdict;
 
 /// All that is known, for programs.
 #[derive(Debug, Serialize)]

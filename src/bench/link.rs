@@ -14,6 +14,7 @@ use super::MIB;
 use crate::ffi;
 use crate::lanes::device::{Buffer, Device, Stream};
 use crate::lanes::host_memory::LockedMemory;
+use crate::profile::measure::{page_locked, Copies, SharedPages};
 
 /// Bytes of one copy: what pipeshard cuts its copies into is of this order.
 const CHUNK: u64 = 8 * MIB;
@@ -80,7 +81,7 @@ pub fn probe(simulated: Option<&str>, file: Option<&Path>) -> Result<(), String>
     })?;
     // so that the driver's figure can be sampled
     std::thread::sleep(std::time::Duration::from_millis(250));
-    tell(&measure(device, &stream, file))
+    tell(&measure(device, stream, file))
 }
 
 unsafe extern "C" fn quiet(
@@ -137,163 +138,49 @@ fn open_matrix_library(device: Device, stream: &Stream) -> Result<(), String> {
     }
 }
 
-/// A range of bytes on the device, as the tensors that copies are made to.
-struct Target {
-    context: *mut ffi::ggml_context,
-    chunks: Vec<*mut ffi::ggml_tensor>,
-    _buffer: Buffer,
-}
-
-impl Target {
-    fn new(device: Device) -> Option<Self> {
-        let buffer = Buffer::allocate(device.memory_type(), SPAN)?;
-        let count = SPAN / CHUNK;
-        // SAFETY: the context has room for as many tensors, and each lies inside the buffer, which lives as long as they do.
-        unsafe {
-            let context = ffi::ggml_init(ffi::ggml_init_params {
-                mem_size: (count as usize + 1) * ffi::ggml_tensor_overhead(),
-                mem_buffer: std::ptr::null_mut(),
-                no_alloc: true,
-            });
-            if context.is_null() {
-                return None;
-            }
-            let make = |index: u64| {
-                let tensor = ffi::ggml_new_tensor_1d(context, ffi::GGML_TYPE_I8, CHUNK as i64);
-                let address = buffer.base().wrapping_add((index * CHUNK) as usize);
-                ffi::ggml_backend_tensor_alloc(buffer.raw(), tensor, address.cast());
-                tensor
-            };
-            let chunks = (0..count).map(make).collect();
-            Some(Target {
-                context,
-                chunks,
-                _buffer: buffer,
-            })
-        }
-    }
-
-    /// Bytes per second from `host`, the best of some repetitions.
-    ///
-    /// # Safety
-    /// `host` has [`SPAN`] readable bytes; with `back` they are writable.
-    unsafe fn rate(&self, stream: &Stream, host: *mut u8, back: bool) -> f64 {
-        let once = || {
-            let start = Instant::now();
-            for (index, &chunk) in self.chunks.iter().enumerate() {
-                let address: *mut c_void = host.wrapping_add(index * CHUNK as usize).cast();
-                if back {
-                    ffi::ggml_backend_tensor_get_async(
-                        stream.raw(),
-                        chunk,
-                        address,
-                        0,
-                        CHUNK as usize,
-                    );
-                } else {
-                    ffi::ggml_backend_tensor_set_async(
-                        stream.raw(),
-                        chunk,
-                        address,
-                        0,
-                        CHUNK as usize,
-                    );
-                }
-            }
-            stream.synchronize();
-            SPAN as f64 / start.elapsed().as_secs_f64().max(1e-9)
-        };
-        (0..REPEATS).map(|_| once()).fold(0.0, f64::max)
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        // SAFETY: owned, freed once; the tensors are not used any more.
-        unsafe { ffi::ggml_free(self.context) }
-    }
-}
-
-fn measure(device: Device, stream: &Stream, file: Option<&Path>) -> LinkSpeed {
+fn measure(device: Device, stream: Stream, file: Option<&Path>) -> LinkSpeed {
     let mut speed = LinkSpeed::default();
-    let Some(target) = Target::new(device) else {
+    let Some(target) = Buffer::allocate(device.memory_type(), CHUNK) else {
         return speed;
     };
-    if let Some(pinned) = device
-        .pinned_memory()
-        .and_then(|memory| Buffer::allocate(memory, SPAN))
-    {
+    let Ok(copies) = Copies::new(stream, (&target, 0), CHUNK) else {
+        return speed;
+    };
+    if let Some(pinned) = page_locked(device, SPAN) {
         pinned.clear(1);
         // SAFETY: the buffer is host memory of that size.
         unsafe {
-            speed.pinned = target.rate(stream, pinned.base(), false);
-            speed.back = target.rate(stream, pinned.base(), true);
+            speed.pinned = best_rate(&copies, pinned.base(), false);
+            speed.back = best_rate(&copies, pinned.base(), true);
         }
     }
     let mut pageable = vec![1u8; SPAN as usize];
     // SAFETY: the vector has that size.
-    speed.pageable = unsafe { target.rate(stream, pageable.as_mut_ptr(), false) };
+    speed.pageable = unsafe { best_rate(&copies, pageable.as_mut_ptr(), false) };
     drop(pageable);
-    if let Some(mapping) = file.and_then(|path| Mapping::of(path, SPAN as usize)) {
-        mapping.touch();
+    if let Some(mapped) = file.and_then(|path| SharedPages::of_file(path, SPAN)) {
         let mut locked = LockedMemory::default();
         let start = Instant::now();
         // SAFETY: the mapping outlives the lock, which is declared later and dropped first.
-        unsafe { locked.lock(device, mapping.base, SPAN as usize) };
+        unsafe { locked.lock(device, mapped.base(), SPAN as usize) };
         let seconds = start.elapsed().as_secs_f64().max(1e-9);
-        if locked.covers(mapping.base, SPAN as usize) {
+        if locked.covers(mapped.base(), SPAN as usize) {
             speed.register = SPAN as f64 / seconds;
             // SAFETY: the mapping has that size, and copies to the device only read it.
-            speed.registered = unsafe { target.rate(stream, mapping.base, false) };
+            speed.registered = unsafe { best_rate(&copies, mapped.base(), false) };
         }
     }
     speed
 }
 
-/// The start of a file, mapped shared and read-only as llama.cpp does it.
-struct Mapping {
-    base: *mut u8,
-    bytes: usize,
-}
-
-impl Mapping {
-    fn of(path: &Path, bytes: usize) -> Option<Self> {
-        use std::os::fd::AsRawFd;
-        let file = std::fs::File::open(path).ok()?;
-        if file.metadata().ok()?.len() < bytes as u64 {
-            return None;
-        }
-        // SAFETY: a new mapping of an open file that is large enough; the descriptor may be closed afterwards.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        (base != libc::MAP_FAILED).then(|| Mapping {
-            base: base.cast(),
-            bytes,
-        })
-    }
-
-    /// Reads every page once, so that page-locking does not wait for the disk.
-    fn touch(&self) {
-        let mut sum = 0u8;
-        for at in (0..self.bytes).step_by(4096) {
-            // SAFETY: inside the mapping.
-            sum = sum.wrapping_add(unsafe { self.base.add(at).read_volatile() });
-        }
-        std::hint::black_box(sum);
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `of`, unmapped once.
-        unsafe { libc::munmap(self.base.cast(), self.bytes) };
-    }
+/// Bytes per second of copies from `host`, the best of some repetitions.
+///
+/// # Safety
+/// `host` has [`SPAN`] readable bytes; with `back` they are writable.
+unsafe fn best_rate(copies: &Copies<'_>, host: *mut u8, back: bool) -> f64 {
+    let once = || {
+        let (moved, seconds) = copies.timed((host, SPAN), SPAN, back);
+        moved as f64 / seconds
+    };
+    (0..REPEATS).map(|_| once()).fold(0.0, f64::max)
 }

@@ -6,7 +6,6 @@ use std::time::Instant;
 use super::analysis::{setting_text, Stats};
 use super::command::{starts_a_test, BatchedLine, BenchLine};
 use super::memory::Sampler;
-use super::place::Timed;
 use super::process::Finished;
 use super::table::rate;
 use super::types::{Counted, Measurement, Outcome, Predicted, Test, Work};
@@ -115,6 +114,43 @@ pub fn batched_of(finished: &Finished, test: Test) -> Option<TestResult> {
     })
 }
 
+/// A result of `llama-bench`, and when it was worked on.
+#[derive(Debug)]
+pub struct Timed {
+    /// Seconds of each repetition.
+    pub seconds: Vec<f64>,
+    /// When its model began to be loaded, the one before still in memory.
+    pub from: Instant,
+    /// When it was first computed with.
+    pub loaded: Instant,
+    /// When it was done.
+    pub to: Instant,
+}
+
+/// The results of a process that runs the same test with one setting after the other.
+pub fn results_in_order(finished: &Finished, test: Test) -> Vec<Timed> {
+    let mut results = Vec::new();
+    let mut from = finished.start;
+    let mut loaded = None;
+    for said in &finished.said {
+        if said.error {
+            if starts_a_test(&said.text) {
+                (from, loaded) = (said.at, None);
+            } else if said.text.starts_with("llama-bench: benchmark ") && loaded.is_none() {
+                loaded = Some(said.at);
+            }
+        } else if let Some(line) = BenchLine::parse(&said.text).filter(|l| l.is_of(test)) {
+            results.push(Timed {
+                seconds: line.seconds(),
+                from,
+                loaded: loaded.unwrap_or(from),
+                to: said.at,
+            });
+        }
+    }
+    results
+}
+
 /// From when a process with several settings holds the memory of one alone: while the next model is loaded there is a moment
 /// in which the one before is gone and it is not there yet.
 pub fn low_point(sampler: &Sampler, result: &Timed) -> Instant {
@@ -218,6 +254,9 @@ pub fn told(m: &Measurement) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::process::Said;
     use super::*;
 
     #[test]
@@ -281,5 +320,45 @@ mod tests {
         assert_eq!(counted(&report, prompt, 3, &both).bytes_streamed, 0);
         let cold = Test::first_token(8);
         assert_eq!(counted(&report, cold, 3, &[cold]).bytes_streamed, 4000);
+    }
+
+    #[test]
+    fn results_come_in_the_order_of_the_settings() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let said = |ms, error, text: &str| Said {
+            at: at(ms),
+            error,
+            text: text.to_owned(),
+        };
+        let line = |ns: u64| {
+            format!("{{\"n_prompt\": 0, \"n_gen\": 4, \"n_depth\": 200, \"samples_ns\": [{ns}]}}")
+        };
+        let finished = Finished {
+            start,
+            status: None,
+            said: vec![
+                said(1, true, "llama-bench: benchmark 1/2: starting"),
+                said(5, true, "llama-bench: benchmark 1/2: warmup generation run"),
+                said(9, false, &line(1_000_000_000)),
+                said(10, true, "llama-bench: benchmark 2/2: starting"),
+                said(
+                    15,
+                    true,
+                    "llama-bench: benchmark 2/2: warmup generation run",
+                ),
+                said(
+                    16,
+                    true,
+                    "llama-bench: benchmark 2/2: depth run 1/1 (cached)",
+                ),
+                said(19, false, &line(2_000_000_000)),
+            ],
+        };
+        let results = results_in_order(&finished, Test::decode(4, 200));
+        assert_eq!(results.len(), 2);
+        assert_eq!(results[1].seconds, [2.0]);
+        let times = (results[1].from, results[1].loaded, results[1].to);
+        assert_eq!(times, (at(10), at(15), at(19)));
     }
 }

@@ -3,7 +3,8 @@
 //! | module | |
 //! |---|---|
 //! | [`types`] | what is measured, and what a measurement says |
-//! | [`grid`] | which models, budgets, prompts and ubatches, and in what order |
+//! | [`models`] | which models, as they are named on the command line |
+//! | [`grid`] | which of them, budgets, prompts and ubatches, and in what order |
 //! | [`sweep`] | the further grids: contexts, batches, placements |
 //! | [`search`], [`place`] | where stock llama.cpp may be told to put weights, at a budget |
 //! | [`command`] | the command line of `llama-bench` for each of them |
@@ -12,9 +13,9 @@
 //! | [`clock`] | how long things should take, and what to skip when time runs out |
 //! | [`store`] | results in a file, so that a run can be taken up again |
 //! | [`setup`] | models and the machine |
-//! | [`runner`], [`rounds`], [`measure`] | all of it in turn |
+//! | [`runner`], [`jobs`], [`rounds`], [`measure`] | all of it in turn |
 //! | [`placements`] | how good the plan's choice and its predictions were |
-//! | [`analysis`], [`targets`] | ratios, bounds, and what was to be reached |
+//! | [`analysis`], [`targets`], [`verdicts`] | ratios, bounds, what was to be reached and whether it was |
 //! | [`table`], [`export`], [`plot`] | for people, for programs, as pictures |
 //!
 //! The rule that everything else serves: both sides get the same bytes of device memory by the driver's count, less what a
@@ -25,9 +26,11 @@ pub mod clock;
 pub mod command;
 pub mod export;
 pub mod grid;
+pub mod jobs;
 pub mod link;
 pub mod measure;
 pub mod memory;
+pub mod models;
 pub mod place;
 pub mod placements;
 pub mod plot;
@@ -41,6 +44,7 @@ pub mod sweep;
 pub mod table;
 pub mod targets;
 pub mod types;
+pub mod verdicts;
 
 /// A mebibyte.
 pub const MIB: u64 = 1 << 20;

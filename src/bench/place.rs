@@ -6,11 +6,11 @@
 
 use std::process::Command;
 
-use super::command::{BenchLine, Side};
+use super::command::Side;
 use super::grid::{Form, Job};
-use super::measure::low_point;
+use super::measure::{low_point, results_in_order};
 use super::memory::Sampler;
-use super::process::{self, Finished};
+use super::process;
 use super::runner::Run;
 use super::search::{Need, Placement, Strategy};
 use super::setup::{log_command, log_said};
@@ -99,14 +99,10 @@ impl Way {
         budget: u64,
         beside: Option<u64>,
     ) -> Option<Placement> {
+        let placements =
+            (0..=inventory.layer_count).map(|layers| self.placement(inventory, layers, need));
         let strategy = self.strategy(inventory);
-        (0..=inventory.layer_count)
-            .map(|layers| self.placement(inventory, layers, need))
-            .find(|placed| {
-                let beside = beside.unwrap_or_else(|| strategy.guess(inventory, need, placed));
-                let held = placed.weights.saturating_add(placed.kv);
-                held.saturating_add(beside) <= budget
-            })
+        strategy.first_fit(placements, inventory, need, budget, beside)
     }
 }
 
@@ -377,62 +373,10 @@ fn batched(model: usize, way: Way, test: Test, placed: &Placed) -> Job {
     job
 }
 
-/// A result of `llama-bench`, and when it was worked on.
-#[derive(Debug)]
-pub struct Timed {
-    /// Seconds of each repetition.
-    pub seconds: Vec<f64>,
-    /// When its model began to be loaded, the one before still in memory.
-    pub from: std::time::Instant,
-    /// When it was first computed with.
-    pub loaded: std::time::Instant,
-    /// When it was done.
-    pub to: std::time::Instant,
-}
-
-/// The results of a process that runs the same test with one setting after the other.
-fn results_in_order(finished: &Finished, test: Test) -> Vec<Timed> {
-    let mut results = Vec::new();
-    let mut from = finished.start;
-    let mut loaded = None;
-    for said in &finished.said {
-        if said.error {
-            if super::command::starts_a_test(&said.text) {
-                (from, loaded) = (said.at, None);
-            } else if said.text.starts_with("llama-bench: benchmark ") && loaded.is_none() {
-                loaded = Some(said.at);
-            }
-        } else if let Some(line) = BenchLine::parse(&said.text).filter(|l| l.is_of(test)) {
-            results.push(Timed {
-                seconds: line.seconds(),
-                from,
-                loaded: loaded.unwrap_or(from),
-                to: said.at,
-            });
-        }
-    }
-    results
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
-    use super::super::process::Said;
     use super::*;
-    use crate::synth::{shape, write, WriteOptions};
-
-    fn inventory(name: &str) -> Inventory {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.gguf");
-        let options = WriteOptions {
-            threads: Some(1),
-            replace: true,
-            ..WriteOptions::default()
-        };
-        write(&shape(name).unwrap(), &path, options, &|_| ()).unwrap();
-        Inventory::from_gguf(&path).unwrap()
-    }
+    use crate::synth::tests::inventory;
 
     const NEED: Need = Need {
         context: 512,
@@ -476,45 +420,5 @@ mod tests {
         assert!(text.ends_with("-ngl 999 -nkvo 0,1"), "{text}");
         // the cache in VRAM first, with every placement
         assert_eq!(settings, [None, None, None, Some(0), None, Some(1)]);
-    }
-
-    #[test]
-    fn results_come_in_the_order_of_the_settings() {
-        let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
-        let said = |ms, error, text: &str| Said {
-            at: at(ms),
-            error,
-            text: text.to_owned(),
-        };
-        let line = |ns: u64| {
-            format!("{{\"n_prompt\": 0, \"n_gen\": 4, \"n_depth\": 200, \"samples_ns\": [{ns}]}}")
-        };
-        let finished = Finished {
-            start,
-            status: None,
-            said: vec![
-                said(1, true, "llama-bench: benchmark 1/2: starting"),
-                said(5, true, "llama-bench: benchmark 1/2: warmup generation run"),
-                said(9, false, &line(1_000_000_000)),
-                said(10, true, "llama-bench: benchmark 2/2: starting"),
-                said(
-                    15,
-                    true,
-                    "llama-bench: benchmark 2/2: warmup generation run",
-                ),
-                said(
-                    16,
-                    true,
-                    "llama-bench: benchmark 2/2: depth run 1/1 (cached)",
-                ),
-                said(19, false, &line(2_000_000_000)),
-            ],
-        };
-        let results = results_in_order(&finished, Test::decode(4, 200));
-        assert_eq!(results.len(), 2);
-        assert_eq!(results[1].seconds, [2.0]);
-        let times = (results[1].from, results[1].loaded, results[1].to);
-        assert_eq!(times, (at(10), at(15), at(19)));
     }
 }

@@ -198,19 +198,28 @@ impl Strategy {
         budget: u64,
         beside: Option<u64>,
     ) -> Option<Placement> {
-        (0..=inventory.layer_count)
-            .map(|layers| self.placement(inventory, layers, need))
-            .find(|placement| {
-                let beside = beside.unwrap_or_else(|| self.guess(inventory, need, placement));
-                placement
-                    .weights
-                    .saturating_add(placement.kv)
-                    .saturating_add(beside)
-                    <= budget
-            })
+        let placements =
+            (0..=inventory.layer_count).map(|layers| self.placement(inventory, layers, need));
+        self.first_fit(placements, inventory, need, budget, beside)
     }
 
-    pub(super) fn guess(self, inventory: &Inventory, need: Need, placement: &Placement) -> u64 {
+    /// The first of some placements that fits, as [`Strategy::fit`] has it.
+    pub(super) fn first_fit(
+        self,
+        mut placements: impl Iterator<Item = Placement>,
+        inventory: &Inventory,
+        need: Need,
+        budget: u64,
+        beside: Option<u64>,
+    ) -> Option<Placement> {
+        placements.find(|placed| {
+            let beside = beside.unwrap_or_else(|| self.guess(inventory, need, placed));
+            let held = placed.weights.saturating_add(placed.kv);
+            held.saturating_add(beside) <= budget
+        })
+    }
+
+    fn guess(self, inventory: &Inventory, need: Need, placement: &Placement) -> u64 {
         let tokens = need.ubatch.min(need.context);
         // stock reserves logits for the whole ubatch
         let outputs = if self.head_on_host() { 0 } else { tokens };
@@ -234,19 +243,7 @@ fn kv_on_device(inventory: &Inventory, first: u32, need: Need) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::synth::{shape, write, WriteOptions};
-
-    fn inventory(name: &str) -> Inventory {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.gguf");
-        let options = WriteOptions {
-            threads: Some(1),
-            replace: true,
-            ..WriteOptions::default()
-        };
-        write(&shape(name).unwrap(), &path, options, &|_| ()).unwrap();
-        Inventory::from_gguf(&path).unwrap()
-    }
+    use crate::synth::tests::inventory;
 
     const NEED: Need = Need {
         context: 512,

@@ -6,9 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::clock::Facts;
-use super::grid::ModelSpec;
 use super::link::{LinkSpeed, Opened};
 use super::memory::{Sampler, Source};
+use super::models::ModelSpec;
 use super::process::{self, Finished};
 use super::runner::{Progress, Settings};
 use super::types::Machine;

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use comfy_table::{presets, CellAlignment, Table};
 
 use super::analysis::{end_to_end, setting_text, Cell, Ratio, Row};
-use super::targets::{Met, Verdict};
 use super::types::{budget_text, Approach, Machine, Test, Work};
+use super::verdicts::{Met, Verdict};
 use super::MIB;
 use crate::size::ByteSize;
 
@@ -238,8 +238,8 @@ fn verdict_table(verdicts: &[Verdict]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::super::analysis::{cells, tests::measured};
-    use super::super::targets::verdicts;
     use super::super::types::{Measurement, Outcome};
+    use super::super::verdicts::verdicts;
     use super::*;
 
     /// A cell of an imagined machine, with a placement that took too much.

@@ -3,8 +3,9 @@
 //! The order is that of the model's tensors. Attention itself, which reads no weights, comes in front of its output
 //! projection. A norm is a step of its own because the device computes it wherever its neighbours are.
 
-use crate::inventory::{Inventory, KvLayer, Role, TensorInfo};
-use crate::profile::Op;
+use crate::inventory::{Inventory, Role, TensorInfo};
+use crate::profile::{Heads, Op};
+use std::collections::HashMap;
 
 /// Small operations of a layer beside its products and its attention: norms, rotations, stores to the cache, sums, the
 /// activation. ggml's kernels fuse some of them.
@@ -13,8 +14,6 @@ const SMALL_OPERATIONS: f64 = 10.0;
 const AROUND_ATTENTION: f64 = 4.0;
 /// What choosing experts and weighing their results takes besides.
 const AROUND_ROUTER: f64 = 5.0;
-/// The usual lengths of a head, for models whose tensors do not show it.
-const HEAD_LENGTHS: [u64; 5] = [128, 64, 256, 96, 80];
 
 /// Index of a distinct operation.
 pub(super) type OpId = u16;
@@ -56,29 +55,8 @@ pub(super) struct Step {
 /// A kind of cache: layers that share it cost the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cache {
-    pub head: u32,
-    pub heads: u32,
-    pub kv_heads: u32,
+    pub heads: Heads,
     pub window: Option<u32>,
-    /// Values are stored, and not derived from the keys.
-    pub values: bool,
-}
-
-impl Cache {
-    /// The operation over so many cells.
-    pub fn op(&self, type_k: &str, type_v: &str, cells: u64) -> Op {
-        Op::Attention {
-            head: self.head,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            type_k: type_k.to_owned(),
-            type_v: match self.values {
-                true => type_v.to_owned(),
-                false => String::new(),
-            },
-            cells,
-        }
-    }
 }
 
 /// A model taken apart.
@@ -97,27 +75,15 @@ impl Steps {
             op_of: vec![None; inventory.tensors.len()],
             ..Steps::default()
         };
-        let mut known: Vec<(&TensorInfo, OpId)> = Vec::new();
         let tensors = &inventory.tensors;
-        for (index, tensor) in tensors.iter().enumerate() {
-            let head = inventory.tied_output && tensor.name == "token_embd.weight";
-            if is_product(tensor) || head {
-                let like = |(other, _): &&(&TensorInfo, OpId)| {
-                    other.ggml_type == tensor.ggml_type
-                        && other.shape == tensor.shape
-                        && (other.role == Role::Experts) == (tensor.role == Role::Experts)
-                };
-                let id = match known.iter().find(like) {
-                    Some(&(_, id)) => id,
-                    None => {
-                        let id = OpId::try_from(steps.ops.len()).unwrap_or(OpId::MAX);
-                        steps.ops.push(product(tensor, inventory));
-                        known.push((tensor, id));
-                        id
-                    }
-                };
-                steps.op_of[index] = Some(id);
-            }
+        let mut known: HashMap<Op, OpId> = HashMap::new();
+        for (tensor, op_of) in tensors.iter().zip(&mut steps.op_of) {
+            *op_of = Op::of_weight(tensor, inventory).map(|op| {
+                *known.entry(op).or_insert_with_key(|op| {
+                    steps.ops.push(op.clone());
+                    OpId::try_from(steps.ops.len() - 1).unwrap_or(OpId::MAX)
+                })
+            });
         }
         let mut from = 0;
         let mut cache = None;
@@ -171,8 +137,10 @@ impl Steps {
         let tensors = &inventory.tensors[from..to];
         let layer = tensors[0].layer;
         let own = layer.and_then(|layer| inventory.kv.layer(layer));
-        if let (Some(kv), Some(layer)) = (own, layer) {
-            *cache = Some((layer, cache_of(kv, tensors)));
+        let heads = layer.and_then(|layer| Heads::of_layer(inventory, layer));
+        if let (Some(kv), Some(heads)) = (own, heads) {
+            let window = kv.window;
+            *cache = Some((kv.layer, Cache { heads, window }));
         }
         let projects = |t: &TensorInfo| {
             const BEHIND: [&str; 5] = [
@@ -234,8 +202,9 @@ impl Steps {
                 self.caches.len() - 1
             }
         };
-        let queries = f64::from(cache.head) * f64::from(cache.heads);
-        let keys = f64::from(cache.head) * f64::from(cache.kv_heads);
+        let heads = cache.heads;
+        let queries = f64::from(heads.size) * f64::from(heads.queries);
+        let keys = f64::from(heads.size) * f64::from(heads.keys);
         self.steps.push(Step {
             layer,
             work: Work::Attention {
@@ -243,7 +212,7 @@ impl Steps {
                 kind: kind as u16,
             },
             rows: Rows::All,
-            takes: queries + keys * if cache.values { 2.0 } else { 1.0 },
+            takes: queries + keys * if heads.values { 2.0 } else { 1.0 },
             leaves: queries,
             small: AROUND_ATTENTION,
         });
@@ -305,71 +274,4 @@ fn runs(tensors: &[TensorInfo]) -> impl Iterator<Item = (usize, usize)> + '_ {
 
 fn is_norm(tensor: &TensorInfo) -> bool {
     tensor.role == Role::Norm && !tensor.name.ends_with(".bias")
-}
-
-fn is_product(tensor: &TensorInfo) -> bool {
-    tensor.is_matrix()
-        && !matches!(tensor.role, Role::Norm | Role::TokenEmbedding)
-        && !tensor.name.ends_with(".bias")
-}
-
-fn product(tensor: &TensorInfo, inventory: &Inventory) -> Op {
-    let type_name = tensor.type_name.clone();
-    let [columns, rows, stacked, more] = tensor.shape;
-    match tensor.role {
-        Role::Experts if stacked > 1 => Op::Experts {
-            type_name,
-            columns,
-            rows,
-            experts: u32::try_from(stacked).unwrap_or(u32::MAX),
-            used: inventory.expert_used_count.max(1),
-        },
-        _ => Op::Product {
-            type_name,
-            columns,
-            rows: rows
-                .saturating_mul(stacked.max(1))
-                .saturating_mul(more.max(1)),
-        },
-    }
-}
-
-/// How attention is divided into heads, by the tensors of its layer.
-fn cache_of(kv: &KvLayer, tensors: &[TensorInfo]) -> Cache {
-    let named = |base: &str| {
-        let ends = move |t: &&TensorInfo| t.name.ends_with(base);
-        tensors.iter().find(ends)
-    };
-    let small = |elements: u64| u32::try_from(elements).unwrap_or(u32::MAX).max(1);
-    let keys = u64::from(kv.k_elements).max(1);
-    if kv.v_elements == 0 {
-        let heads = named(".attn_k_b.weight").map_or(1, |t| t.shape[2]);
-        return Cache {
-            head: small(keys),
-            heads: small(heads),
-            kv_heads: 1,
-            window: kv.window,
-            values: false,
-        };
-    }
-    let output = named(".attn_output.weight").map(|t| t.shape[0]);
-    let queries = output.or_else(|| named(".attn_q.weight").map(|t| t.shape[1]));
-    let queries = queries.unwrap_or(keys).max(1);
-    let divides = |length: &u64| *length > 0 && keys % length == 0 && queries % length == 0;
-    let shown = ["attn_k_norm.weight", "attn_q_norm.weight"];
-    let shown = shown
-        .iter()
-        .find_map(|name| named(name))
-        .map(|t| t.shape[0]);
-    let head = shown
-        .filter(divides)
-        .or_else(|| HEAD_LENGTHS.into_iter().find(divides));
-    let head = head.unwrap_or(keys);
-    Cache {
-        head: small(head),
-        heads: small(queries / head),
-        kv_heads: small(keys / head),
-        window: kv.window,
-        values: true,
-    }
 }

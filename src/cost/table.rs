@@ -138,7 +138,8 @@ impl<'a> Costs<'a> {
         if let Some(&times) = self.attention.borrow().get(&(kind, each, seen)) {
             return times;
         }
-        let op = cache.op(self.model.type_k, self.model.type_v, seen);
+        let (type_k, type_v) = (self.model.type_k, self.model.type_v);
+        let op = cache.heads.attention(type_k, type_v, seen);
         let times = self.times(&op, each, 0.0);
         self.attention
             .borrow_mut()

@@ -6,13 +6,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::chunks::{round_up, Packer};
+use super::chunks::round_up;
 use super::error::PlanError;
+use super::memory::DeviceMemory;
 use super::ring;
 use super::solve::plan;
 use super::types::{
-    Chunk, KvPlacement, Ledger, Placement, Plan, PlanInput, Ring, StreamGroup, Tier, UnitClass,
-    UnitId, PLAN_SCHEMA_VERSION,
+    KvPlacement, Placement, Plan, PlanInput, Ring, StreamGroup, Tier, UnitClass, UnitId,
+    PLAN_SCHEMA_VERSION,
 };
 
 /// What an earlier plan decided, in terms of the units of the input that it is to be applied to.
@@ -89,9 +90,10 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
     let free = plan(&free)?;
     let work = &Work::new(input, fixed);
     let kv = work.kv();
-    let kv_bytes = work.kv_bytes(&kv);
-    let taken = input.scratch + input.reserve + work.small_bytes + kv_bytes;
-    let share = |ids: &[UnitId], percent| u128::from(work.bytes_of(ids)) * u128::from(percent);
+    let kv_bytes = work.memory.kv_on_device(&kv);
+    let taken = input.scratch + input.reserve + work.memory.small_bytes + kv_bytes;
+    let bytes_of = |ids: &[UnitId]| u128::from(work.memory.bytes_of(ids));
+    let share = |ids: &[UnitId], percent| bytes_of(ids) * u128::from(percent);
     let most = share(&work.large, fixed.dropped_percent.min(100));
     let enough = |&kept: &usize| share(&work.large[kept..], 100_u32) <= most;
     let full_ring = work.need(work.large.len(), fixed.ring.bytes);
@@ -120,9 +122,7 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
 struct Work<'a> {
     input: &'a PlanInput,
     fixed: &'a FixedPlan,
-    sizes: Vec<u64>,
-    small: Vec<UnitId>,
-    small_bytes: u64,
+    memory: DeviceMemory<'a>,
     /// Residents besides the small ones.
     large: Vec<UnitId>,
 }
@@ -130,12 +130,6 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     fn new(input: &'a PlanInput, fixed: &'a FixedPlan) -> Self {
         let units = &input.units;
-        let size = |bytes: u64| round_up(bytes.max(1), input.alignment);
-        let sizes: Vec<u64> = units.iter().map(|unit| size(unit.device_bytes)).collect();
-        let is_small = |id: &UnitId| units[id.index()].class == UnitClass::Small;
-        let every = (0..units.len()).map(|index| UnitId(index as u32));
-        let small: Vec<UnitId> = every.filter(is_small).collect();
-        let small_sum = small.iter().map(|id| sizes[id.index()]).sum();
         let mut taken = vec![false; units.len()];
         let large = fixed.residents.iter().copied().filter(|id| {
             let may = !matches!(
@@ -146,16 +140,10 @@ impl<'a> Work<'a> {
         });
         Work {
             large: large.collect(),
-            small_bytes: round_up(small_sum, input.granularity),
+            memory: DeviceMemory::new(input),
             input,
             fixed,
-            sizes,
-            small,
         }
-    }
-
-    fn bytes_of(&self, ids: &[UnitId]) -> u64 {
-        ids.iter().map(|id| self.sizes[id.index()]).sum()
     }
 
     fn kv(&self) -> Vec<KvPlacement> {
@@ -172,19 +160,11 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn kv_bytes(&self, kv: &[KvPlacement]) -> u64 {
-        let device = kv.iter().filter(|layer| layer.device);
-        let sum = device
-            .map(|layer| round_up(layer.bytes, self.input.alignment))
-            .sum();
-        round_up(sum, self.input.granularity)
-    }
-
     /// What is streamed if the first `kept` large residents stay: the groups of the plan, and each unit that was dropped and can
     /// be streamed as a group of its own.
     fn groups(&self, kept: usize) -> Vec<Vec<UnitId>> {
-        let mut free = vec![true; self.sizes.len()];
-        for id in self.small.iter().chain(&self.large[..kept]) {
+        let mut free = vec![true; self.input.units.len()];
+        for id in self.memory.small.iter().chain(&self.large[..kept]) {
             free[id.index()] = false;
         }
         let class = |id: UnitId| self.input.units[id.index()].class;
@@ -206,41 +186,29 @@ impl<'a> Work<'a> {
         groups
     }
 
-    fn chunks(&self, ids: &[UnitId], target: u64) -> Vec<Chunk> {
-        let mut packer = Packer::new(target, self.input.granularity);
-        for &id in ids {
-            packer.push(id, self.sizes[id.index()]);
-        }
-        packer.into_chunks()
+    fn sizes(&self, groups: &[Vec<UnitId>]) -> Vec<u64> {
+        let sizes = groups.iter().map(|group| self.memory.bytes_of(group));
+        sizes.collect()
     }
 
     /// Bytes of `kept` large residents and of a ring of `ring` bytes, as far as the rest uses and needs it.
     fn need(&self, kept: usize, ring: u64) -> u64 {
-        let sizes: Vec<u64> = (self.groups(kept).iter())
-            .map(|group| self.bytes_of(group))
-            .collect();
+        let sizes = self.sizes(&self.groups(kept));
         let ring = ring.min(sizes.iter().sum()).max(ring::minimum(&sizes));
-        let chunks = self.chunks(&self.large[..kept], self.input.chunk_target);
+        let chunks = self.memory.chunks(&self.large[..kept]);
         let chunks: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
         chunks + round_up(ring, self.input.granularity)
     }
 
     fn build(&self, kv: Vec<KvPlacement>, room: u64, kept: usize, free: &Plan) -> Plan {
         let input = self.input;
-        let mut chunks = self.chunks(&self.small, u64::MAX);
-        let large = self.chunks(&self.large[..kept], input.chunk_target);
-        let left = room - large.iter().map(|chunk| chunk.bytes).sum::<u64>();
-        chunks.extend(large);
+        let large = &self.large[..kept];
+        let chunks = self.memory.resident_chunks(large);
+        let taken: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
+        let left = room + self.memory.small_bytes - taken;
         let ring = self.ring(kept, left - left % input.granularity);
-        let residents = self.small.iter().chain(&self.large[..kept]);
-        let residents: Vec<UnitId> = residents.copied().collect();
-        let ledger = Ledger {
-            resident: chunks.iter().map(|chunk| chunk.bytes).sum(),
-            slots: ring.bytes,
-            kv: self.kv_bytes(&kv),
-            scratch: input.scratch,
-            reserve: input.reserve,
-        };
+        let residents = self.memory.residents(large);
+        let ledger = self.memory.ledger(&chunks, &ring, &kv);
         Plan {
             schema_version: PLAN_SCHEMA_VERSION,
             budget: input.budget,
@@ -280,7 +248,7 @@ impl<'a> Work<'a> {
 
     fn ring(&self, kept: usize, room: u64) -> Ring {
         let groups = self.groups(kept);
-        let sizes: Vec<u64> = groups.iter().map(|group| self.bytes_of(group)).collect();
+        let sizes = self.sizes(&groups);
         let (offsets, used) = match self.known_offsets(&groups, &sizes, room) {
             Some(offsets) => (offsets, self.fixed.ring.bytes),
             None => {
@@ -290,24 +258,7 @@ impl<'a> Work<'a> {
                 ring::layout(&sizes, wanted.min(room))
             }
         };
-        let placed = groups.iter().zip(offsets.iter().zip(&sizes));
-        let placed = placed.map(|(ids, (&offset, &bytes))| {
-            let mut next = offset;
-            let units = ids.iter().map(|&id| {
-                let at = next;
-                next += self.sizes[id.index()];
-                (id, at)
-            });
-            StreamGroup {
-                offset,
-                bytes,
-                units: units.collect(),
-            }
-        });
-        Ring {
-            groups: placed.collect(),
-            bytes: round_up(used, self.input.granularity),
-        }
+        self.memory.ring(&groups, &offsets, used)
     }
 
     /// As the plan's tiers; what was dropped becomes what never was resident.

@@ -30,6 +30,7 @@ mod estimate;
 mod experts;
 mod explain;
 mod fixed;
+mod memory;
 mod order;
 mod read;
 mod ring;

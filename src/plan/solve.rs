@@ -3,9 +3,8 @@
 use super::chunks::{round_up, Packer};
 use super::error::{Contribution, Contributor, PlanError};
 use super::fixed::plan_as;
-use super::types::{
-    KvPlacement, Ledger, Plan, PlanInput, Ring, StreamGroup, UnitClass, UnitId, PLAN_SCHEMA_VERSION,
-};
+use super::memory::DeviceMemory;
+use super::types::{KvPlacement, Plan, PlanInput, Ring, UnitId, PLAN_SCHEMA_VERSION};
 use super::{order, ring, tiers};
 
 /// The derived ring takes this share of the room for weights, within the limits below. It is no loss: short batches use what it
@@ -67,11 +66,7 @@ struct Step {
 /// An input with everything about it that does not depend on the budget.
 struct Problem<'a> {
     input: &'a PlanInput,
-    /// Aligned device sizes per unit.
-    sizes: Vec<u64>,
-    small: Vec<UnitId>,
-    /// Bytes of the chunk of small units.
-    small_bytes: u64,
+    memory: DeviceMemory<'a>,
     /// Indices of units, first choice first.
     priority: Vec<usize>,
     groups: Vec<Vec<usize>>,
@@ -84,21 +79,13 @@ struct Problem<'a> {
 impl<'a> Problem<'a> {
     fn new(input: &'a PlanInput) -> Result<Self, PlanError> {
         check(input)?;
-        let sizes: Vec<u64> = input
-            .units
-            .iter()
-            .map(|unit| round_up(unit.device_bytes.max(1), input.alignment))
-            .collect();
-        let small: Vec<UnitId> = ids(input, |class| class == UnitClass::Small);
-        let small_sum: u64 = small.iter().map(|id| sizes[id.index()]).sum();
+        let memory = DeviceMemory::new(input);
         let priority = order::priority(&input.units, &input.order, !input.output_on_host);
         let output = input.output_streams && !input.output_on_host;
-        let groups = ring::group(&input.units, &sizes, input.group_target, output);
+        let groups = ring::group(&input.units, &memory.sizes, input.group_target, output);
         let mut problem = Self {
             input,
-            sizes,
-            small,
-            small_bytes: round_up(small_sum, input.granularity),
+            memory,
             priority,
             groups,
             steps: Vec::new(),
@@ -116,12 +103,12 @@ impl<'a> Problem<'a> {
     /// Every prefix of the priority list in turn.
     fn walk(&self) -> Vec<Step> {
         let granularity = self.input.granularity;
-        let mut group_of = vec![None; self.sizes.len()];
+        let mut group_of = vec![None; self.input.units.len()];
         let mut left: Vec<u64> = vec![0; self.groups.len()];
         for (group, units) in self.groups.iter().enumerate() {
             for &unit in units {
                 group_of[unit] = Some(group);
-                left[group] += self.sizes[unit];
+                left[group] += self.memory.sizes[unit];
             }
         }
         let step = |left: &[u64], chunks| {
@@ -136,9 +123,9 @@ impl<'a> Problem<'a> {
         let mut packer = Packer::new(self.input.chunk_target, granularity);
         let mut steps = vec![step(&left, 0)];
         for &unit in &self.priority {
-            packer.push(UnitId(unit as u32), self.sizes[unit]);
+            packer.push(UnitId(unit as u32), self.memory.sizes[unit]);
             if let Some(group) = group_of[unit] {
-                left[group] -= self.sizes[unit];
+                left[group] -= self.memory.sizes[unit];
             }
             steps.push(step(&left, packer.bytes()));
         }
@@ -153,21 +140,13 @@ impl<'a> Problem<'a> {
 
     /// What is needed whatever the plan, large weights and KV aside.
     fn fixed(&self) -> u64 {
-        self.input.scratch + self.input.reserve + self.small_bytes
-    }
-
-    fn kv_bytes<'k>(&self, sizes: impl Iterator<Item = &'k u64>) -> u64 {
-        let sum = sizes
-            .map(|&bytes| round_up(bytes, self.input.alignment))
-            .sum();
-        round_up(sum, self.input.granularity)
+        self.input.scratch + self.input.reserve + self.memory.small_bytes
     }
 
     /// Bytes of KV that are on the device whatever the plan.
     fn kv_fixed(&self) -> u64 {
-        let fixed = self.input.kv_fixed.iter().flatten();
-        let device: Vec<u64> = fixed.filter(|kv| kv.device).map(|kv| kv.bytes).collect();
-        self.kv_bytes(device.iter())
+        let fixed = self.input.kv_fixed.as_deref();
+        self.memory.kv_on_device(fixed.unwrap_or_default())
     }
 
     fn minimum(&self) -> u64 {
@@ -188,7 +167,7 @@ impl<'a> Problem<'a> {
         let layers: Vec<u64> = layers.map(|layer| layer.bytes).collect();
         let taken = (0..=layers.len())
             .rev()
-            .find(|&count| self.kv_bytes(layers[..count].iter()) <= spare)
+            .find(|&count| self.memory.kv_bytes(layers[..count].iter().copied()) <= spare)
             .unwrap_or(0);
         let mut left = taken;
         let place = |layer: &super::KvLayer| {
@@ -201,7 +180,7 @@ impl<'a> Problem<'a> {
             }
         };
         let placed = self.input.kv.iter().map(place).collect();
-        let used = self.kv_bytes(layers[..taken].iter());
+        let used = self.memory.kv_bytes(layers[..taken].iter().copied());
         Ok((placed, spare - used + self.weights_min()))
     }
 
@@ -241,7 +220,10 @@ impl<'a> Problem<'a> {
     fn too_small(&self) -> PlanError {
         let anchor = self.steps[self.anchor];
         let mut contributors: Vec<Contributor> = [
-            (Contribution::Resident, self.small_bytes + anchor.chunks),
+            (
+                Contribution::Resident,
+                self.memory.small_bytes + anchor.chunks,
+            ),
             (Contribution::Slots, anchor.ring_min),
             (Contribution::Kv, self.kv_fixed()),
             (Contribution::Scratch, self.input.scratch),
@@ -262,44 +244,27 @@ impl<'a> Problem<'a> {
     fn build(&self, kv: Vec<KvPlacement>, room: u64, count: usize) -> Plan {
         let input = self.input;
         let step = self.steps[count];
-        let large = self.priority[..count]
-            .iter()
-            .map(|&unit| UnitId(unit as u32));
-        let mut chunks = Vec::new();
-        let mut packer = Packer::new(u64::MAX, input.granularity);
-        for &id in &self.small {
-            packer.push(id, self.sizes[id.index()]);
-        }
-        chunks.extend(packer.into_chunks());
-        let mut packer = Packer::new(input.chunk_target, input.granularity);
-        for id in large.clone() {
-            packer.push(id, self.sizes[id.index()]);
-        }
-        chunks.extend(packer.into_chunks());
+        let large = self.priority[..count].iter();
+        let large: Vec<UnitId> = large.map(|&unit| UnitId(unit as u32)).collect();
+        let chunks = self.memory.resident_chunks(&large);
         let left = room - step.chunks;
         let capacity = (left - left % input.granularity).min(self.ring_max(step));
         let ring = self.ring(count, capacity);
 
-        let on_device = kv.iter().filter(|layer| layer.device);
-        let kv_device: Vec<u64> = on_device.map(|layer| layer.bytes).collect();
-        let kv_all: Vec<u64> = match &input.kv_fixed {
-            Some(_) => kv_device.clone(),
-            None => input.kv.iter().map(|layer| layer.bytes).collect(),
+        let kv_all = match &input.kv_fixed {
+            Some(_) => self.memory.kv_on_device(&kv),
+            None => self
+                .memory
+                .kv_bytes(input.kv.iter().map(|layer| layer.bytes)),
         };
-        let ledger = Ledger {
-            resident: chunks.iter().map(|chunk| chunk.bytes).sum(),
-            slots: ring.bytes,
-            kv: self.kv_bytes(kv_device.iter()),
-            scratch: input.scratch,
-            reserve: input.reserve,
-        };
-        let residents: Vec<UnitId> = self.small.iter().copied().chain(large).collect();
+        let ledger = self.memory.ledger(&chunks, &ring, &kv);
+        let residents = self.memory.residents(&large);
         let all = self.steps[self.steps.len() - 1];
         Plan {
             schema_version: PLAN_SCHEMA_VERSION,
             budget: input.budget,
             minimum_budget: self.minimum(),
-            full_budget: self.fixed() + self.kv_bytes(kv_all.iter()) + all.chunks,
+            full_budget: self.fixed() + kv_all + all.chunks,
             scratch_estimated: input.scratch_estimated,
             units: input.units.clone(),
             tiers: tiers::tiers(input, &residents, &ring),
@@ -312,43 +277,19 @@ impl<'a> Problem<'a> {
     }
 
     fn ring(&self, residents: usize, capacity: u64) -> Ring {
-        let mut resident = vec![false; self.sizes.len()];
+        let mut resident = vec![false; self.input.units.len()];
         for &unit in &self.priority[..residents] {
             resident[unit] = true;
         }
         let rest = self.groups.iter().map(|units| {
-            let streamed = units.iter().copied().filter(|&unit| !resident[unit]);
-            streamed.collect::<Vec<usize>>()
+            let streamed = units.iter().filter(|&&unit| !resident[unit]);
+            streamed.map(|&unit| UnitId(unit as u32)).collect()
         });
-        let rest: Vec<Vec<usize>> = rest.filter(|units| !units.is_empty()).collect();
-        let bytes = |units: &Vec<usize>| units.iter().map(|&unit| self.sizes[unit]).sum();
-        let sizes: Vec<u64> = rest.iter().map(bytes).collect();
+        let rest: Vec<Vec<UnitId>> = rest.filter(|ids: &Vec<UnitId>| !ids.is_empty()).collect();
+        let sizes: Vec<u64> = rest.iter().map(|ids| self.memory.bytes_of(ids)).collect();
         let (offsets, used) = ring::layout(&sizes, capacity);
-        let groups = rest.iter().zip(offsets.iter().zip(&sizes));
-        let groups = groups.map(|(units, (&offset, &bytes))| {
-            let mut next = offset;
-            let place = |&unit: &usize| {
-                let at = next;
-                next += self.sizes[unit];
-                (UnitId(unit as u32), at)
-            };
-            StreamGroup {
-                offset,
-                bytes,
-                units: units.iter().map(place).collect(),
-            }
-        });
-        Ring {
-            bytes: round_up(used, self.input.granularity),
-            groups: groups.collect(),
-        }
+        self.memory.ring(&rest, &offsets, used)
     }
-}
-
-fn ids(input: &PlanInput, wanted: impl Fn(UnitClass) -> bool) -> Vec<UnitId> {
-    let units = input.units.iter().enumerate();
-    let found = units.filter(|(_, unit)| wanted(unit.class));
-    found.map(|(index, _)| UnitId(index as u32)).collect()
 }
 
 /// Refuses settings that make no sense, and sizes whose sums might not fit 64 bits: no sum that

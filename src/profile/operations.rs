@@ -1,15 +1,13 @@
 //! Which operations a model consists of, and which of them are worth measuring.
 
+use super::of_model::Heads;
 use super::types::Op;
-use crate::inventory::{DType, Inventory, Role, TensorInfo};
+use crate::inventory::{DType, Inventory, TensorInfo};
 
 /// An operation whose weights are less than this share of all is not measured: its time hardly matters.
 const LEAST_SHARE: f64 = 0.005;
 /// Elements of a matrix that is measured; of a larger one fewer rows are. Rates do not change beyond.
 const MOST_ELEMENTS: u64 = 64 << 20;
-/// Head sizes that models have, those that most of them have first.
-const HEAD_SIZES: [u64; 6] = [128, 64, 256, 96, 80, 32];
-
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Effort {
@@ -38,82 +36,6 @@ impl Effort {
 }
 
 impl Op {
-    /// The product that a weight takes part in; none for what is not multiplied (norms, biases, looked-up rows).
-    pub fn of_weight(tensor: &TensorInfo, inventory: &Inventory) -> Option<Op> {
-        let [columns, rows, stack, outer] = tensor.shape;
-        if !tensor.is_matrix() || outer != 1 || DType::from_name(&tensor.type_name).is_none() {
-            return None;
-        }
-        let type_name = tensor.type_name.clone();
-        match (tensor.role, stack) {
-            (Role::Experts, 2..) => Some(Op::Experts {
-                type_name,
-                columns,
-                rows,
-                experts: u32::try_from(stack).ok()?,
-                used: inventory.expert_used_count.clamp(1, stack as u32),
-            }),
-            (Role::Norm | Role::Other, _) | (_, 2..) => None,
-            (Role::TokenEmbedding, _) => {
-                let head = inventory.tied_output && tensor.name == "token_embd.weight";
-                head.then_some(Op::Product {
-                    type_name,
-                    columns,
-                    rows,
-                })
-            }
-            _ => Some(Op::Product {
-                type_name,
-                columns,
-                rows,
-            }),
-        }
-    }
-
-    /// Attention of a layer over `cells` tokens; none for a layer without a cache, and for latent attention, of which the
-    /// shapes of the weights say too little.
-    ///
-    /// The size of a head is read from the norm of the queries or keys, from the rotary factors, or else assumed: only the
-    /// product of heads and their size has much influence.
-    pub fn of_attention(
-        inventory: &Inventory,
-        layer: u32,
-        type_k: &str,
-        type_v: &str,
-        cells: u64,
-    ) -> Option<Op> {
-        let kv = inventory.kv.layer(layer)?;
-        let (k, v) = (u64::from(kv.k_elements), u64::from(kv.v_elements));
-        if k == 0 || k != v {
-            return None;
-        }
-        let shape = |suffix: &str| {
-            let tensor = inventory.tensor(&format!("blk.{layer}.{suffix}"));
-            tensor.map(|tensor| tensor.shape)
-        };
-        let output = shape("attn_output.weight").map(|shape| shape[0]);
-        let queries = output.or_else(|| shape("attn_q.weight").map(|shape| shape[1]));
-        let queries = queries.filter(|width| *width >= k).unwrap_or(k);
-        let fits =
-            |size: &u64| *size > 0 && k.is_multiple_of(*size) && queries.is_multiple_of(*size);
-        let normed = ["attn_k_norm.weight", "attn_q_norm.weight"];
-        let normed = normed.iter().filter_map(|name| shape(name)).map(|s| s[0]);
-        let rotated = inventory.tensor("rope_freqs.weight");
-        let rotated = rotated.map(|tensor| tensor.shape[0] * 2);
-        let known = normed
-            .chain(rotated)
-            .filter(|&size| size < k || size <= 256);
-        let head = known.chain(HEAD_SIZES).find(fits)?;
-        Some(Op::Attention {
-            head: u32::try_from(head).ok()?,
-            heads: u32::try_from(queries / head).ok()?,
-            kv_heads: u32::try_from(k / head).ok()?,
-            type_k: type_k.to_owned(),
-            type_v: type_v.to_owned(),
-            cells,
-        })
-    }
-
     /// Bytes of the weights or KV cells that it is given.
     pub fn operand_bytes(&self) -> u64 {
         let matrix = |type_name: &str, shape| {
@@ -199,7 +121,8 @@ pub fn operations(
 ) -> Vec<Op> {
     let limit = operand_limit(device_memory);
     let mut products: Vec<(Op, u64)> = Vec::new();
-    for tensor in &inventory.tensors {
+    let known_type = |tensor: &&TensorInfo| DType::from_name(&tensor.type_name).is_some();
+    for tensor in inventory.tensors.iter().filter(known_type) {
         let op = Op::of_weight(tensor, inventory).and_then(|op| op.within(limit));
         let Some(op) = op else { continue };
         match products.iter_mut().find(|(known, _)| *known == op) {
@@ -220,10 +143,12 @@ pub fn operations(
     let mut chosen: Vec<Op> = chosen.map(|index| products[index].0.clone()).collect();
     let layers = || inventory.kv.layers.iter();
     let full = layers().find(|kv| kv.window.is_none());
-    if let Some(kv) = full.or_else(|| layers().next()) {
+    let attending = full.or_else(|| layers().next());
+    let heads = attending.and_then(|kv| Heads::of_layer(inventory, kv.layer));
+    // latent attention reads its values out of the keys, which no graph here does
+    if let Some(heads) = heads.filter(|heads| heads.values) {
         for &cells in effort.cells() {
-            let op = Op::of_attention(inventory, kv.layer, type_k, type_v, cells);
-            match op.and_then(|op| op.within(limit)) {
+            match heads.attention(type_k, type_v, cells).within(limit) {
                 Some(op) if !chosen.contains(&op) => chosen.push(op),
                 _ => {}
             }
@@ -269,7 +194,7 @@ pub fn usual_operations(device_memory: u64, effort: Effort) -> Vec<Op> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{KvGeometry, KvLayer};
+    use crate::inventory::{KvGeometry, KvLayer, Role};
 
     fn tensor(name: &str, role: Role, type_name: &str, shape: [u64; 4]) -> TensorInfo {
         let dtype = DType::from_name(type_name).unwrap();
@@ -428,19 +353,25 @@ mod tests {
                 tensor.shape[0] = 576;
             }
         }
-        let op = Op::of_attention(&model, 0, "f16", "f16", 100);
-        assert!(
-            matches!(
-                op,
-                Some(Op::Attention {
-                    head: 64,
-                    heads: 9,
-                    kv_heads: 3,
-                    ..
-                })
-            ),
-            "{op:?}"
-        );
-        assert_eq!(Op::of_attention(&model, 1, "f16", "f16", 100), None);
+        let heads = |size, queries, keys| Heads {
+            size,
+            queries,
+            keys,
+            values: true,
+        };
+        assert_eq!(Heads::of_layer(&model, 0), Some(heads(64, 9, 3)));
+        assert_eq!(Heads::of_layer(&model, 1), None);
+    }
+
+    #[test]
+    fn a_norm_of_all_heads_at_once_does_not_show_their_size() {
+        let mut model = mixture();
+        for tensor in &mut model.tensors {
+            if tensor.name.ends_with("attn_k_norm.weight") {
+                tensor.shape[0] = 512;
+            }
+        }
+        let heads = Heads::of_layer(&model, 0);
+        assert_eq!(heads.map(|heads| heads.size), Some(128));
     }
 }

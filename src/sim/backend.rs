@@ -9,11 +9,11 @@ use crate::ffi;
 use super::buffer::name_of;
 use super::clock::Direction;
 use super::compute::GraphCopy;
-use super::counters::LinkCopy;
 use super::device::Device;
 use super::event::event_of;
 use super::faults::lost_byte;
 use super::guard::{abort, guard};
+use super::meter::LinkCopy;
 use super::pins::Coverage;
 use super::stream::{exiting, Command, Source, Stream};
 

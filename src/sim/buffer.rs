@@ -6,11 +6,11 @@ use std::ptr;
 use crate::ffi;
 
 use super::clock::Direction;
-use super::counters::LinkCopy;
 use super::device::Device;
 use super::faults::lost_byte;
 use super::guard::{abort, guard};
 use super::memory::ALIGNMENT;
+use super::meter::LinkCopy;
 use super::pins::Coverage;
 
 /// Quantised rows take room for a multiple of this many elements, as CUDA's kernels want them.

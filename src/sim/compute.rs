@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use crate::ffi;
 
 use super::clock::transfer_ns;
-use super::counters::GraphCost;
 use super::memory::DeviceMemory;
+use super::meter::GraphCost;
 use super::spec::SimSpec;
 
 /// What a backend that was never told otherwise computes with, as ggml's CPU backend does.

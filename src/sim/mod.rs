@@ -25,12 +25,14 @@ mod faults;
 mod fence;
 mod guard;
 mod memory;
+mod meter;
 mod pins;
 mod queue;
 mod spec;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod values;
 
 use std::ffi::c_void;
 use std::ptr;

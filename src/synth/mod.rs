@@ -22,4 +22,4 @@ pub use type_mix::TypeMix;
 pub use write::{write, Layout, Summary, WriteOptions};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,6 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::*;
 use crate::inventory::{canonical_order, Inventory, InventoryError};
 
+/// What a shape consists of, without its weights.
+pub(crate) fn inventory(name: &str) -> Inventory {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let options = WriteOptions {
+        header_only: true,
+        ..WriteOptions::default()
+    };
+    write(&shape(name).unwrap(), &path, options, &quiet).unwrap();
+    Inventory::from_gguf(&path).unwrap()
+}
+
 /// A model of a few hundred KiB.
 fn small(name: &str) -> SynthSpec {
     let mut spec = shape(name).unwrap();

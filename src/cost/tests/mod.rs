@@ -3,5 +3,6 @@
 mod forecast;
 mod hand;
 mod machine;
+mod measured;
 mod properties;
 mod real;

@@ -4,6 +4,7 @@
 //! allocation of known size (and what the backend takes for itself), given back at the end.
 
 mod clock;
+mod copies;
 mod curves;
 mod data;
 mod engine;
@@ -18,6 +19,7 @@ mod traffic;
 use std::time::Duration;
 
 use clock::{rate, Pace};
+pub(crate) use copies::{page_locked, Copies, SharedPages};
 use curves::Bench;
 use engine::Engine;
 pub use error::MeasureError;

@@ -4,10 +4,11 @@ use std::ffi::c_void;
 use std::time::Instant;
 
 use super::clock::{rate, seconds_of, Pace};
+use super::copies::{page_locked, Copies, SharedPages};
 use super::error::MeasureError;
-use super::graph::{Graph, Tensor};
+use super::graph::Tensor;
 use crate::ffi;
-use crate::lanes::device::{Buffer, Device, Memory, Stream};
+use crate::lanes::device::{Buffer, Device, Stream};
 use crate::lanes::host_memory::LockedMemory;
 use crate::profile::{Link, Quantity};
 
@@ -20,13 +21,9 @@ const ATTEMPTS: u32 = 4;
 /// Of what copies are expected to last beside something, so much more is submitted.
 const MARGIN: f64 = 1.25;
 
-/// A copy lane of its own: a stream, page-locked memory to copy from and a place on the device to copy to.
+/// A copy lane of its own, and page-locked memory to copy from.
 pub(super) struct Traffic<'b> {
-    stream: Stream,
-    // the commands' target; the graph holds its tensor
-    _graph: Graph<'b>,
-    target: Tensor,
-    command: u64,
+    copies: Copies<'b>,
     pinned: Option<Buffer>,
     /// Bytes per second from page-locked memory, nothing else going on; 0 without such memory.
     idle: f64,
@@ -48,19 +45,9 @@ impl<'b> Traffic<'b> {
     ) -> Result<Self, MeasureError> {
         let stream = Stream::open(device).ok_or_else(|| MeasureError::NotOpened(device.name()))?;
         let command = COMMAND.min(room).min(pinned_bytes).max(1);
-        let graph = Graph::new(1)?;
-        let target = graph.tensor(ffi::GGML_TYPE_I8, [command as i64, 1, 1], buffer, offset)?;
-        let pinned = device.pinned_memory();
-        let pinned = pinned.and_then(|memory| Buffer::allocate(memory, pinned_bytes));
-        // a backend that is refused page-locked memory hands out ordinary memory
-        // SAFETY: the buffer is live.
-        let pinned = pinned.filter(|b| unsafe { Memory::of(b.raw()) } != Memory::host());
         Ok(Traffic {
-            stream,
-            _graph: graph,
-            target,
-            command,
-            pinned,
+            copies: Copies::new(stream, (buffer, offset), command)?,
+            pinned: page_locked(device, pinned_bytes),
             idle: 0.0,
         })
     }
@@ -70,40 +57,16 @@ impl<'b> Traffic<'b> {
         self.pinned.as_ref().map(|b| (b.base(), b.size()))
     }
 
-    /// Copies at least `bytes`, going round in `source`.
-    ///
-    /// # Safety
-    /// `source` points to as many readable bytes as it says, writable ones for `back`, until the stream is waited for.
-    unsafe fn copy(&self, (source, size): (*mut u8, u64), bytes: u64, back: bool) -> u64 {
-        let commands = bytes.div_ceil(self.command);
-        let places = (size / self.command).max(1);
-        for index in 0..commands {
-            let address: *mut c_void = source
-                .wrapping_add(((index % places) * self.command) as usize)
-                .cast();
-            let (stream, tensor, length) =
-                (self.stream.raw(), self.target.raw(), self.command as usize);
-            if back {
-                ffi::ggml_backend_tensor_get_async(stream, tensor, address, 0, length);
-            } else {
-                ffi::ggml_backend_tensor_set_async(stream, tensor, address, 0, length);
-            }
-        }
-        commands * self.command
-    }
-
     /// Bytes per second of copies of `span` bytes each.
     ///
     /// # Safety
-    /// As for [`Traffic::copy`].
+    /// As for [`Copies::timed`].
     unsafe fn rate(&self, source: (*mut u8, u64), span: u64, back: bool, pace: Pace) -> Quantity {
         let mut moved = 0;
         let time = pace.repeat(|| {
-            seconds_of(|| {
-                moved = self.copy(source, span, back);
-                self.stream.synchronize();
-                Ok::<_, MeasureError>(())
-            })
+            let (bytes, seconds) = self.copies.timed(source, span, back);
+            moved = bytes;
+            Ok::<_, MeasureError>(seconds)
         });
         time.map_or(Quantity::default(), |time| rate(moved as f64, time))
     }
@@ -115,24 +78,23 @@ impl<'b> Traffic<'b> {
             let source = (base, size);
             // SAFETY: the buffer is host memory of that size and this value's own.
             unsafe {
-                self.rate(source, self.command, false, pace);
+                self.rate(source, self.copies.command(), false, pace);
                 link.pinned = self.rate(source, span.min(size), false, pace);
                 link.back = self.rate(source, span.min(size), true, pace);
             }
             self.idle = link.pinned.median;
         }
-        let mut ordinary = Mapping::new(span).ok_or(MeasureError::HostMemory(span))?;
-        ordinary.touch();
-        let source = (ordinary.base, span);
+        let ordinary = SharedPages::new(span).ok_or(MeasureError::HostMemory(span))?;
+        let source = (ordinary.base(), span);
         // SAFETY: the mapping has that size, and copies to the device only read it.
         link.pageable = unsafe { self.rate(source, span, false, pace) };
         let mut locked = LockedMemory::default();
         // SAFETY: the mapping outlives the lock, which is declared later and dropped first.
         let time = seconds_of(|| unsafe {
-            locked.lock(device, ordinary.base, span as usize);
+            locked.lock(device, ordinary.base(), span as usize);
             Ok::<_, MeasureError>(())
         })?;
-        if locked.covers(ordinary.base, span as usize) {
+        if locked.covers(ordinary.base(), span as usize) {
             link.register = Quantity::stated(span as f64 / time);
         }
         Ok(link)
@@ -146,10 +108,16 @@ impl<'b> Traffic<'b> {
         let mut at = 0;
         for &(from, bytes) in pieces {
             let source: *const c_void = base.wrapping_add(from).cast();
-            ffi::ggml_backend_tensor_set_async(self.stream.raw(), target.raw(), source, at, bytes);
+            ffi::ggml_backend_tensor_set_async(
+                self.copies.stream().raw(),
+                target.raw(),
+                source,
+                at,
+                bytes,
+            );
             at += bytes;
         }
-        self.stream.synchronize();
+        self.copies.stream().synchronize();
     }
 
     /// Runs `once`, which waits for what it does, while copies are under way from its beginning to its end. They are meant to last
@@ -164,19 +132,20 @@ impl<'b> Traffic<'b> {
             return Ok(None);
         };
         for _ in 0..ATTEMPTS {
-            let wanted = (self.idle * *lasting).clamp(self.command as f64 * 2.0, MOST_COPIED);
+            let wanted =
+                (self.idle * *lasting).clamp(self.copies.command() as f64 * 2.0, MOST_COPIED);
             let start = Instant::now();
             // SAFETY: the buffer is host memory of that size and this value's own; the stream is waited for below.
-            let moved = unsafe { self.copy(source, wanted as u64, false) };
+            let moved = unsafe { self.copies.submit(source, wanted as u64, false) };
             let begin = Instant::now();
             let done = once();
             let end = Instant::now();
-            self.stream.synchronize();
+            self.copies.stream().synchronize();
             let tail = end.elapsed().as_secs_f64();
             done?;
             let overlap = (end - start).as_secs_f64().max(1e-9);
             // a stream that has nothing left to do answers in less than a command takes
-            if tail <= self.command as f64 / self.idle {
+            if tail <= self.copies.command() as f64 / self.idle {
                 *lasting *= 2.0;
                 continue;
             }
@@ -199,50 +168,6 @@ fn during(moved: f64, overlap: f64, tail: f64, idle: f64) -> f64 {
     match rest > 0.0 {
         true => rest.min(average),
         false => average,
-    }
-}
-
-/// Shared memory, as the pages of a mapped file are, unmapped when dropped.
-struct Mapping {
-    base: *mut u8,
-    bytes: usize,
-}
-
-impl Mapping {
-    fn new(bytes: u64) -> Option<Self> {
-        let bytes = usize::try_from(bytes).ok().filter(|&b| b > 0)?;
-        // SAFETY: a new mapping without an address of its own.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        (base != libc::MAP_FAILED).then(|| Mapping {
-            base: base.cast(),
-            bytes,
-        })
-    }
-
-    /// Gives every page a content of its own.
-    fn touch(&mut self) {
-        for at in (0..self.bytes).step_by(4096) {
-            // SAFETY: inside the mapping, which is writable.
-            unsafe { self.base.add(at).write_volatile((at >> 12) as u8) };
-        }
-        // SAFETY: the whole mapping; only reading is allowed from now on, as for a model's file.
-        unsafe { libc::mprotect(self.base.cast(), self.bytes, libc::PROT_READ) };
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new`, unmapped once.
-        unsafe { libc::munmap(self.base.cast(), self.bytes) };
     }
 }
 

@@ -1,19 +1,21 @@
 //! `pipeshard bench`: pipeshard and what stock llama.cpp can do with the same memory, measured in turn.
 
-use std::io::IsTerminal;
+mod progress;
+
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use self::progress::Bar;
 use crate::bench::analysis::cells;
 use crate::bench::export::{write_csv, write_json, Summary};
-use crate::bench::grid::{Grid, ModelSpec};
+use crate::bench::grid::Grid;
+use crate::bench::models::ModelSpec;
 use crate::bench::placements;
-use crate::bench::runner::{self, Progress, Settings};
+use crate::bench::runner::{self, Settings};
 use crate::bench::sweep::{middle_first, GridKind, Sweep, CANDIDATES};
-use crate::bench::targets::{verdicts, Met};
+use crate::bench::verdicts::{verdicts, Met};
 use crate::bench::{link, plot, table};
 use crate::sim::SimSpec;
 use crate::size::ByteSize;
@@ -300,62 +302,6 @@ impl BenchArgs {
     }
 }
 
-/// A bar on a terminal, lines elsewhere.
-struct Bar {
-    bar: Option<ProgressBar>,
-    start: Instant,
-}
-
-impl Bar {
-    fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{elapsed} {bar:24} {pos}/{len} {wide_msg}");
-            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
-        if let Some(bar) = &bar {
-            bar.enable_steady_tick(Duration::from_millis(500));
-        }
-        Bar {
-            bar,
-            start: Instant::now(),
-        }
-    }
-
-    fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            None => eprintln!("{:6.0}s {text}", self.start.elapsed().as_secs_f64()),
-        }
-    }
-}
-
-impl Progress for Bar {
-    fn plan(&self, steps: usize, seconds: f64) {
-        if let Some(bar) = &self.bar {
-            bar.set_length(steps as u64);
-        }
-        self.line(&format!(
-            "{steps} steps, by estimate {:.1} minutes in all",
-            seconds / 60.0
-        ));
-    }
-
-    fn step(&self, number: usize, what: &str) {
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(number as u64);
-                bar.set_message(what.to_owned());
-            }
-            None => self.line(&format!("{number}: {what}")),
-        }
-    }
-
-    fn say(&self, what: &str) {
-        self.line(what);
-    }
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -368,9 +314,7 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
     let settings = args.settings()?;
     let progress = Bar::new();
     let results = runner::run(&settings, &progress)?;
-    if let Some(bar) = &progress.bar {
-        bar.finish_and_clear();
-    }
+    progress.clear();
     let models: Vec<String> = settings
         .grid
         .models
