@@ -14,6 +14,7 @@ use super::MIB;
 use crate::ffi;
 use crate::lanes::device::{Buffer, Device, Stream};
 use crate::lanes::host_memory::LockedMemory;
+use crate::lanes::matrix_library;
 use crate::profile::measure::{page_locked, Copies, SharedPages};
 
 /// Bytes of one copy: what pipeshard cuts its copies into is of this order.
@@ -70,9 +71,7 @@ pub fn probe(simulated: Option<&str>, file: Option<&Path>) -> Result<(), String>
     let device = Device::first_gpu(None).ok_or(
         "ggml knows no GPU here: put the backend's library beside the tools, or give --sim vram=1G",
     )?;
-    let stream = Stream::open(device)
-        .ok_or_else(|| format!("{} could not be opened: see above", device.name()))?;
-    open_matrix_library(device, &stream)?;
+    let stream = matrix_library::opened(device)?;
     let (free, total) = device.memory();
     tell(&Opened {
         device: device.description(),
@@ -101,41 +100,6 @@ fn tell(value: &impl Serialize) -> Result<(), String> {
     writeln!(out, "{text}")
         .and_then(|()| out.flush())
         .map_err(|e| e.to_string())
-}
-
-/// Multiplies two small matrices, which makes a backend open what it multiplies with.
-fn open_matrix_library(device: Device, stream: &Stream) -> Result<(), String> {
-    // SAFETY: a context of its own with room for four tensors and a graph; tensors are allocated in the device's memory
-    // before they are used, and buffer and context are freed after the last use.
-    unsafe {
-        let size = 8 * ffi::ggml_tensor_overhead() + ffi::ggml_graph_overhead();
-        let context = ffi::ggml_init(ffi::ggml_init_params {
-            mem_size: size,
-            mem_buffer: std::ptr::null_mut(),
-            no_alloc: true,
-        });
-        if context.is_null() {
-            return Err("ggml made no context".to_owned());
-        }
-        let weights = ffi::ggml_new_tensor_2d(context, ffi::GGML_TYPE_F16, 256, 256);
-        let rows = ffi::ggml_new_tensor_2d(context, ffi::GGML_TYPE_F32, 256, 128);
-        let product = ffi::ggml_mul_mat(context, weights, rows);
-        let graph = ffi::ggml_new_graph(context);
-        ffi::ggml_build_forward_expand(graph, product);
-        let buffer = ffi::ggml_backend_alloc_ctx_tensors(context, stream.raw());
-        let done = if buffer.is_null() {
-            Err(format!("{} has no memory left", device.name()))
-        } else {
-            ffi::ggml_backend_buffer_clear(buffer, 0);
-            match ffi::ggml_backend_graph_compute(stream.raw(), graph) {
-                ffi::GGML_STATUS_SUCCESS => Ok(()),
-                code => Err(format!("{} does not compute: status {code}", device.name())),
-            }
-        };
-        ffi::ggml_backend_buffer_free(buffer);
-        ffi::ggml_free(context);
-        done
-    }
 }
 
 fn measure(device: Device, stream: Stream, file: Option<&Path>) -> LinkSpeed {

@@ -82,7 +82,6 @@ impl Runtime {
             files,
             placed_by_user,
         });
-        self.note_layers();
         self.note_arena();
         self.outcome.models += 1;
         self.follow_saved_plan()
@@ -193,19 +192,11 @@ impl Runtime {
                 self.index.insert(unit.source() as usize, UnitId(i as u32));
             }
         }
-        self.note_layers();
         self.retry = Default::default();
         self.followed = Default::default();
         self.void_graphs();
         self.replan();
         self.note_arena();
-    }
-}
-
-impl Runtime {
-    fn note_layers(&mut self) {
-        let layers = self.models.iter().map(|m| m.inventory.layer_count);
-        self.pools.serve(layers.map(u64::from).sum());
     }
 }
 

@@ -4,14 +4,9 @@
 use crate::ffi;
 use crate::inventory::{Inventory, Role};
 
-/// Kernels' code, loaded when first used, events and streams. On an H100 75 MiB were seen with a model of 6 layers, captured graphs
-/// included, up to 250 with one of 32 and 300 with one of 48. Too much costs a few residents, too little a budget that is overrun
-/// until it is noticed.
+/// Kernels' code, loaded when first used, streams and captured graphs, beyond what the device's context and matrix library hold,
+/// which are no part of the budget. Too much costs a few residents, too little a budget that is overrun until it is noticed.
 const CODE: u64 = 64 << 20;
-/// Captured graphs, by layer.
-const GRAPHS: u64 = 5 << 20;
-/// The matrix library and its work space, for weights that are not quantised.
-const MATRIX_LIBRARY: u64 = 40 << 20;
 
 /// Book-keeping of the backend's own memory, in bytes.
 #[derive(Debug, Default, Clone, Copy)]
@@ -22,8 +17,6 @@ pub struct Pools {
     real: bool,
     /// A simulated card that acts as if its backend had pools.
     acted: bool,
-    /// Layers of the models that are loaded.
-    layers: u64,
     /// For the widest product of the graphs that were seen.
     product: u64,
     /// What was measured when it was more than expected and there was room for it.
@@ -40,11 +33,6 @@ impl Pools {
             acted,
             ..Pools::default()
         }
-    }
-
-    /// The models that are loaded have so many layers.
-    pub fn serve(&mut self, layers: u64) {
-        self.layers = layers;
     }
 
     /// A graph was seen whose widest product needs so much.
@@ -73,7 +61,7 @@ impl Pools {
         match (self.fixed, self.real) {
             (Some(fixed), _) => fixed,
             (None, true) => {
-                let expected = whatever_the_batch(self.layers) + self.product;
+                let expected = CODE + self.product;
                 expected.max(self.made_room_for)
             }
             (None, false) => self.made_room_for,
@@ -100,7 +88,7 @@ impl Pools {
 }
 
 /// What a product on the device takes from the backend's pool: activations converted to the type that the kernel multiplies,
-/// and for weights that are not quantised a converted result and the matrix library.
+/// and for weights that are not quantised a converted result.
 ///
 /// # Safety
 /// `node` is a valid node with valid sources.
@@ -135,11 +123,7 @@ pub fn expected_for(inventory: &Inventory, ubatch: u32) -> u64 {
         let quantised = !matches!(tensor.type_name.as_str(), "f32" | "f16" | "bf16");
         product_bytes(quantised, rows, tensor.shape[0], tensor.shape[1])
     });
-    whatever_the_batch(inventory.layer_count.into()).saturating_add(widest.max().unwrap_or(0))
-}
-
-fn whatever_the_batch(layers: u64) -> u64 {
-    CODE + GRAPHS * layers
+    CODE.saturating_add(widest.max().unwrap_or(0))
 }
 
 fn product_bytes(quantised: bool, rows: u64, width: u64, height: u64) -> u64 {
@@ -148,7 +132,7 @@ fn product_bytes(quantised: bool, rows: u64, width: u64, height: u64) -> u64 {
         true => rows.saturating_mul(width).saturating_mul(9) / 8,
         false => {
             let converted = rows.saturating_mul(width.saturating_add(height));
-            converted.saturating_mul(2).saturating_add(MATRIX_LIBRARY)
+            converted.saturating_mul(2)
         }
     }
 }
@@ -167,8 +151,7 @@ mod tests {
     #[test]
     fn more_than_expected_is_noticed_once() {
         let mut pools = Pools::new(None, true, false);
-        pools.serve(10);
-        let usual = CODE + 10 * GRAPHS;
+        let usual = CODE;
         pools.expect(20 << 20);
         assert_eq!(pools.reserve(), usual + (20 << 20));
         assert!(!pools.measure(usual));

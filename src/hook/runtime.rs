@@ -20,6 +20,7 @@ use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::host_memory::LockedMemory;
 use crate::lanes::mapped_file::{MappedFiles, Shrunk};
+use crate::lanes::matrix_library;
 use crate::plan::{Decisions, Plan, Unit, UnitId};
 use crate::profile::Profile;
 use crate::trace::record::HostWork;
@@ -204,7 +205,18 @@ impl Runtime {
                 device.description()
             ));
         }
+        // what every process holds that computes on a real device is no part of the budget
+        let opened = match self.config.sim {
+            Some(_) => None,
+            None => match matrix_library::opened(device) {
+                Ok(opened) => Some(opened),
+                Err(why) => {
+                    return self.refuse(&format!("{why}; free some VRAM, or leave out --pipeshard"))
+                }
+            },
+        };
         let (free, total) = device.memory();
+        drop(opened);
         self.free_at_start = free;
         let margin = match self.config.sim {
             Some(_) => 0,

@@ -9,5 +9,6 @@ pub mod device;
 pub mod experts;
 pub mod host_memory;
 pub mod mapped_file;
+pub mod matrix_library;
 pub mod ring;
 pub mod staging;

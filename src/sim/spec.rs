@@ -72,6 +72,9 @@ pub struct SimSpec {
     pub unpin: bool,
     /// Whether memory that is not yet filled, or not any more, reads as NaN.
     pub poison: bool,
+    /// Whether kernels compute. Off, they only take their time: for graphs that this machine could not compute, what they
+    /// would have written keeps what it held, and choices are all 0.
+    pub compute: bool,
     /// Freeing memory waits until the streams are idle, as CUDA's does. Off, whoever still uses it reads what is gone.
     pub free_waits: bool,
 }
@@ -147,7 +150,7 @@ pub enum SpecError {
     },
 }
 
-const KEYS: &str = "vram, pcie, pageable, flops, membw, launch, cpu, granularity, seed, delay, pin, context, failalloc, failevent, failcopy, lost, unpin, poison, freewait";
+const KEYS: &str = "vram, pcie, pageable, flops, membw, launch, cpu, granularity, seed, delay, pin, context, failalloc, failevent, failcopy, lost, unpin, poison, compute, freewait";
 
 impl SimSpec {
     /// A card with this many bytes of memory and defaults for the rest.
@@ -171,6 +174,7 @@ impl SimSpec {
             lost: None,
             unpin: true,
             poison: true,
+            compute: true,
             free_waits: true,
         }
     }
@@ -232,6 +236,7 @@ impl SimSpec {
             "lost" => self.lost = Some(number(key, value, 0)?),
             "unpin" => self.unpin = switch(key, value)?,
             "poison" => self.poison = switch(key, value)?,
+            "compute" => self.compute = switch(key, value)?,
             "freewait" => self.free_waits = switch(key, value)?,
             _ => return Err(SpecError::UnknownKey(key.to_owned())),
         }
@@ -306,7 +311,7 @@ mod tests {
     fn every_property_is_read() {
         let text = "vram=8G, pcie=12.5G,pageable=3G,flops=80T,membw=1.2T,launch=5us,cpu=40G,granularity=2M,\
                     seed=7,delay=500,pin=1G,context=300M,failalloc=3+,failevent=2,failcopy=4,lost=9,unpin=off,\
-                    poison=off,freewait=off";
+                    poison=off,compute=off,freewait=off";
         let spec = SimSpec::parse(text).expect("all properties at once");
         let expected = SimSpec {
             vram: 8 << 30,
@@ -327,6 +332,7 @@ mod tests {
             lost: Some(9),
             unpin: false,
             poison: false,
+            compute: false,
             free_waits: false,
         };
         assert_eq!(spec, expected);

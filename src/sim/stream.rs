@@ -182,7 +182,13 @@ impl Stream {
             }
             Command::Graph { mut graph, threads } => {
                 let pieces = delays.pieces(graph.len());
-                let result = graph.compute(threads, &pieces, || delays.pause());
+                let result = match self.device.spec.compute {
+                    true => graph.compute(threads, &pieces, || delays.pause()),
+                    false => {
+                        graph.choose_first();
+                        Ok(())
+                    }
+                };
                 if let Err(error) = result {
                     self.device.health.fail(&error.to_string());
                 }
