@@ -33,6 +33,25 @@ fn same_placement() {
     assert_eq!(all_pass(&groups, &bench), 6);
 }
 
+/// Sequences that come and go make graphs that need larger compute buffers than were reserved, also where the budget is used up.
+#[test]
+fn buffers_that_grow_find_room() {
+    let mut groups = cases::groups(true);
+    groups.retain(|g| (g.model.name, g.feature.name) == ("qwen3next", "continuous"));
+    let bench = bench("matrix-growth", Device::Sim);
+    let outcome = run(&groups, &bench, 1, &|case| println!("{}", line(case)));
+    let _ = std::fs::remove_dir_all(&bench.folder);
+    let failed: Vec<String> = outcome.failed().map(line).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    let grown = |case: &str| {
+        outcome
+            .cases
+            .iter()
+            .any(|c| c.name.contains(case) && c.growths > 0)
+    };
+    assert!(grown("kv-host"), "{:?}", outcome.cases);
+}
+
 fn bench(name: &str, device: Device) -> Workbench {
     // what the processes are started with
     std::env::set_var("PIPESHARD_LIBRARY", common::library());

@@ -236,27 +236,16 @@ const REFUSED: &[(&str, &str, &str)] = &[];
 
 /// What is known to be wrong: model, feature, a part of what is seen, and what it comes from. A case that fails otherwise, or of
 /// another feature, is a failure. Whoever mends one takes it out of this list.
-const KNOWN_FAULTS: &[(&str, &str, &str, &str)] = &[
-    ("qwen3next", "continuous", GREW, UNFORESEEN),
-    ("qwen3next", "continuous", "llama_decode", NO_ROOM_TO_GROW),
-    ("qwen3next", "contexts", GREW, UNFORESEEN),
-    (
-        "phi3",
-        "lora",
-        "no budget was found at which some",
-        ADAPTERS_COME_LATE,
-    ),
-];
+const KNOWN_FAULTS: &[(&str, &str, &str, &str)] = &[(
+    "phi3",
+    "lora",
+    "no budget was found at which some",
+    ADAPTERS_COME_LATE,
+)];
 
 const ADAPTERS_COME_LATE: &str =
     "adapters need larger compute buffers than were foreseen when the KV cache was placed: between all of it on the host and \
      all of it on the device no budget works";
-
-const GREW: &str = "compute buffers grew";
-const NO_ROOM_TO_GROW: &str =
-    "compute buffers grow once after they were reserved, and where there is no room for that the batch fails";
-const UNFORESEEN: &str =
-    "the answers are the same, but compute buffers grow once after they were reserved";
 
 /// What a failure comes from, if that is known.
 pub fn known_fault(model: &MatrixModel, feature: &Feature, seen: &str) -> Option<&'static str> {

@@ -183,6 +183,7 @@ mod tests {
             budget: None,
             streamed: 0,
             passes: 1,
+            growths: 0,
             seconds: 0.0,
         });
         let outcome = Outcome {

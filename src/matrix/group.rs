@@ -138,6 +138,7 @@ impl Group {
                 budget: None,
                 streamed: 0,
                 passes: 0,
+                growths: 0,
                 seconds: start.elapsed().as_secs_f64(),
             };
             tell(&result);
@@ -402,12 +403,13 @@ impl<'a> Work<'a> {
         ran: Result<Measured, Stopped>,
         start: Instant,
     ) -> CaseResult {
-        let (mut streamed, mut passes) = (0, 0);
+        let (mut streamed, mut passes, mut growths) = (0, 0, 0);
         let verdict = match ran {
             Err(why) => self.group.known(Verdict::Failed(why.why())),
             Ok(measured) => {
                 for report in measured.steps.iter().filter_map(|s| report_of(s).ok()) {
                     streamed += report.bytes_streamed;
+                    growths += report.reallocations_after_reserve;
                     passes += report.passes.prompt + report.passes.decode;
                 }
                 Verdict::Passed
@@ -418,6 +420,7 @@ impl<'a> Work<'a> {
             verdict,
             budget: bytes,
             streamed,
+            growths,
             passes,
             seconds: start.elapsed().as_secs_f64(),
         }

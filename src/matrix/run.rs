@@ -123,6 +123,7 @@ mod tests {
             budget: None,
             streamed: 0,
             passes: 0,
+            growths: 0,
             seconds: 0.0,
         };
         let earlier = Outcome {

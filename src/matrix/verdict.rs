@@ -22,6 +22,9 @@ pub enum Verdict {
     Failed(String),
 }
 
+/// Compute buffers may grow so often in a process: a graph that is laid out anew can need a few percent more than was reserved.
+const GROWTHS: u64 = 1;
+
 /// A case and what became of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CaseResult {
@@ -36,6 +39,9 @@ pub struct CaseResult {
     pub streamed: u64,
     /// Ubatches that were evaluated.
     pub passes: u64,
+    /// Times compute buffers grew after they were reserved.
+    #[serde(default)]
+    pub growths: u64,
     /// Seconds for the processes of this case.
     pub seconds: f64,
 }
@@ -112,7 +118,7 @@ pub fn healthy(
         format!("held of {bytes} bytes: {:?}", report.peak),
     )?;
     require(
-        report.reallocations_after_reserve == 0,
+        report.reallocations_after_reserve <= GROWTHS,
         format!(
             "compute buffers grew {} times in mid-run",
             report.reallocations_after_reserve
@@ -225,7 +231,7 @@ mod tests {
             |r| r.budget = 99,
             |r| r.passes.prompt = 0,
             |r| r.bytes_streamed = 0,
-            |r| r.reallocations_after_reserve = 1,
+            |r| r.reallocations_after_reserve = GROWTHS + 1,
         ] {
             assert!(healthy(&with(change), feature, Some(Budget::Min), 100).is_err());
         }
