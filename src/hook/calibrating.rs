@@ -6,10 +6,11 @@
 //! between them. What is predicted for it is the price of such a pass under the plan that the arena has, with as many tokens in
 //! the cache as its graph reads.
 
+use super::log;
 use super::runtime::Runtime;
 use crate::cost::{Calibration, Costs, Forecast, Lane, Limit, ModelShape, PassShape, Workload};
 use crate::inventory::Inventory;
-use crate::profile::{Origin, Profile};
+use crate::profile::{file_of_user, Cache, Origin, Profile};
 use crate::report::{CalibrationCounts, PassTimes, Predicted, ProfileKind, PROMPT_ROWS};
 use std::time::{Duration, Instant};
 
@@ -209,6 +210,22 @@ impl Runtime {
             prompt_limit: name(found.prompt.limit).to_string(),
             profile: kind(self.measured.as_ref()?),
         })
+    }
+
+    /// A profile that was measured and turned out to be too far off is kept no longer: the next run measures anew.
+    pub fn forget_profile_that_was_off(&self) {
+        let measured = self.measured.as_ref().filter(|profile| {
+            profile.origin == Origin::Measured && file_of_user().is_none() && self.on_wall_clock()
+        });
+        let (Some(profile), true) = (measured, self.calibrating.counts.too_far_off()) else {
+            return;
+        };
+        let discarded = Cache::of_user().and_then(|cache| cache.discard(&profile.key));
+        if let Err(error) = discarded {
+            log::warn(&format!(
+                "the profile of this machine was too far off, but stays: {error}; remove that file"
+            ));
+        }
     }
 
     /// What passes took beside what was predicted for them, or why they are not compared.

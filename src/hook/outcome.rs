@@ -244,6 +244,7 @@ pub fn publish(runtime: &Runtime) {
     let timeline = runtime.trace.timeline();
     let report = report_with(runtime, timeline.as_ref());
     eprintln!("{}", report.render_table());
+    runtime.forget_profile_that_was_off();
     if let Some(path) = &runtime.config.report {
         if let Err(error) = report.write_json(path) {
             log::error(&error.to_string());

@@ -257,6 +257,21 @@ impl Cache {
     }
 }
 
+impl Cache {
+    /// Keeps nothing under a key any more, so that whoever needs a profile measures anew. True if there was one.
+    ///
+    /// # Errors
+    /// Where the file cannot be removed.
+    pub fn discard(&self, key: &ProfileKey) -> Result<bool, CacheError> {
+        let path = self.path(key);
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(CacheError::Write { path, source }),
+        }
+    }
+}
+
 impl Profile {
     /// Adds curves, each in place of one of the same operation on the same processor.
     pub fn merge(&mut self, curves: Vec<Curve>) {
@@ -364,6 +379,21 @@ mod tests {
         assert_eq!(cache.load(&key()), Found::Profile(Box::new(profile)));
         let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
         assert_eq!(left.len(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_is_discarded_is_gone_and_others_stay() {
+        let (_folder, cache) = cache();
+        let other = ProfileKey {
+            threads: key().threads + 1,
+            ..key()
+        };
+        cache.store(&measured(key())).unwrap();
+        cache.store(&measured(other.clone())).unwrap();
+        assert!(cache.discard(&key()).unwrap());
+        assert!(!cache.discard(&key()).unwrap());
+        assert!(matches!(cache.load(&key()), Found::Nothing));
+        assert!(matches!(cache.load(&other), Found::Profile(_)));
     }
 
     #[test]
