@@ -150,6 +150,8 @@ impl Runtime {
         }
         if !room {
             self.release_arena();
+            // the graph is only measured, and refers to tensors that have lost their places
+            self.place_for_measuring();
         }
         self.ledger.set_scratch(sched, bytes);
         self.plan = Some(made);

@@ -157,13 +157,7 @@ impl Runtime {
         }
         if measuring {
             self.plan_for_measuring()?;
-            if let Some(placeholder) = &self.placeholder {
-                for unit in self.units.iter_mut() {
-                    if (*unit.device_tensor()).data.is_null() {
-                        unit.place_for_measuring(placeholder);
-                    }
-                }
-            }
+            self.place_for_measuring();
         } else {
             self.note_written_files();
             if self.carved.is_none() {
@@ -205,6 +199,21 @@ impl Runtime {
             self.outcome.note_graph(&entry.graph, &self.plan_units);
         }
         Ok(())
+    }
+}
+
+impl Runtime {
+    /// Gives tensors of the device that have no place an address, so that nobody thinks that compute buffers have to hold them.
+    pub fn place_for_measuring(&mut self) {
+        let Some(placeholder) = &self.placeholder else {
+            return;
+        };
+        for unit in self.units.iter_mut() {
+            // SAFETY: the unit owns its device tensor.
+            if unsafe { (*unit.device_tensor()).data.is_null() } {
+                unit.place_for_measuring(placeholder);
+            }
+        }
     }
 }
 
@@ -275,8 +284,8 @@ impl Decider<'_> {
                 let tier = self.plan.tier(rows.max(1));
                 tier.map_or(Placement::Host, |t| t.placements[id.index()])
             }
-            // a bias stays with the product that it is added to
-            None if self.follows_cpu(node) => Placement::Host,
+            // a bias stays with the product that it is added to; stock goes by where the bias is
+            None if !self.like_stock && self.follows_cpu(node) => Placement::Host,
             None => Placement::Resident,
         };
         match placement {

@@ -13,6 +13,7 @@ impl Runtime {
         input.chosen_percent = debug.chosen_percent.unwrap_or(input.chosen_percent);
         input.output_on_host = self.retry.output_on_host;
         input.keep_in_ring = !debug.like_stock;
+        input.output_streams = debug.like_stock;
         input.kv_fixed = Some(self.ledger.kv_placements());
         let known = self.ledger.scratch() + extra_scratch;
         input.scratch = known
