@@ -11,7 +11,7 @@ impl Runtime {
         let debug = &self.config.debug;
         input.expert_min_rows = debug.expert_rows;
         input.chosen_percent = debug.chosen_percent.unwrap_or(input.chosen_percent);
-        input.output_on_host = self.retry.output_on_host;
+        input.output_on_host = self.retry.output_on_host && !debug.like_stock;
         input.keep_in_ring = !debug.like_stock;
         input.output_streams = debug.like_stock;
         input.kv_fixed = Some(self.ledger.kv_placements());
