@@ -7,20 +7,13 @@ use super::runtime::Runtime;
 use crate::cost::{ModelShape, Workload};
 use crate::inventory::{kv_bytes, DType, Inventory, KvLayer as CachedLayer};
 use crate::plan::{
-    adapt, estimate_scratch, search, Decisions, Found, KvLayer, Placement, PlanError, SearchInput,
-    UbatchOption,
+    adapt, estimate_scratch, search, usual_prompt, Decisions, Found, KvLayer, Placement, PlanError,
+    SearchInput, UbatchOption, GENERATED, UBATCHES,
 };
 use crate::profile::{
     file_of_user, obtain, operations, Cache, Effort, Profile, ProfileError, Request,
 };
 use std::cell::Cell;
-
-/// Sizes of the ubatch besides the one that llama.cpp would use.
-const UBATCHES: [u32; 4] = [512, 1024, 2048, 4096];
-/// The most tokens of the prompt in the conversation that plans are weighed by.
-const LONGEST_PROMPT: u32 = 16384;
-/// Tokens that are generated in it.
-const GENERATED: u32 = 64;
 
 /// Whether decisions were made for the memory that is there. A context is decided about before its compute buffers and what the
 /// device's backend takes are known.
@@ -145,7 +138,7 @@ impl Runtime {
         };
         let each = wanted.context / sequences;
         let workload = Workload {
-            prompt: (each - each / 4).clamp(1, LONGEST_PROMPT),
+            prompt: usual_prompt(each.into()),
             generated: GENERATED,
             sequences: 1,
             ubatch: wanted.ubatch,

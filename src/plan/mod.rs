@@ -24,6 +24,7 @@
 //! Where a batch leaves enough of a layer's experts alone, it fetches only those that it has chosen.
 
 mod chunks;
+mod conversation;
 mod decisions;
 mod error;
 mod estimate;
@@ -44,6 +45,7 @@ mod units;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use conversation::{usual_prompt, GENERATED, UBATCHES};
 pub use decisions::Decisions;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;

@@ -18,16 +18,12 @@ use self::question::Question;
 use crate::cost::Workload;
 use crate::hook::pools;
 use crate::inventory::{DType, Inventory, InventoryError};
-use crate::plan::{PlanError, SavedPlan};
+use crate::plan::{usual_prompt, PlanError, SavedPlan, GENERATED, UBATCHES};
 use crate::profile::{self, key_of_host, Cache, WhatIf, WhatIfError};
 use crate::size::ByteSize;
 
-/// Tokens of the answer, where nobody says; plans of runs are weighed by as many.
-const GENERATED: u32 = 64;
-/// The most tokens of the prompt, where nobody says: as in a run.
-const LONGEST_PROMPT: u64 = 16384;
-/// What llama.cpp's tools use, and what else a run may choose; none is larger than llama.cpp's usual batch.
-const UBATCHES: [u32; 3] = [512, 1024, 2048];
+/// The most tokens that llama.cpp's tools hand over at a time, and so the largest ubatch, unless they are told to.
+const USUAL_BATCH: u32 = 2048;
 
 /// Arguments of `pipeshard plan`.
 #[derive(Debug, Clone, Args)]
@@ -281,9 +277,7 @@ fn question<'a>(
         return Err(PlanCommandError::NoContext);
     }
     let each = question::padded(context.into(), args.parallel) / u64::from(args.parallel);
-    let usual = (each - each / 4).min(LONGEST_PROMPT);
-    let usual = u32::try_from(usual).unwrap_or(u32::MAX);
-    let prompt = args.prompt.unwrap_or(usual);
+    let prompt = args.prompt.unwrap_or(usual_prompt(each));
     if u64::from(prompt) >= each {
         let context = each;
         return Err(PlanCommandError::PromptTooLong { prompt, context });
@@ -299,6 +293,7 @@ fn question<'a>(
     let ubatches: Vec<u32> = match args.ubatch {
         Some(given) => vec![given],
         None => (UBATCHES.into_iter())
+            .filter(|&size| size <= USUAL_BATCH)
             .filter(|&size| size == UBATCHES[0] || u64::from(size) <= each)
             .collect(),
     };

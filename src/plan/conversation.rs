@@ -1,0 +1,26 @@
+//! The conversation that plans are weighed by where the user describes none.
+
+/// Sizes of the ubatch that a plan may choose, llama.cpp's own first.
+pub const UBATCHES: [u32; 4] = [512, 1024, 2048, 4096];
+/// Tokens that are generated.
+pub const GENERATED: u32 = 64;
+/// The most tokens of its prompt.
+const LONGEST_PROMPT: u32 = 16384;
+
+/// Tokens of the prompt in a context of so many: three quarters, at most [`LONGEST_PROMPT`].
+pub fn usual_prompt(context: u64) -> u32 {
+    let share = u32::try_from(context - context / 4).unwrap_or(u32::MAX);
+    share.clamp(1, LONGEST_PROMPT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_leave_room_for_an_answer() {
+        assert_eq!(usual_prompt(4096), 3072);
+        assert_eq!(usual_prompt(1 << 40), LONGEST_PROMPT);
+        assert_eq!(usual_prompt(0), 1);
+    }
+}
