@@ -7,18 +7,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use common::{synthetic, tool};
+use common::{finish, synthetic, tool, MIB};
 use regex::Regex;
 
 const SIM: &str = "--sim=vram=4G,granularity=2M";
-const MIB: u64 = 1 << 20;
 
 /// The backend of each node, by operation and name, one map for each graph that was divided.
 type Graphs = Vec<BTreeMap<(String, String), String>>;
 
 fn scenario(feature: &str, model: &Path) -> Command {
     let folder = common::scratch("like-stock");
-    std::fs::create_dir_all(&folder).unwrap();
     let mut command = tool("pipeshard");
     command.args(["scenario", feature, "--verbose", "--threads=1", SIM]);
     command
@@ -40,9 +38,9 @@ fn ours(feature: &str, model: &Path, budget: u64) -> Command {
 
 /// What a run said as JSON, and how its graphs were divided.
 fn run(command: &mut Command) -> (serde_json::Value, Graphs, String) {
-    let output = command.output().expect("pipeshard runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let result = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let finished = finish(command);
+    let said = finished.stderr;
+    let result = serde_json::from_str(&finished.stdout).unwrap_or_default();
     let node =
         Regex::new(r"^node #\s*\d+ \(\s*(\S+)\):\s+(.+?) \(\s*[\d.]+\w\) \[\s*(\S+)").unwrap();
     let mut graphs = Graphs::new();

@@ -8,6 +8,7 @@ use pipeshard::matrix::cases::{self, Group};
 use pipeshard::matrix::document;
 use pipeshard::matrix::group::{Device, Workbench};
 use pipeshard::matrix::run::{line, run};
+use pipeshard::matrix::verdict::CaseResult;
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +20,7 @@ fn same_answers() {
     std::env::set_var("PIPESHARD_LIBRARY", common::library());
     let groups = cases::groups(full);
     let cases = all_pass(&groups, &bench("matrix", Device::Sim));
-    assert!(cases > 50);
+    assert!(cases.len() > 50);
 }
 
 /// The path that a real GPU takes, with a simulated one in its place: stock llama.cpp on the device, with `-ot`.
@@ -30,7 +31,7 @@ fn same_placement() {
         .retain(|g| ["llama", "qwen3moe"].contains(&g.model.name) && g.feature.name == "generate");
     let mut bench = bench("matrix-gpu", Device::Gpu);
     bench.in_place_of_gpu = Some("vram=4G".to_string());
-    assert_eq!(all_pass(&groups, &bench), 6);
+    assert_eq!(all_pass(&groups, &bench).len(), 6);
 }
 
 /// Sequences that come and go make graphs that need larger compute buffers than were reserved, also where the budget is used up.
@@ -38,18 +39,9 @@ fn same_placement() {
 fn buffers_that_grow_find_room() {
     let mut groups = cases::groups(true);
     groups.retain(|g| (g.model.name, g.feature.name) == ("qwen3next", "continuous"));
-    let bench = bench("matrix-growth", Device::Sim);
-    let outcome = run(&groups, &bench, 1, &|case| println!("{}", line(case)));
-    let _ = std::fs::remove_dir_all(&bench.folder);
-    let failed: Vec<String> = outcome.failed().map(line).collect();
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
-    let grown = |case: &str| {
-        outcome
-            .cases
-            .iter()
-            .any(|c| c.name.contains(case) && c.growths > 0)
-    };
-    assert!(grown("kv-host"), "{:?}", outcome.cases);
+    let cases = all_pass(&groups, &bench("matrix-growth", Device::Sim));
+    let grown = |c: &CaseResult| c.name.contains("kv-host") && c.growths > 0;
+    assert!(cases.iter().any(grown), "{cases:?}");
 }
 
 fn bench(name: &str, device: Device) -> Workbench {
@@ -65,8 +57,8 @@ fn bench(name: &str, device: Device) -> Workbench {
     }
 }
 
-/// Runs all cases and returns how many there were.
-fn all_pass(groups: &[Group], bench: &Workbench) -> usize {
+/// Runs all cases and returns what became of them.
+fn all_pass(groups: &[Group], bench: &Workbench) -> Vec<CaseResult> {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let outcome = run(groups, bench, jobs, &|case| println!("{}", line(case)));
     // best effort: the folder lies in cargo's
@@ -77,7 +69,7 @@ fn all_pass(groups: &[Group], bench: &Workbench) -> usize {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     let expected: usize = groups.iter().map(|g| g.cases().len()).sum();
     assert_eq!(outcome.cases.len(), expected);
-    expected
+    outcome.cases
 }
 
 #[test]

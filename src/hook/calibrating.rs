@@ -181,8 +181,7 @@ impl Runtime {
         else {
             return None;
         };
-        let mut inventory = model.inventory.clone();
-        inventory.expert_used_count = asked.experts_used;
+        let inventory = model.inventory.using_experts(asked.experts_used);
         let shape = PassShape {
             rows,
             sequences: sequences(rows),
@@ -220,10 +219,12 @@ impl Runtime {
         let (Some(profile), true) = (measured, self.calibrating.counts.too_far_off()) else {
             return;
         };
-        let discarded = Cache::of_user().and_then(|cache| cache.discard(&profile.key));
-        if let Err(error) = discarded {
+        // without a folder of the user's nothing is kept
+        let Ok(cache) = Cache::of_user() else { return };
+        if let Err(error) = cache.discard(&profile.key) {
             log::warn(&format!(
-                "the profile of this machine was too far off, but stays: {error}; remove that file"
+                "the profile {} was too far off and cannot be removed: {error}; plans go by it until it is",
+                cache.path(&profile.key).display()
             ));
         }
     }

@@ -4,7 +4,7 @@ use super::admission::ContextSize;
 use super::calibrating::Asked;
 use super::log;
 use super::runtime::Runtime;
-use crate::cost::{ModelShape, Workload};
+use crate::cost::Workload;
 use crate::inventory::{kv_bytes, DType, Inventory, KvLayer as CachedLayer};
 use crate::plan::{
     adapt, estimate_scratch, search, usual_prompt, Decisions, Found, KvLayer, Placement, PlanError,
@@ -33,9 +33,7 @@ impl Runtime {
     pub fn context_wanted(&mut self, model: usize, wanted: ContextSize) -> u32 {
         if let Some(planned) = self.saved_ubatch(wanted) {
             // whoever saved the plan may have predicted for another machine
-            self.prediction = None;
-            self.settling = Settling::Settled;
-            self.calibrating.context(None);
+            self.predict_nothing();
             return planned;
         }
         // what a context that did not fit has taught is about the decisions that were made for it
@@ -49,8 +47,7 @@ impl Runtime {
         }
         let found = match self.models.iter().find(|m| m.key == model) {
             Some(model) if !self.config.debug.like_stock => {
-                let mut inventory = model.inventory.clone();
-                inventory.expert_used_count = wanted.experts_used;
+                let inventory = model.inventory.using_experts(wanted.experts_used);
                 self.search(&inventory, wanted)
             }
             _ => return wanted.ubatch,
@@ -75,13 +72,18 @@ impl Runtime {
                 if let Err(why) = other {
                     log::warn(&format!("nothing was searched for: {why}"));
                 }
-                self.settling = Settling::Settled;
                 self.decisions = Decisions::default();
-                self.prediction = None;
-                self.calibrating.context(None);
+                self.predict_nothing();
                 wanted.ubatch
             }
         }
+    }
+
+    /// Nothing is predicted for the context that is about to be made, and so nothing is compared or adapted.
+    fn predict_nothing(&mut self) {
+        self.settling = Settling::Settled;
+        self.prediction = None;
+        self.calibrating.context(None);
     }
 
     fn search(
@@ -95,12 +97,8 @@ impl Runtime {
         }
         let profile = self.profile(inventory, wanted)?;
         let mut input = self.plan_problem(0);
-        let held = input.kv_fixed.take().unwrap_or_default();
-        input.reserve += held
-            .iter()
-            .filter(|kv| kv.device)
-            .map(|kv| kv.bytes)
-            .sum::<u64>();
+        // no other context holds anything
+        input.kv_fixed = None;
         let (Some(type_k), Some(type_v)) =
             (DType::from_id(wanted.type_k), DType::from_id(wanted.type_v))
         else {
@@ -117,8 +115,6 @@ impl Runtime {
             bytes: kv_bytes(layer, cells(layer), type_k, type_v),
         };
         input.kv = layers.map(of_layer).collect();
-        let taken = self.ledger.scratch();
-        let scratch = |ubatch| taken + estimate_scratch(inventory, ubatch, wanted.context, 0);
         let longest = wanted.batch.min(wanted.context);
         let larger = UBATCHES.iter().copied();
         let larger = larger.filter(|&size| size > wanted.ubatch && size <= longest);
@@ -127,42 +123,35 @@ impl Runtime {
             .chain(larger.filter(|_| may_choose))
             .map(|ubatch| UbatchOption {
                 ubatch,
-                scratch: scratch(ubatch),
+                scratch: estimate_scratch(inventory, ubatch, wanted.context, 0),
                 pools: self.pools.expected_beyond(inventory, ubatch),
             })
             .collect();
-        let model = ModelShape {
-            inventory,
+        let each = wanted.context / sequences;
+        let mut asked = Asked {
+            workload: Workload {
+                prompt: usual_prompt(each.into()),
+                generated: GENERATED,
+                sequences: 1,
+                ubatch: wanted.ubatch,
+            },
+            context: u64::from(each),
+            experts_used: wanted.experts_used,
             type_k: type_k.name,
             type_v: type_v.name,
         };
-        let each = wanted.context / sequences;
-        let workload = Workload {
-            prompt: usual_prompt(each.into()),
-            generated: GENERATED,
-            sequences: 1,
-            ubatch: wanted.ubatch,
-        };
         let found = search(&SearchInput {
             input: &input,
-            model,
+            model: asked.model(inventory),
             profile: &profile,
-            workload,
+            workload: asked.workload,
             ubatches: &ubatches,
             forced: self.config.debug.candidate,
         });
         self.measured = Some(profile);
         if let Ok(found) = &found {
-            self.calibrating.context(Some(Asked {
-                workload: Workload {
-                    ubatch: found.ubatch,
-                    ..workload
-                },
-                context: u64::from(each),
-                experts_used: wanted.experts_used,
-                type_k: type_k.name,
-                type_v: type_v.name,
-            }));
+            asked.workload.ubatch = found.ubatch;
+            self.calibrating.context(Some(asked));
         }
         match found {
             Ok(found) => Ok(Some(found)),
@@ -212,8 +201,7 @@ impl Runtime {
         if self.config.debug.decode_stream.is_some() || asked.workload.ubatch < least {
             return None;
         }
-        let mut inventory = model.inventory.clone();
-        inventory.expert_used_count = asked.experts_used;
+        let inventory = model.inventory.using_experts(asked.experts_used);
         let option = UbatchOption {
             ubatch: asked.workload.ubatch,
             scratch: input.scratch,

@@ -246,19 +246,11 @@ impl Runtime {
             return;
         }
         let Some(device) = self.device else { return };
-        let taken = match self
-            .config
-            .debug
-            .pools_mib
-            .filter(|_| self.config.sim.is_some())
-        {
-            Some(mib) if self.outcome.total_passes() > 1 => u64::from(mib) << 20,
-            Some(_) => 0,
-            None => {
-                let held = self.free_at_start.saturating_sub(device.memory().0);
-                held.saturating_sub(self.ledger.now().total() - self.pools.measured())
-            }
-        };
+        let taken = self.pools.acted(self.outcome.total_passes());
+        let taken = taken.unwrap_or_else(|| {
+            let held = self.free_at_start.saturating_sub(device.memory().0);
+            held.saturating_sub(self.ledger.now().total() - self.pools.measured())
+        });
         if !self.pools.measure(taken) {
             return;
         }

@@ -200,9 +200,7 @@ impl Runtime {
         }
         Ok(())
     }
-}
 
-impl Runtime {
     /// Gives tensors of the device that have no place an address, so that nobody thinks that compute buffers have to hold them.
     pub fn place_for_measuring(&mut self) {
         let Some(placeholder) = &self.placeholder else {

@@ -73,15 +73,14 @@ impl Runtime {
     pub fn plan_for_measuring(&mut self) -> Result<(), String> {
         match self.current_plan() {
             Ok(_) => Ok(()),
-            Err(PlanError::BudgetTooSmall { minimum, .. }) => {
+            Err(
+                PlanError::BudgetTooSmall {
+                    minimum: enough, ..
+                }
+                | PlanError::FixedDoesNotFit { needed: enough, .. },
+            ) => {
                 let mut input = self.plan_input(0);
-                input.budget = minimum;
-                self.plan = Some(plan(&input).map_err(|e| e.to_string())?);
-                Ok(())
-            }
-            Err(PlanError::FixedDoesNotFit { needed, .. }) => {
-                let mut input = self.plan_input(0);
-                input.budget = needed;
+                input.budget = enough;
                 self.plan = Some(plan(&input).map_err(|e| e.to_string())?);
                 Ok(())
             }

@@ -16,8 +16,8 @@ pub struct Pools {
     fixed: Option<u64>,
     /// A real device, whose backend has pools.
     real: bool,
-    /// A simulated card that acts as if its backend had pools.
-    acted: bool,
+    /// What a simulated card's backend acts as if it took, behind the first pass.
+    acted: Option<u64>,
     /// For the widest product of the graphs that were seen.
     product: u64,
     /// What was measured when it was more than expected and there was room for it.
@@ -26,12 +26,12 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// `fixed`: what the user set; `real`: the device is not simulated; `acted`: it is, with pools.
-    pub fn new(fixed: Option<u64>, real: bool, acted: bool) -> Self {
+    /// `fixed`: what the user set; `real`: the device is not simulated; `acted`: what it acts as if it took, if it is.
+    pub fn new(fixed: Option<u64>, real: bool, acted: Option<u64>) -> Self {
         Pools {
             fixed,
             real,
-            acted,
+            acted: acted.filter(|_| !real),
             ..Pools::default()
         }
     }
@@ -84,7 +84,12 @@ impl Pools {
 
     /// Whether measuring makes sense.
     pub fn measurable(&self) -> bool {
-        self.real || self.acted
+        self.real || self.acted.is_some()
+    }
+
+    /// What a simulated card acts as if it held beside what is booked, after so many passes; none where the driver is asked.
+    pub fn acted(&self, passes: u64) -> Option<u64> {
+        self.acted.map(|bytes| if passes > 1 { bytes } else { 0 })
     }
 }
 
@@ -144,27 +149,26 @@ mod tests {
 
     #[test]
     fn the_simulated_gpu_has_no_pools() {
-        let mut pools = Pools::new(None, false, false);
+        let mut pools = Pools::new(None, false, None);
         pools.expect(1 << 30);
         assert_eq!(pools.reserve(), 0);
     }
 
     #[test]
     fn more_than_expected_is_noticed_once() {
-        let mut pools = Pools::new(None, true, false);
-        let usual = CODE;
+        let mut pools = Pools::new(None, true, None);
         pools.expect(20 << 20);
-        assert_eq!(pools.reserve(), usual + (20 << 20));
-        assert!(!pools.measure(usual));
-        assert!(pools.measure(usual + (30 << 20)));
-        assert!(!pools.measure(usual + (30 << 20)));
-        assert_eq!(pools.reserve(), usual + (20 << 20));
-        assert_eq!(pools.with_measured().reserve(), usual + (30 << 20));
+        assert_eq!(pools.reserve(), CODE + (20 << 20));
+        assert!(!pools.measure(CODE));
+        assert!(pools.measure(CODE + (30 << 20)));
+        assert!(!pools.measure(CODE + (30 << 20)));
+        assert_eq!(pools.reserve(), CODE + (20 << 20));
+        assert_eq!(pools.with_measured().reserve(), CODE + (30 << 20));
     }
 
     #[test]
     fn what_the_user_set_stays() {
-        let mut pools = Pools::new(Some(64 << 20), true, false);
+        let mut pools = Pools::new(Some(64 << 20), true, None);
         assert!(!pools.measure(1 << 30));
         assert_eq!(pools.reserve(), 64 << 20);
         assert_eq!(pools.measured(), 1 << 30);

@@ -144,7 +144,7 @@ impl Runtime {
         let pools = Pools::new(
             config.reserve,
             config.sim.is_none(),
-            config.debug.pools_mib.is_some(),
+            config.debug.pools_mib.map(|mib| u64::from(mib) << 20),
         );
         Runtime {
             config,

@@ -175,6 +175,14 @@ pub struct Inventory {
 }
 
 impl Inventory {
+    /// The same model with so many experts for each token: what is known of loaded tensors alone does not say.
+    pub fn using_experts(&self, used: u32) -> Inventory {
+        Inventory {
+            expert_used_count: used,
+            ..self.clone()
+        }
+    }
+
     /// Bytes of all weights on the host.
     pub fn weight_bytes(&self) -> u64 {
         self.tensors

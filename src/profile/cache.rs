@@ -255,19 +255,16 @@ impl Cache {
         file.persist(&path).map_err(|e| fail(e.error))?;
         Ok(path)
     }
-}
 
-impl Cache {
     /// Keeps nothing under a key any more, so that whoever needs a profile measures anew. True if there was one.
     ///
     /// # Errors
     /// Where the file cannot be removed.
-    pub fn discard(&self, key: &ProfileKey) -> Result<bool, CacheError> {
-        let path = self.path(key);
-        match std::fs::remove_file(&path) {
+    pub fn discard(&self, key: &ProfileKey) -> io::Result<bool> {
+        match std::fs::remove_file(self.path(key)) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(CacheError::Write { path, source }),
+            Err(error) => Err(error),
         }
     }
 }

@@ -170,13 +170,7 @@ impl<'a> Question<'a> {
         };
         let mut chosen = match with_head.filter(resident) {
             Some(found) => found,
-            None => match found(true, budget) {
-                Ok(found) => found,
-                // the smallest ubatch needs the least
-                Err(error) => {
-                    return Err(plan(&PlanInput { budget, ..least }).err().unwrap_or(error))
-                }
-            },
+            None => found(true, budget)?,
         };
         let all = PlanInput {
             budget: u64::MAX,
