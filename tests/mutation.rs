@@ -108,6 +108,28 @@ fn residents_are_used_when_their_upload_is_complete() {
 }
 
 #[test]
+fn the_cpu_waits_for_the_results_that_it_reads() {
+    // of a token the CPU computes what is not resident
+    let eval = prompt(32).generate(2);
+    let budget = streamed(&eval);
+    assert_needed("results", &eval, |seed| {
+        let delays = format!("delay=1000,seed={seed}");
+        eval.clone().within(budget, &delays)
+    });
+}
+
+#[test]
+fn what_the_device_still_reads_from_host_memory_is_not_overwritten() {
+    // the inputs of the next ubatch are written while the device is busy with the one before
+    let eval = prompt(256).arg("ubatch", 32);
+    let budget = eval.largest_budget();
+    assert_needed("sources", &eval, |seed| {
+        let delays = format!("delay=3000,seed={seed}");
+        eval.clone().within(budget, &delays)
+    });
+}
+
+#[test]
 fn a_staging_slot_is_used_again_when_its_copy_was_made() {
     // the ring itself is page-locked, the weights are not
     let eval = prompt(128);

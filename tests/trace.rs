@@ -222,7 +222,7 @@ fn the_link_is_busy_while_a_prompt_streams() {
     // weights and the user's inputs, mostly the mask, share the link
     let window = trace.window("prompt");
     let length = window.1 - window.0;
-    let busy = trace.busy(&["copy", "inputs"], window);
+    let busy = trace.busy(&["copy", "hand_over"], window);
     assert!(
         busy >= 0.95 * length,
         "the link was busy for {busy} of {length} us"

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define GGML_SCHED_HOOK_ABI 3
+#define GGML_SCHED_HOOK_ABI 4
 
 /* Why the thread that drives the scheduler is about to block until the device has caught up. */
 enum ggml_sched_host_wait {
@@ -71,7 +71,13 @@ struct ggml_sched_hook {
     /* The compute buffers of this scheduler on this backend are about to become `size` bytes (in all). */
     bool (*scratch_wanted)(void * user, ggml_backend_sched_t sched, ggml_backend_t backend, size_t size, bool measuring);
 
+    /* An input of a split is about to be copied from one backend to another, to a tensor of the same layout.
+     * true: the callback sees to it that `copy` is there when the split is computed, and that `input` stays until then. */
+    bool (*input_copy)(void * user, ggml_backend_sched_t sched, ggml_backend_t from, ggml_backend_t to,
+                       const struct ggml_tensor * input, struct ggml_tensor * copy);
+
     enum ggml_status (*pass_begin)  (void * user, ggml_backend_sched_t sched);
+    /* The split's inputs are copied, or asked about; it is about to be computed. */
     enum ggml_status (*split_before)(void * user, ggml_backend_sched_t sched, int split, ggml_backend_t backend);
     enum ggml_status (*split_after) (void * user, ggml_backend_sched_t sched, int split, ggml_backend_t backend);
     void             (*pass_end)    (void * user, ggml_backend_sched_t sched, enum ggml_status status);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [planned] [depth] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [planned] [depth] [locked] [handover] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -196,6 +196,35 @@ if [[ $what == *depth* ]]; then
     done
     grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
     tar -C "$OUT" -czf "$OUT/depth.tar.gz" depth && rm -r "$OUT/depth"
+fi
+
+if [[ $what == *locked* ]]; then
+    # what page-locking costs the CPU's part of a token: the same placement from memory of each kind, in turn
+    synth 30b qwen3-30b-a3b --type q4_0
+    { uname -a; cat /sys/kernel/mm/transparent_hugepage/{enabled,shmem_enabled}; df -h /dev/shm; lscpu | grep -iE "numa|L3|thread"; } >> "$OUT/visit.log" 2>&1
+    common=(-m "$models/30b.gguf" -p 0 -n "${GENERATE:-64}" -d "${DEPTH:-1024}" -r 2 -b 2048 -ub 512)
+    for round in $(seq "${ROUNDS:-2}"); do
+        bench "$round stock, mapped" "${common[@]}" -ngl 99 -ncmoe "${NCMOE:-40}"
+        bench "$round stock, page-locked" "${common[@]}" -ngl 99 -ncmoe "${NCMOE:-40}" -lm none
+        bench "$round pipeshard, page-locked" "${common[@]}" --pipeshard --pipeshard-vram "${BUDGET:-4G}" -v
+        PIPESHARD_PAGE_LOCK=off bench "$round pipeshard, not page-locked" "${common[@]}" --pipeshard --pipeshard-vram "${BUDGET:-4G}" -v
+    done
+    grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
+fi
+
+if [[ $what == *handover* ]]; then
+    # results between device and CPU in the compute lane's order, and as ggml's scheduler copies them, in turn
+    synth 30b qwen3-30b-a3b --type q4_0
+    common=(-m "$models/30b.gguf" -p 0 -n "${GENERATE:-64}" -d "${DEPTH:-1024}" -r 2 -b 2048 -ub 512)
+    for round in $(seq "${ROUNDS:-3}"); do
+        for budget in ${BUDGETS_HANDOVER:-4G 60G}; do
+            bench "$round $budget in order" "${common[@]}" --pipeshard --pipeshard-vram "$budget" -v --pipeshard-report "$OUT/report-$budget.json"
+            PIPESHARD_DEBUG_STOCK_HAND_OVER=1 bench "$round $budget with waits" "${common[@]}" --pipeshard --pipeshard-vram "$budget" -v
+        done
+        bench "$round stock, mapped" "${common[@]}" -ngl 99 -ncmoe "${NCMOE:-40}"
+        bench "$round stock, all in VRAM" "${common[@]}" -ngl 99
+    done
+    grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
 fi
 
 if [[ $what == *speed* ]]; then

@@ -54,6 +54,9 @@ pub struct Debug {
     pub copy_bytes: Option<u64>,
     /// Every operation runs where stock llama.cpp with the same residents runs it (`PIPESHARD_DEBUG_LIKE_STOCK=1`).
     pub like_stock: bool,
+    /// Results go between device and CPU as the scheduler copies them, with a wait on each side of each
+    /// (`PIPESHARD_DEBUG_STOCK_HAND_OVER=1`).
+    pub stock_hand_over: bool,
     /// Page-lock in steps of this many bytes (`PIPESHARD_DEBUG_LOCK_STEP`).
     pub lock_step: Option<u64>,
     /// A call of a callback that panics (`PIPESHARD_DEBUG_PANIC`).
@@ -183,7 +186,7 @@ impl Config {
                         DroppedWait::parse(&v).ok_or_else(|| {
                             bad(
                                 "PIPESHARD_DEBUG_DROP_WAIT",
-                                "filled, read, upload, drain, staging, choice",
+                                "filled, read, upload, drain, staging, choice, results, sources",
                             )(v)
                         })
                     })
@@ -200,6 +203,7 @@ impl Config {
                     .map(|v| size("PIPESHARD_DEBUG_COPY_BYTES", v))
                     .transpose()?,
                 like_stock: on("PIPESHARD_DEBUG_LIKE_STOCK"),
+                stock_hand_over: on("PIPESHARD_DEBUG_STOCK_HAND_OVER"),
                 lock_step: get("PIPESHARD_DEBUG_LOCK_STEP")
                     .map(|v| size("PIPESHARD_DEBUG_LOCK_STEP", v))
                     .transpose()?,

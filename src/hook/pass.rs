@@ -9,6 +9,7 @@ use crate::arena::unit::LoadedUnit;
 use crate::ffi;
 use crate::lanes::copy::DroppedWait;
 use crate::lanes::device::Event;
+use crate::lanes::hand_over::{Ends, HostWait};
 use crate::lanes::mapped_file::Shrunk;
 use crate::lanes::ring::RingError;
 use crate::plan::{plan, Placement, UnitClass};
@@ -86,6 +87,75 @@ impl Runtime {
             ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
         }
         Ok(())
+    }
+
+    /// A tensor is about to be copied between two backends of `sched`: whether that was submitted, or else what the host has to
+    /// wait for before it copies.
+    ///
+    /// # Safety
+    /// The tensors have memory and the same layout, and belong to the graph that `sched` is submitting.
+    pub unsafe fn input_copy(
+        &mut self,
+        sched: usize,
+        between: (ffi::ggml_backend_t, ffi::ggml_backend_t),
+        input: *const ffi::ggml_tensor,
+        copy: *mut ffi::ggml_tensor,
+    ) -> (bool, HostWait) {
+        let no = (false, HostWait::Nothing);
+        if self.config.debug.stock_hand_over {
+            return no;
+        }
+        let (Some(device), Some(entry)) = (self.device, self.scheds.get_mut(&sched)) else {
+            return no;
+        };
+        let Some(&compute) = entry.device_backends.first() else {
+            return no;
+        };
+        let ends = Ends {
+            device,
+            compute,
+            cpu: entry.cpu_backend,
+        };
+        self.trace.inputs_begin(sched, compute);
+        match entry.hand_over.copy(ends, between, input, copy) {
+            true => (true, HostWait::Nothing),
+            false => (false, entry.hand_over.before_other_copy(compute)),
+        }
+    }
+
+    /// The inputs of a split are copied or being copied; it is about to be computed on `backend`. What the host has to wait
+    /// for first.
+    ///
+    /// # Safety
+    /// `sched` is submitting a pass.
+    pub unsafe fn inputs_copied(&mut self, sched: usize, backend: ffi::ggml_backend_t) -> HostWait {
+        let Some(entry) = self.scheds.get_mut(&sched) else {
+            return HostWait::Nothing;
+        };
+        let Some(&compute) = entry.device_backends.first() else {
+            return HostWait::Nothing;
+        };
+        self.trace.inputs_end(compute);
+        let wait = entry.hand_over.before_split(compute, backend == compute);
+        if wait != HostWait::Nothing {
+            self.host_wait(ffi::GGML_SCHED_WAIT_HAND_OVER);
+        }
+        wait
+    }
+
+    /// The last split of a pass was submitted, or it failed: what the host has to wait for before it writes what the next pass
+    /// reads.
+    ///
+    /// # Safety
+    /// As for [`Self::inputs_copied`].
+    pub unsafe fn inputs_read(&mut self, sched: usize) -> HostWait {
+        let Some(entry) = self.scheds.get_mut(&sched) else {
+            return HostWait::Nothing;
+        };
+        let Some(&compute) = entry.device_backends.first() else {
+            return HostWait::Nothing;
+        };
+        entry.hand_over.at_pass_end(compute)
     }
 
     /// A split is about to be submitted to `backend`.

@@ -18,6 +18,7 @@ use crate::ffi;
 use crate::inventory::Inventory;
 use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
+use crate::lanes::hand_over::HandOver;
 use crate::lanes::host_memory::LockedMemory;
 use crate::lanes::mapped_file::{MappedFiles, Shrunk};
 use crate::lanes::matrix_library;
@@ -57,6 +58,8 @@ pub struct Sched {
     pub cpu_backend: ffi::ggml_backend_t,
     /// The graph that was split last.
     pub graph: SplitGraph,
+    /// What goes between the two.
+    pub hand_over: HandOver,
     /// Recorded on the device backend at the end of each pass.
     pub pass_done: Option<Event>,
 }

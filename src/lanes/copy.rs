@@ -32,6 +32,10 @@ pub enum DroppedWait {
     Staging,
     /// Chosen experts are looked at before the device has told them.
     Choice,
+    /// The CPU computes before the device's results are there.
+    Results,
+    /// Host memory is written again before it was copied to the device.
+    Sources,
 }
 
 impl DroppedWait {
@@ -44,6 +48,8 @@ impl DroppedWait {
             "drain" => DroppedWait::Drain,
             "staging" => DroppedWait::Staging,
             "choice" => DroppedWait::Choice,
+            "results" => DroppedWait::Results,
+            "sources" => DroppedWait::Sources,
             _ => return None,
         })
     }

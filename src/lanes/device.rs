@@ -116,7 +116,8 @@ impl Device {
         Memory(self.buffer_type())
     }
 
-    fn buffer_type(&self) -> ffi::ggml_backend_buffer_type_t {
+    /// Of its ordinary memory.
+    pub fn buffer_type(&self) -> ffi::ggml_backend_buffer_type_t {
         // SAFETY: the device is live.
         unsafe { ffi::ggml_backend_dev_buffer_type(self.0) }
     }
@@ -243,6 +244,11 @@ impl Event {
         // SAFETY: the device is live.
         let raw = unsafe { ffi::ggml_backend_event_new(device.raw()) };
         (!raw.is_null()).then_some(Event(raw))
+    }
+
+    /// ggml's handle.
+    pub fn raw(&self) -> ffi::ggml_backend_event_t {
+        self.0
     }
 
     /// Records it behind what was submitted to `backend` so far.

@@ -1,12 +1,13 @@
 //! When things happen: the copy lane and its order with the compute lane.
 //!
 //! A second ggml backend on the same device is the copy lane. ggml events order it with the backend that computes; the host
-//! waits for neither. [`ring`] decides which copy comes next, [`copy`] submits it, [`host_memory`] makes the source of
+//! waits for neither. [`hand_over`] takes results to the CPU and back; [`ring`] decides which copy of a weight comes next, [`copy`] submits it, [`host_memory`] makes the source of
 //! the copies page-locked where the driver allows.
 
 pub mod copy;
 pub mod device;
 pub mod experts;
+pub mod hand_over;
 pub mod host_memory;
 pub mod mapped_file;
 pub mod matrix_library;

@@ -114,6 +114,11 @@ impl<'a> Builder<'a> {
                 let kind = Kind::Residents { bytes };
                 self.device_slice(Track::Copy, start, on_link, kind);
             }
+            What::HandOver { on_link } => {
+                if let DeviceLane::Compute(lane) = on_link.begin.lane {
+                    self.device_slice(Track::Compute(lane), start, on_link, Kind::HandOver);
+                }
+            }
             What::Read { group } => self.reads.push(group),
             What::SplitBegin { .. } => self.begin_split(record),
             What::SplitEnd { on_device } => self.end_split(start, on_device),

@@ -250,6 +250,7 @@ fn category(kind: &Kind) -> &'static str {
         Kind::Pass { .. } => "pass",
         Kind::Copy { .. } => "copy",
         Kind::Residents { .. } => "upload",
+        Kind::HandOver => "hand_over",
         Kind::WaitForCopies { .. } => "wait",
         Kind::Split { .. } => "split",
         Kind::HostWait(WaitReason::UserInput) => "host_wait_user_input",

@@ -50,10 +50,12 @@ struct Tracing {
     scheds: HashMap<usize, SchedInfo>,
     /// Where the groups of the arena's present shape begin among the names.
     first_group: u32,
-    /// The end of the split that was submitted last: what the host waits for when it waits for the device.
+    /// The end of what was submitted last, a split or inputs: what the host waits for when it waits for the device.
     latest_point: Option<Stamp>,
     /// Where the split that is being submitted begins on the device.
     open_split: Option<Stamp>,
+    /// Where the inputs that are being submitted begin, on the host and on the device.
+    open_inputs: Option<(u64, Stamp)>,
     passes: u64,
     most_passes: usize,
 }
@@ -82,6 +84,7 @@ impl Recorder {
             first_group: 0,
             latest_point: None,
             open_split: None,
+            open_inputs: None,
             passes: 0,
             most_passes,
         }))))
@@ -161,6 +164,34 @@ impl Recorder {
     /// The last split of a graph was submitted.
     pub fn pass_ends(&self) {
         self.with(|t| t.note_now(What::PassEnd))
+    }
+
+    /// An input of a split of `sched`'s is about to be submitted to `stream`.
+    ///
+    /// # Safety
+    /// `stream` is a live backend of the attached device.
+    pub unsafe fn inputs_begin(&self, sched: usize, stream: ffi::ggml_backend_t) {
+        self.with(|t| {
+            if t.open_inputs.is_none() {
+                let lane = t.compute_lane(sched);
+                t.open_inputs = Some((t.clock.now(), t.clock.begin(lane, stream)));
+            }
+        })
+    }
+
+    /// All inputs of a split were.
+    ///
+    /// # Safety
+    /// As for [`Self::inputs_begin`].
+    pub unsafe fn inputs_end(&self, stream: ffi::ggml_backend_t) {
+        self.with(|t| {
+            let Some((since, begin)) = t.open_inputs.take() else {
+                return;
+            };
+            let on_link = t.clock.end(begin, stream);
+            t.latest_point = Some(on_link.end);
+            t.note(since, What::HandOver { on_link });
+        })
     }
 
     /// All that a split waits for was submitted; `device`: the stream that computes it, if the CPU does not.

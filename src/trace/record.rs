@@ -160,6 +160,11 @@ pub enum What {
         /// When they are on their way.
         on_link: Stretch,
     },
+    /// Inputs of a split were submitted to a compute stream: to the device, or back to the host.
+    HandOver {
+        /// When they are on their way.
+        on_link: Stretch,
+    },
     /// The split that begins next waits for a group.
     Read {
         /// In [`Names::groups`].

@@ -42,6 +42,8 @@ pub enum Kind {
         /// Weights, in bytes.
         bytes: u64,
     },
+    /// Inputs of a split on their way, to the device or back.
+    HandOver,
     /// A compute stream waits until groups are filled.
     WaitForCopies {
         /// Of this split.
@@ -198,6 +200,7 @@ impl Timeline {
             Kind::Pass { rows } => format!("{} pass, {rows} rows", tier(*rows)),
             Kind::Copy { group: number, .. } => group(*number).to_string(),
             Kind::Residents { .. } => "residents".to_string(),
+            Kind::HandOver => "inputs of a split".to_string(),
             Kind::WaitForCopies { split } => format!("split {split} waits for weights"),
             Kind::Split { split, node, .. } => {
                 let node = self.names.nodes.get(*node as usize);

@@ -345,7 +345,8 @@ impl Answers {
         }
         assert_eq!(self.device("failed_allocations"), 0);
         assert_eq!(self.device("events_never_recorded"), 0);
-        assert!(report.host_waits.user_inputs > 0);
+        // they go in the compute lane's order
+        assert_eq!(report.host_waits.user_inputs, 0);
         assert_eq!(report.host_waits.other, 0);
     }
 }

@@ -56,6 +56,24 @@ pub(super) fn quantity(values: &mut [f64]) -> Quantity {
     Quantity { median, spread }
 }
 
+/// Of what was measured at several moments, the one in the middle: what disturbed one of three moments is left out. The spread is at
+/// least that between the moments. Nothing for none.
+pub(super) fn middle(mut moments: Vec<Quantity>) -> Quantity {
+    moments.sort_by(|a, b| a.median.total_cmp(&b.median));
+    let (Some(first), Some(last)) = (moments.first(), moments.last()) else {
+        return Quantity::default();
+    };
+    let middle = moments[moments.len() / 2];
+    let apart = match middle.median > 0.0 {
+        true => (last.median - first.median) / 2.0 / middle.median,
+        false => 0.0,
+    };
+    Quantity {
+        spread: middle.spread.max(apart),
+        ..middle
+    }
+}
+
 /// A time turned into a rate: `amount` per second.
 pub(super) fn rate(amount: f64, time: Quantity) -> Quantity {
     Quantity {
@@ -80,6 +98,19 @@ mod tests {
         assert_eq!(quantity(&mut [2.0, 4.0]).median, 3.0);
         assert_eq!(quantity(&mut [7.0]), Quantity::stated(7.0));
         assert_eq!(quantity(&mut []), Quantity::default());
+    }
+
+    #[test]
+    fn what_disturbs_one_moment_of_three_is_left_out() {
+        let at = |median| Quantity {
+            median,
+            spread: 0.01,
+        };
+        let figure = middle(vec![at(1.0), at(50.0), at(1.2)]);
+        assert_eq!(figure.median, 1.2);
+        assert!(figure.spread > 1.0, "and it shows: {figure:?}");
+        assert_eq!(middle(vec![at(2.0); 3]), at(2.0));
+        assert_eq!(middle(Vec::new()), Quantity::default());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::clock::{seconds_of, Pace};
+use super::clock::{middle, seconds_of, Pace};
 use super::engine::Engine;
 use super::error::MeasureError;
 use super::graph::Graph;
@@ -54,7 +54,12 @@ impl<'b> Bench<'_, 'b> {
         let Some(operands) = self.place.prepare(op, filler)? else {
             return Ok(curve);
         };
+        // a CPU is faster at one moment than at the next, and what it takes for one token decides most
+        let mut moments = Vec::new();
         for &tokens in self.batches {
+            if curve.points.len() == 3 {
+                moments.extend(self.token_again(&operands, &curve)?);
+            }
             let last = curve
                 .points
                 .last()
@@ -90,7 +95,31 @@ impl<'b> Bench<'_, 'b> {
                 copy_busy: busy.map(|beside| beside.seconds),
             });
         }
+        moments.extend(self.token_again(&operands, &curve)?);
+        if let (Some(point), false) = (curve.points.first_mut(), moments.is_empty()) {
+            moments.push(Quantity {
+                median: point.seconds,
+                spread: point.spread,
+            });
+            let time = middle(moments);
+            (point.seconds, point.spread) = (time.median, time.spread);
+        }
         Ok(curve)
+    }
+
+    /// What one token takes the CPU now, if the curve begins with that. What chooses its experts is made anew: larger batches have
+    /// written over it.
+    fn token_again(
+        &self,
+        operands: &Operands,
+        curve: &Curve,
+    ) -> Result<Option<Quantity>, MeasureError> {
+        let first = curve.points.first().filter(|point| point.rows == 1);
+        let (Processor::Cpu, Some(point)) = (self.on, first) else {
+            return Ok(None);
+        };
+        let series = self.series(operands, 1, point.seconds)?;
+        series.map(|series| self.time(&series)).transpose()
     }
 
     /// Batch 1 alone and beside copies: seconds of one operation, and the link's bytes per second meanwhile.

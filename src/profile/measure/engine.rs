@@ -5,7 +5,7 @@ use std::ffi::{c_void, CStr};
 use super::error::MeasureError;
 use super::graph::{Graph, Tensor};
 use crate::ffi;
-use crate::lanes::device::{Device, Stream};
+use crate::lanes::device::{Buffer, Device, Memory, Stream};
 
 /// ggml makes no more threads.
 const MOST_THREADS: u32 = ffi::GGML_MAX_N_THREADS;
@@ -116,6 +116,30 @@ impl Engine {
                 })
             }
         }
+    }
+
+    /// Host memory that it copies from and to: page-locked, where there is such.
+    pub fn host_memory(&self, bytes: u64) -> Result<Buffer, MeasureError> {
+        let pinned = self.device.pinned_memory();
+        let buffer = pinned.and_then(|memory| Buffer::allocate(memory, bytes));
+        let buffer = buffer.or_else(|| Buffer::allocate(Memory::host(), bytes));
+        buffer.ok_or(MeasureError::HostMemory(bytes))
+    }
+
+    /// Submits a copy of `bytes` from host memory to the beginning of a tensor.
+    ///
+    /// # Safety
+    /// Both have as many bytes, the tensor in memory of this engine's device, and stay as they are until [`Self::wait`].
+    pub unsafe fn upload(&self, tensor: Tensor, from: *const u8, bytes: usize) {
+        ffi::ggml_backend_tensor_set_async(self.stream.raw(), tensor.raw(), from.cast(), 0, bytes)
+    }
+
+    /// Submits a copy of the first `bytes` of a tensor to host memory.
+    ///
+    /// # Safety
+    /// As for [`Self::upload`].
+    pub unsafe fn download(&self, tensor: Tensor, to: *mut u8, bytes: usize) {
+        ffi::ggml_backend_tensor_get_async(self.stream.raw(), tensor.raw(), to.cast(), 0, bytes)
     }
 
     /// Waits for all that was submitted.

@@ -128,13 +128,16 @@ pub fn measure(
     progress(1, steps);
     let memory = session.memory(&mut link)?;
     progress(2, steps);
-    let overheads = overheads::measure(
-        (&session.gpu, arenas.device_part(Part::Input)),
-        (&session.cpu, arenas.host_part(Part::Input)),
-        pace,
-    )?;
+    // what it costs to wake threads and to wait depends on what else runs at that moment
+    let mut overheads = vec![session.overheads()?];
     progress(3, steps);
-    let curves = session.curves(ops, &|done| progress(3 + done, steps))?;
+    let (first, second) = ops.split_at(ops.len() / 2);
+    let mut curves = session.curves(first, &|done| progress(3 + done, steps))?;
+    overheads.push(session.overheads()?);
+    let done_first = 3 + curves.len();
+    curves.extend(session.curves(second, &|done| progress(done_first + done, steps))?);
+    overheads.push(session.overheads()?);
+    let overheads = overheads::middle_of(&overheads);
     let cpu = Roofline {
         bytes: memory.cpu.median.max(best(&curves, Processor::Cpu).0),
         flops: best(&curves, Processor::Cpu).1,
@@ -390,6 +393,14 @@ impl<'s> Session<'s> {
             }
         }
         Ok(memory)
+    }
+
+    fn overheads(&self) -> Result<Overheads, MeasureError> {
+        overheads::measure(
+            (&self.gpu, self.arenas.device_part(Part::Output)),
+            (&self.cpu, self.arenas.host_part(Part::Output)),
+            self.pace(),
+        )
     }
 
     fn curves(&self, ops: &[Op], done: &dyn Fn(usize)) -> Result<Vec<Curve>, MeasureError> {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::clock::{quantity, seconds_of, Pace};
+use super::clock::{middle, quantity, seconds_of, Pace};
 use super::engine::Engine;
 use super::error::MeasureError;
 use super::graph::Graph;
@@ -44,6 +44,18 @@ fn tiny(room: Room<'_>, count: usize, sums: bool) -> Result<Tiny<'_>, MeasureErr
     })
 }
 
+/// Of what was measured at several moments, each figure's middle.
+pub(super) fn middle_of(moments: &[Overheads]) -> Overheads {
+    let of = |figure: fn(&Overheads) -> Quantity| middle(moments.iter().map(figure).collect());
+    Overheads {
+        to_cpu: of(|o| o.to_cpu),
+        to_gpu: of(|o| o.to_gpu),
+        launch: of(|o| o.launch),
+        cpu_op: of(|o| o.cpu_op),
+        pass: of(|o| o.pass),
+    }
+}
+
 /// Seconds of one operation in a long row.
 fn in_a_row(
     engine: &Engine,
@@ -62,8 +74,9 @@ fn in_a_row(
     })
 }
 
-/// Measures what is paid besides. A hand-over is what ggml's scheduler does between a split of the device and one of the CPU: wait for
-/// the device, read its result, compute on the CPU, write the result back, compute on the device.
+/// Measures what is paid besides. A hand-over is what happens between a split of the device and one of the CPU (`lanes::hand_over`):
+/// the device computes and copies its result to the host, which waits for both, computes on the CPU, and submits the copy back
+/// with what the device computes next.
 pub(super) fn measure(
     (gpu, gpu_room): (&Engine, Room<'_>),
     (cpu, cpu_room): (&Engine, Room<'_>),
@@ -73,25 +86,20 @@ pub(super) fn measure(
     let cpu_op = in_a_row(cpu, cpu_room, true, pace)?;
     let device = tiny(gpu_room, 1, false)?;
     let host = tiny(cpu_room, 1, true)?;
-    let mut activations = vec![0u8; BYTES];
+    let activations = gpu.host_memory(BYTES as u64)?;
+    let at = activations.base();
     let (mut to_cpu, mut to_gpu) = (Vec::new(), Vec::new());
     let start = Instant::now();
     let mut rounds = 0;
     while rounds < 16 || (start.elapsed() < pace.limit && rounds < 2000) {
         let begin = Instant::now();
-        // SAFETY: the tensor has as many bytes as the vector; no graph that uses it is running.
-        unsafe {
-            let from = activations.as_ptr().cast();
-            ffi::ggml_backend_tensor_set(device.input.raw(), from, 0, BYTES);
-        }
+        // SAFETY: tensor and memory have as many bytes; the host touches neither, and the wait below comes before the end of both.
+        unsafe { gpu.upload(device.input, at, BYTES) };
         gpu.submit(&device.graph)?;
         let submitted = Instant::now();
-        gpu.wait();
         // SAFETY: as above.
-        unsafe {
-            let to = activations.as_mut_ptr().cast();
-            ffi::ggml_backend_tensor_get(device.result.raw(), to, 0, BYTES);
-        }
+        unsafe { gpu.download(device.result, at, BYTES) };
+        gpu.wait();
         cpu.run(&host.graph)?;
         let end = Instant::now();
         // the first rounds set things up
