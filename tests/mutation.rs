@@ -107,6 +107,23 @@ fn residents_are_used_when_their_upload_is_complete() {
     });
 }
 
+/// A token's experts, of which the device fetches some.
+fn divided_experts() -> (Eval, u64) {
+    let eval = chosen_experts(3).generate(6);
+    let budget = streamed(&eval) + 2 * MIB;
+    (eval, budget)
+}
+
+#[test]
+fn the_device_waits_until_its_experts_are_fetched() {
+    let (eval, budget) = divided_experts();
+    assert_needed("filled", &eval, |seed| {
+        let delays = format!("delay=1000,seed={seed}");
+        let ours = eval.clone().within(budget, &delays);
+        ours.env("PIPESHARD_DEBUG_FETCHED_EXPERTS", "2")
+    });
+}
+
 #[test]
 fn the_cpu_waits_for_the_results_that_it_reads() {
     // of a token the CPU computes what is not resident

@@ -59,7 +59,7 @@ struct ggml_sched_hook {
 
     /* A graph is about to be divided into splits. The callback may replace nodes' sources by device tensors, pin nodes
      * to a backend (ggml_backend_sched_set_tensor_backend) and rewrite nodes. measuring: the graph will never run.
-     * Called once more for the same graph, with its tensors as they were, if scratch_wanted refused what it takes. */
+     * Called once more for the same graph, with nodes and sources as they were, if scratch_wanted refused what it takes. */
     bool (*graph_begin)(void * user, ggml_backend_sched_t sched, struct ggml_cgraph * graph, bool measuring);
 
     /* Must a new split start at this node? Asked in order of execution, once per node that computes. */

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [planned] [depth] [locked] [handover] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [planned] [depth] [locked] [handover] [fetch] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -225,6 +225,41 @@ if [[ $what == *handover* ]]; then
         bench "$round stock, all in VRAM" "${common[@]}" -ngl 99
     done
     grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
+fi
+
+if [[ $what == *fetch* ]]; then
+    # single tokens whose experts both processors compute: the same bits whatever the delays, near those of the device alone
+    synth tiny-qwen3moe tiny-qwen3moe
+    for fetched in 0 1 3; do
+        digests=()
+        for seed in 0 1 2; do
+            beside=0
+            [ "$seed" = 0 ] || { export PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1; beside=8; }
+            digests+=("$(PIPESHARD_RESERVE=0 PIPESHARD_DEBUG_FETCHED_EXPERTS=$fetched timeout 60 "$bin/pipeshard" eval "$models/tiny-qwen3moe.gguf" \
+                --prompt 1,33 --generate 24 --threads 8 --vram $((${FETCH_MIB:-30} + beside))M 2>> "$OUT/visit.log" | python3 -c '
+import json, sys
+run = json.load(sys.stdin)
+print([r["logits_hash"] for r in run["results"]], run["report"]["experts"]["beside_cpu"], run["report"]["units"]["decode"])')")
+            unset PIPESHARD_DEBUG_NOISE PIPESHARD_DEBUG_FILL
+        done
+        distinct=$(printf '%s\n' "${digests[@]%]*}" | sort -u | wc -l)
+        note "fetched $fetched: $distinct distinct of ${#digests[@]} runs; ${digests[0]##*]}"
+    done
+    PIPESHARD_RESERVE=0 PIPESHARD_DEBUG_FETCHED_EXPERTS=2 verify "tiny-qwen3moe, 2 experts fetched, against all in VRAM" tiny-qwen3moe "${FETCH_MIB:-30}M" --reference gpu --tolerance 1
+    synth 30b qwen3-30b-a3b --type q4_0
+    common=(-m "$models/30b.gguf" -p 0 -n "${GENERATE:-64}" -d "${DEPTH:-1024}" -r 2 -b 2048 -ub 512)
+    for round in $(seq "${ROUNDS:-2}"); do
+        for budget in ${BUDGETS_FETCH:-4G}; do
+            for fetched in ${FETCHED:-0 2 3 4 planned}; do
+                [ "$fetched" = planned ] || export PIPESHARD_DEBUG_FETCHED_EXPERTS=$fetched
+                bench "$round $budget, fetched $fetched" "${common[@]}" --pipeshard --pipeshard-vram "$budget" -v --pipeshard-report "$OUT/report-$budget-$fetched.json"
+                unset PIPESHARD_DEBUG_FETCHED_EXPERTS
+            done
+        done
+        bench "$round stock, mapped" "${common[@]}" -ngl 99 -ncmoe "${NCMOE:-40}"
+    done
+    grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
+    tar -C "$OUT" -czf "$OUT/reports.tar.gz" $(cd "$OUT" && ls report-*.json) && rm "$OUT"/report-*.json
 fi
 
 if [[ $what == *speed* ]]; then

@@ -72,6 +72,11 @@ impl LoadedUnit {
         (nb[2].checked_mul(experts as usize) == Some(self.bytes)).then_some(experts)
     }
 
+    /// Offsets where one page-locked range ends and the next begins.
+    pub fn seams(&self) -> &[usize] {
+        &self.seams
+    }
+
     /// Notes whether the host memory is page-locked, and at which offsets one locked range ends and the next begins.
     pub fn set_pinned(&mut self, pinned: bool, seams: Box<[usize]>) {
         self.pinned = pinned;

@@ -130,6 +130,8 @@ impl Costs<'_> {
             _ => copy.behind.is_some(),
         });
         let streamed: f64 = moved.map(|copy| copy.bytes).sum();
+        cost.link += at(script.fetched_bytes, self.profile.link.pinned.median);
+        let streamed = streamed + script.fetched_bytes;
         cost.bytes_streamed = streamed.round() as u64;
         self.bound(&mut cost, script, streamed);
         cost

@@ -1,7 +1,7 @@
 //! A pass under a plan, before it runs: what is computed where, what is copied, in which order.
 
-use super::steps::{Rows, Work};
-use super::table::{at, or, Costs};
+use super::steps::{OpId, Rows, Work};
+use super::table::{at, or, Costs, Times};
 use super::types::PassShape;
 use crate::inventory::expected_distinct;
 use crate::plan::{Placement, Plan, Tier, UnitClass};
@@ -11,6 +11,8 @@ use crate::profile::{Op, Processor};
 pub(super) const MASK_LOOK: f64 = 4e-9;
 /// Seconds that the host takes for an element of an embedding, which one thread looks up.
 pub(super) const EMBEDDING_ELEMENT: f64 = 1.1e-9;
+/// Seconds of the host to submit the copy of one expert.
+const SUBMIT_EXPERT: f64 = 3e-6;
 /// Bytes of a logit.
 const LOGIT: f64 = 4.0;
 
@@ -58,6 +60,15 @@ pub(super) struct Script {
     pub wants_result: bool,
     /// Bytes that the CPU reads.
     pub cpu_bytes: f64,
+    /// Bytes of experts that the device fetches while the CPU computes others.
+    pub fetched_bytes: f64,
+}
+
+/// A step whose experts are computed by both processors.
+struct Shared {
+    seconds: f64,
+    fetched_bytes: f64,
+    cpu_bytes: f64,
 }
 
 impl Costs<'_> {
@@ -79,7 +90,11 @@ impl Costs<'_> {
         let mut used: Vec<usize> = Vec::new();
         let mut copies: Vec<Copy> = Vec::new();
         let mut acts: Vec<Act> = Vec::with_capacity(self.steps.steps.len());
-        let mut cpu_bytes = 0.0;
+        let (mut cpu_bytes, mut fetched_bytes) = (0.0, 0.0);
+        let by_both = match rows {
+            1 => plan.shared_with_device(),
+            _ => Vec::new(),
+        };
         let mut head_on_device = false;
         for step in &self.steps.steps {
             let sees = match step.rows {
@@ -87,6 +102,7 @@ impl Costs<'_> {
                 Rows::Outputs => shape.outputs.min(rows),
             };
             let mut group = None;
+            let mut shared = None;
             let (on, times) = match step.work {
                 Work::Small => (Processor::Gpu, None),
                 Work::Attention { layer, kind } => {
@@ -128,7 +144,11 @@ impl Costs<'_> {
                     if class == Some(UnitClass::Output) {
                         head_on_device = !host;
                     }
-                    (processor(host), Some(self.product(op, sees)))
+                    let times = self.product(op, sees);
+                    if host && by_both.get(unit).copied().unwrap_or(false) {
+                        shared = self.by_both(op, times, plan.fetched_experts);
+                    }
+                    (processor(host), Some(times))
                 }
             };
             if sees == 0 && group.is_none() {
@@ -138,15 +158,18 @@ impl Costs<'_> {
             let seconds = |alone: f64| if sees == 0 { 0.0 } else { alone + small };
             let times = times.unwrap_or_default();
             if on == Processor::Cpu {
-                cpu_bytes += times.bytes;
+                cpu_bytes += shared.as_ref().map_or(times.bytes, |s| s.cpu_bytes);
             }
+            fetched_bytes += shared.as_ref().map_or(0.0, |s| s.fetched_bytes);
+            let (alone, busy) = match (&shared, on) {
+                (Some(shared), _) => (shared.seconds, shared.seconds),
+                (None, Processor::Cpu) => (times.cpu, times.cpu_copy_busy),
+                (None, Processor::Gpu) => (times.gpu, times.gpu),
+            };
             acts.push(Act {
                 on,
-                seconds: seconds(times.on(on)),
-                copy_busy: seconds(match on {
-                    Processor::Cpu => times.cpu_copy_busy,
-                    Processor::Gpu => times.gpu,
-                }),
+                seconds: seconds(alone),
+                copy_busy: seconds(busy),
                 group,
                 takes: step.takes,
                 leaves: step.leaves,
@@ -174,9 +197,41 @@ impl Costs<'_> {
             },
             wants_result: shape.outputs > 0,
             cpu_bytes,
+            fetched_bytes,
             copies,
             acts,
         }
+    }
+
+    /// An operation on a token's experts of which the device fetches so many: the link and the CPU read host memory side by side.
+    fn by_both(&self, op: OpId, times: Times, fetched: u32) -> Option<Shared> {
+        let Op::Experts { used, .. } = self.steps.ops[usize::from(op)] else {
+            return None;
+        };
+        let fetched = f64::from(fetched.min(used.checked_sub(1)?));
+        let share = fetched / f64::from(used);
+        let link = &self.profile.link;
+        let fetched_bytes = times.bytes * share;
+        let link = at(
+            fetched_bytes,
+            or(link.pinned_cpu_busy.median, link.pinned.median),
+        );
+        let cpu = times.cpu_copy_busy.max(times.cpu) * (1.0 - share);
+        Some(Shared {
+            seconds: fetched * SUBMIT_EXPERT + cpu.max(link) + times.gpu * share,
+            fetched_bytes,
+            cpu_bytes: times.bytes * (1.0 - share),
+        })
+    }
+
+    /// The most experts that a token chooses in a layer.
+    pub(crate) fn experts_used(&self) -> u32 {
+        let ops = self.steps.ops.iter();
+        let used = ops.filter_map(|op| match op {
+            Op::Experts { used, .. } => Some(*used),
+            _ => None,
+        });
+        used.max().unwrap_or(0)
     }
 
     /// Seconds of the host before a pass: the graph, the mask, the embeddings.

@@ -13,6 +13,7 @@
 //! | [`placement`] | a graph about to be split: who computes what, from which copy of the weights |
 //! | [`pass`] | a pass: copies ahead of their use, waits, counts |
 //! | [`traced`] | the same steps, with notes for a trace |
+//! | [`divide`] | a token's experts divided between the device and the CPU |
 //! | [`routing`] | which experts a batch has chosen |
 //! | [`pools`] | what the device's backend takes on its own account |
 //! | [`outcome`] | the report |
@@ -23,6 +24,7 @@ pub mod admission;
 pub mod calibrating;
 mod choosing;
 pub mod config;
+mod divide;
 pub mod library;
 pub mod log;
 pub mod models;

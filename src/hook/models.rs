@@ -175,6 +175,7 @@ impl Runtime {
         };
         self.release_arena();
         self.drain();
+        self.outcome.note_fetched(self.fetcher.take());
         let gone = self.models.remove(at);
         let count = gone.units.len();
         self.units.drain(gone.units.clone());

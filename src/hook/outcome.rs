@@ -4,6 +4,7 @@ use super::placement::SplitGraph;
 use super::runtime::Runtime;
 use super::{log, table};
 use crate::ffi;
+use crate::lanes::fetch::{ExpertFetcher, FetchCounters};
 use crate::plan::{Placement, Unit, UnitClass};
 use crate::report::{
     ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, UnitCounts,
@@ -23,6 +24,8 @@ pub struct Outcome {
     reason_off: Option<String>,
     passes: PassCounts,
     host_waits: HostWaits,
+    /// By fetchers that are gone.
+    fetched: FetchCounters,
     /// Splits submitted.
     pub splits: u64,
     /// Passes that ran a graph that had run before.
@@ -104,6 +107,11 @@ impl Outcome {
         self.passes.prompt + self.passes.decode
     }
 
+    /// What fetched experts is given up.
+    pub fn note_fetched(&mut self, fetcher: Option<ExpertFetcher>) {
+        self.fetched = self.fetched.and(fetcher.as_ref());
+    }
+
     /// The host waits for the device.
     pub fn count_host_wait(&mut self, why: ffi::ggml_sched_host_wait) {
         match why {
@@ -150,6 +158,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         .as_ref()
         .map(|c| c.counters)
         .unwrap_or_default();
+    let fetched = outcome.fetched.and(runtime.fetcher.as_ref());
     let not_resident = match &runtime.carved {
         Some(plan) => {
             let mut resident = vec![false; plan.units.len()];
@@ -193,7 +202,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         context_bytes: runtime.config.sim.as_ref().map_or(0, |spec| spec.context),
         passes: outcome.passes,
         graph_reuses: outcome.graph_reuses,
-        bytes_streamed: arena.map_or(0, |a| a.streamed_bytes()),
+        bytes_streamed: arena.map_or(0, |a| a.streamed_bytes()) + fetched.bytes,
         bytes_uploaded: arena.map_or(0, |a| a.uploaded_bytes()),
         copies: arena.map_or(0, |a| a.group_copies()),
         splits: outcome.splits,
@@ -214,11 +223,16 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         errors: outcome.errors.clone(),
         contexts: outcome.contexts,
         models: outcome.models,
-        experts: arena.map_or_else(Default::default, |a| ExpertCounts {
-            copied: a.experts().copied,
-            reused: a.experts().reused,
-            bytes_saved: a.experts().bytes_saved,
-        }),
+        experts: ExpertCounts {
+            beside_cpu: fetched.experts,
+            bytes_beside_cpu: fetched.bytes,
+            ..arena.map_or_else(Default::default, |a| ExpertCounts {
+                copied: a.experts().copied,
+                reused: a.experts().reused,
+                bytes_saved: a.experts().bytes_saved,
+                ..ExpertCounts::default()
+            })
+        },
         staged_bytes: copies.staged_bytes,
         recarvings: outcome.recarvings,
         rewritten_nodes: outcome.rewritten_nodes,

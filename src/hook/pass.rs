@@ -4,11 +4,12 @@
 //! pass being submitted on another thread, and for the choice of experts where only those are fetched.
 
 use super::log;
-use super::runtime::Runtime;
+use super::runtime::{Runtime, Sched};
 use crate::arena::unit::LoadedUnit;
 use crate::ffi;
 use crate::lanes::copy::DroppedWait;
 use crate::lanes::device::Event;
+use crate::lanes::fetch::NoSuchExpert;
 use crate::lanes::hand_over::{Ends, HostWait};
 use crate::lanes::mapped_file::Shrunk;
 use crate::lanes::ring::RingError;
@@ -45,6 +46,15 @@ pub enum PassError {
         /// How many there are.
         experts: u32,
     },
+}
+
+impl From<NoSuchExpert> for PassError {
+    fn from(wrong: NoSuchExpert) -> Self {
+        PassError::NoSuchExpert {
+            expert: wrong.expert,
+            experts: wrong.experts,
+        }
+    }
 }
 
 impl Runtime {
@@ -128,13 +138,27 @@ impl Runtime {
     ///
     /// # Safety
     /// `sched` is submitting a pass.
-    pub unsafe fn inputs_copied(&mut self, sched: usize, backend: ffi::ggml_backend_t) -> HostWait {
+    pub unsafe fn inputs_copied(
+        &mut self,
+        sched: usize,
+        split: usize,
+        backend: ffi::ggml_backend_t,
+    ) -> HostWait {
         let Some(entry) = self.scheds.get_mut(&sched) else {
             return HostWait::Nothing;
         };
         let Some(&compute) = entry.device_backends.first() else {
             return HostWait::Nothing;
         };
+        let divided = &entry.graph.divided;
+        if let (Some(layer), Some(fetcher)) = (divided.share(split).fetches, &self.fetcher) {
+            let chosen = divided.layers[layer].chosen;
+            let raw = sched as ffi::ggml_backend_sched_t;
+            let made_by = ffi::ggml_backend_sched_get_tensor_backend(raw, chosen);
+            if fetcher.ask(compute, made_by, chosen) {
+                entry.hand_over.expect_results();
+            }
+        }
         self.trace.inputs_end(compute);
         let wait = entry.hand_over.before_split(compute, backend == compute);
         if wait != HostWait::Nothing {
@@ -165,6 +189,7 @@ impl Runtime {
         split: usize,
         backend: ffi::ggml_backend_t,
     ) -> Result<(), PassError> {
+        self.share_experts(sched, split, backend)?;
         let splits = self.scheds.get(&sched).map(|entry| &entry.graph.splits);
         if splits.and_then(|s| s.get(split)).is_none_or(Vec::is_empty) {
             return Ok(());
@@ -196,6 +221,34 @@ impl Runtime {
         Ok(())
     }
 
+    /// What a split has to do for a layer whose experts both processors compute: begin to fetch the device's, or wait for them.
+    fn share_experts(
+        &mut self,
+        sched: usize,
+        split: usize,
+        backend: ffi::ggml_backend_t,
+    ) -> Result<(), PassError> {
+        let share = |entry: &Sched| entry.graph.divided.share(split);
+        let share = self.scheds.get(&sched).map(share).unwrap_or_default();
+        if share.fetches.is_some() {
+            self.check_sources(sched)?;
+        }
+        let (Some(entry), Some(fetcher)) = (self.scheds.get(&sched), &mut self.fetcher) else {
+            return Ok(());
+        };
+        let layers = &entry.graph.divided.layers;
+        if let Some(layer) = share.fetches.map(|layer| &layers[layer]) {
+            // SAFETY: the choice was asked for and waited for; weights stay until the model says that they go, and the targets lie
+            // in the fetcher's memory.
+            unsafe { fetcher.fetch(layer.kit, &layer.stacks)? };
+        }
+        if let Some(layer) = share.reads.map(|layer| &layers[layer]) {
+            // SAFETY: the scheduler is submitting to this backend, and the layer's copies were submitted in an earlier split.
+            unsafe { fetcher.wait_until_filled(layer.kit, backend) };
+        }
+        Ok(())
+    }
+
     /// A split was submitted to `backend`.
     pub fn split_after(
         &mut self,
@@ -206,6 +259,11 @@ impl Runtime {
         let Some(entry) = self.scheds.get(&sched) else {
             return Ok(());
         };
+        let divided = &entry.graph.divided;
+        if let (Some(layer), Some(fetcher)) = (divided.share(split).reads, &mut self.fetcher) {
+            // SAFETY: the scheduler has submitted to this backend.
+            unsafe { fetcher.was_read(divided.layers[layer].kit, backend) };
+        }
         let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
             return Ok(());
         };

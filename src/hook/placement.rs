@@ -4,6 +4,7 @@
 //! weight like any other that lies in device memory: it is no input of a split and cuts nothing. Only where a streamed
 //! group begins is a new split asked for, so that the wait for its copy stands in front of it.
 
+use super::divide::{Divided, Divider};
 use super::routing::Routings;
 use super::runtime::Runtime;
 use crate::arena::stacked_experts;
@@ -39,6 +40,8 @@ pub struct SplitGraph {
     pub pool_bytes: u64,
     /// Which groups are read in part, by whose choice.
     pub routings: Routings,
+    /// Layers whose experts both processors compute.
+    pub divided: Divided,
 }
 
 impl SplitGraph {
@@ -54,6 +57,7 @@ impl SplitGraph {
         self.declined = 0;
         self.pool_bytes = 0;
         self.routings.clear();
+        self.divided.clear();
         self.fresh = true;
     }
 
@@ -64,7 +68,7 @@ impl SplitGraph {
                 self.open_group = Some(group);
                 true
             }
-            _ => false,
+            _ => self.divided.cuts(node),
         }
     }
 
@@ -85,15 +89,16 @@ impl SplitGraph {
             }
         }
         self.splits.push(groups);
+        self.divided.add_split(nodes);
     }
 }
 
 /// The backends that a scheduler offers us.
 #[derive(Clone, Copy)]
-struct Backends {
-    sched: ffi::ggml_backend_sched_t,
-    device: ffi::ggml_backend_t,
-    cpu: ffi::ggml_backend_t,
+pub(super) struct Backends {
+    pub(super) sched: ffi::ggml_backend_sched_t,
+    pub(super) device: ffi::ggml_backend_t,
+    pub(super) cpu: ffi::ggml_backend_t,
 }
 
 /// A weight, the number of experts stacked in it, and the indices of those that are read.
@@ -163,6 +168,7 @@ impl Runtime {
             if self.carved.is_none() {
                 self.units.iter_mut().for_each(|u| u.unplace());
             }
+            self.prepare_fetching();
             self.carve()?;
         }
         let (Some(plan), Some(entry)) = (&self.plan, self.scheds.get_mut(&(sched as usize))) else {
@@ -189,6 +195,20 @@ impl Runtime {
         decider.streaming = tier.is_some_and(|t| t.placements.contains(&Placement::Streamed));
         for &node in nodes {
             decider.decide(node);
+        }
+        if let (false, 1, Some(fetcher)) = (measuring, decider.graph.rows, &self.fetcher) {
+            let divider = Divider {
+                index: &self.index,
+                units: decider.units,
+                shared: &plan.shared_with_device(),
+                fetcher,
+                backends,
+                on_cpu: &decider.on_cpu,
+            };
+            let replaced = decider.graph.bound.len();
+            let (divided, nodes) = divider.divide(graph, &mut entry.nodes, replaced);
+            entry.graph.divided = divided;
+            self.outcome.rewritten_nodes += nodes;
         }
         self.pools.expect(entry.graph.pool_bytes);
         if !measuring {
@@ -412,7 +432,9 @@ pub unsafe fn graph_nodes<'a>(graph: *mut ffi::ggml_cgraph) -> &'a [*mut ffi::gg
     }
 }
 
-unsafe fn sources(node: *mut ffi::ggml_tensor) -> impl Iterator<Item = *mut ffi::ggml_tensor> {
+pub(super) unsafe fn sources(
+    node: *mut ffi::ggml_tensor,
+) -> impl Iterator<Item = *mut ffi::ggml_tensor> {
     (*node).src.into_iter().filter(|s| !s.is_null())
 }
 
@@ -432,7 +454,7 @@ unsafe fn origin(tensor: *mut ffi::ggml_tensor) -> *mut ffi::ggml_tensor {
     }
 }
 
-unsafe fn is_view(node: *const ffi::ggml_tensor) -> bool {
+pub(super) unsafe fn is_view(node: *const ffi::ggml_tensor) -> bool {
     matches!(
         (*node).op,
         ffi::GGML_OP_VIEW | ffi::GGML_OP_RESHAPE | ffi::GGML_OP_PERMUTE | ffi::GGML_OP_TRANSPOSE

@@ -40,6 +40,12 @@ impl Runtime {
                 percent,
             });
         }
+        if let Some(fetched) = debug.fetched_experts {
+            input.fetched_experts = fetched;
+        }
+        if self.models.len() != 1 || debug.like_stock {
+            input.fetched_experts = 0;
+        }
         input.fixed = self.fixed_plan();
         input
     }

@@ -3,6 +3,7 @@
 use super::calibrating::Calibrating;
 use super::choosing::Settling;
 use super::config::Config;
+use super::divide::NodeContext;
 use super::log;
 use super::outcome::Outcome;
 use super::placement::SplitGraph;
@@ -18,11 +19,12 @@ use crate::ffi;
 use crate::inventory::Inventory;
 use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
+use crate::lanes::fetch::ExpertFetcher;
 use crate::lanes::hand_over::HandOver;
 use crate::lanes::host_memory::LockedMemory;
 use crate::lanes::mapped_file::{MappedFiles, Shrunk};
 use crate::lanes::matrix_library;
-use crate::plan::{Decisions, Plan, Unit, UnitId};
+use crate::plan::{Decisions, FetchLayout, Plan, Unit, UnitId};
 use crate::profile::Profile;
 use crate::trace::record::HostWork;
 use crate::trace::Recorder;
@@ -58,6 +60,8 @@ pub struct Sched {
     pub cpu_backend: ffi::ggml_backend_t,
     /// The graph that was split last.
     pub graph: SplitGraph,
+    /// Tensors that were put into the graph.
+    pub nodes: Option<NodeContext>,
     /// What goes between the two.
     pub hand_over: HandOver,
     /// Recorded on the device backend at the end of each pass.
@@ -90,6 +94,8 @@ pub struct Runtime {
     pub arena: Option<Arena>,
     /// The copy lane.
     pub copier: Option<Copier>,
+    /// What fetches experts for single tokens, where the plan has such.
+    pub fetcher: Option<ExpertFetcher>,
     /// The plan for what the ledger says now; `None` when it has to be made again.
     pub plan: Option<Plan>,
     /// The plan that the arena has the shape of.
@@ -163,6 +169,7 @@ impl Runtime {
             ledger: Ledger::default(),
             arena: None,
             copier: None,
+            fetcher: None,
             plan: None,
             carved: None,
             placeholder: None,
@@ -312,6 +319,45 @@ impl Runtime {
         placeholder + placed_by_user + self.copier.as_ref().map_or(0, |c| c.device_bytes())
     }
 
+    /// Device memory that fetched experts have now.
+    fn fetcher_bytes(&self) -> u64 {
+        let memory = self.fetcher.as_ref().map_or(0, |f| f.memory().size());
+        memory.next_multiple_of(self.granularity())
+    }
+
+    /// Whether the plan fetches other experts than there is memory for.
+    fn fetches_otherwise(&self) -> bool {
+        let wanted = self.plan.as_ref().map_or(0, |plan| plan.fetched_experts);
+        let have = self.fetcher.as_ref().map_or(0, |fetcher| fetcher.shape().0);
+        wanted != have
+    }
+
+    /// Makes memory for the experts that the plan fetches, or gives it back.
+    pub fn prepare_fetching(&mut self) {
+        if self.current_plan().is_err() || !self.fetches_otherwise() {
+            return;
+        }
+        self.drain();
+        self.outcome.note_fetched(self.fetcher.take());
+        self.void_graphs();
+        let wanted = self.plan.as_ref().map_or(0, |plan| plan.fetched_experts);
+        if let (Some(device), 1..) = (self.device, wanted) {
+            let layout = FetchLayout::new(&self.plan_units, wanted, device.alignment());
+            match ExpertFetcher::open(device, layout, wanted, self.config.debug.dropped_wait) {
+                Ok(fetcher) => self.fetcher = Some(fetcher),
+                Err(why) => {
+                    log::warn(&format!(
+                        "{why}; the CPU computes all experts that are not on the device"
+                    ));
+                    self.outcome.note_error(why);
+                    self.decisions.fetched_experts = 0;
+                    self.replan();
+                }
+            }
+        }
+        self.note_arena();
+    }
+
     /// What is kept for the backend's own memory.
     pub fn reserve(&self) -> u64 {
         // no card has a pebibyte, and sums do not overflow
@@ -330,6 +376,9 @@ impl Runtime {
         }
         if let Some(copier) = &self.copier {
             copier.stream().synchronize();
+        }
+        if let Some(fetcher) = &self.fetcher {
+            fetcher.synchronize();
         }
         self.trace.worked(since, HostWork::Drain);
     }
@@ -425,7 +474,7 @@ impl Runtime {
             return false;
         }
         match (&self.carved, &self.plan) {
-            (Some(have), Some(wanted)) => !same_shape(have, wanted),
+            (Some(have), Some(wanted)) => !same_shape(have, wanted) || self.fetches_otherwise(),
             _ => true,
         }
     }
@@ -470,7 +519,7 @@ impl Runtime {
                 .set_arena(arena.resident_bytes(), arena.slot_bytes());
         }
         self.ledger
-            .set_other(self.own_bytes() + self.pools.measured());
+            .set_other(self.own_bytes() + self.fetcher_bytes() + self.pools.measured());
     }
 }
 

@@ -120,6 +120,11 @@ impl HandOver {
         }
     }
 
+    /// Something else is on its way to the host, which has to wait for it ahead of the next split.
+    pub fn expect_results(&mut self) {
+        self.results_due = true;
+    }
+
     /// What the host has to wait for before it copies to memory of the CPU's by itself.
     ///
     /// # Safety

@@ -7,6 +7,7 @@
 pub mod copy;
 pub mod device;
 pub mod experts;
+pub mod fetch;
 pub mod hand_over;
 pub mod host_memory;
 pub mod mapped_file;

@@ -18,6 +18,9 @@ pub struct Decisions {
     pub stream_min_rows: Option<u32>,
     /// [`PlanInput::expert_min_rows`]; none leaves it.
     pub expert_min_rows: Option<u32>,
+    /// [`PlanInput::fetched_experts`].
+    #[serde(default)]
+    pub fetched_experts: u32,
 }
 
 impl PlanInput {
@@ -37,6 +40,7 @@ impl PlanInput {
         if let Some(rows) = decisions.stream_min_rows {
             self.stream_min_rows = rows;
         }
+        self.fetched_experts = decisions.fetched_experts;
         self.expert_min_rows = decisions.expert_min_rows.or(self.expert_min_rows);
     }
 }

@@ -27,6 +27,9 @@ pub struct FixedPlan {
     pub kv_on_device: Vec<u32>,
     /// What happens to every unit, by the number of rows.
     pub tiers: Vec<Tier>,
+    /// Experts that are fetched for a token and layer.
+    #[serde(default)]
+    pub fetched_experts: u32,
     /// The largest share of the residents' bytes that may be dropped, in percent.
     pub dropped_percent: u32,
 }
@@ -70,6 +73,7 @@ impl FixedPlan {
                 .map(|kv| kv.layer)
                 .collect(),
             tiers: plan.tiers.iter().map(tier).collect(),
+            fetched_experts: plan.fetched_experts,
             dropped_percent: 0,
         }
     }
@@ -85,13 +89,15 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
     let free = PlanInput {
         fixed: None,
         budget: u64::MAX,
+        fetched_experts: 0,
         ..input.clone()
     };
     let free = plan(&free)?;
     let work = &Work::new(input, fixed);
     let kv = work.kv();
     let kv_bytes = work.memory.kv_on_device(&kv);
-    let taken = input.scratch + input.reserve + work.memory.small_bytes + kv_bytes;
+    let taken =
+        input.scratch + input.reserve + input.fetch_bytes() + work.memory.small_bytes + kv_bytes;
     let bytes_of = |ids: &[UnitId]| u128::from(work.memory.bytes_of(ids));
     let share = |ids: &[UnitId], percent| bytes_of(ids) * u128::from(percent);
     let most = share(&work.large, fixed.dropped_percent.min(100));
@@ -112,7 +118,7 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
             budget: input.budget,
             needed: taken + full_ring,
             scratch: input.scratch,
-            reserve: input.reserve,
+            reserve: input.reserve + input.fetch_bytes(),
             kv: kv_bytes,
         });
     };
@@ -208,7 +214,7 @@ impl<'a> Work<'a> {
         let left = room + self.memory.small_bytes - taken;
         let ring = self.ring(kept, left - left % input.granularity);
         let residents = self.memory.residents(large);
-        let ledger = self.memory.ledger(&chunks, &ring, &kv);
+        let ledger = self.memory.ledger(&chunks, &ring, &kv, input.fetch_bytes());
         Plan {
             schema_version: PLAN_SCHEMA_VERSION,
             budget: input.budget,
@@ -221,6 +227,7 @@ impl<'a> Work<'a> {
             chunks,
             ring,
             kv,
+            fetched_experts: input.fetched(),
             ledger,
         }
     }

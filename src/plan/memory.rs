@@ -96,13 +96,19 @@ impl<'a> DeviceMemory<'a> {
     }
 
     /// What the budget goes to.
-    pub(super) fn ledger(&self, chunks: &[Chunk], ring: &Ring, kv: &[KvPlacement]) -> Ledger {
+    pub(super) fn ledger(
+        &self,
+        chunks: &[Chunk],
+        ring: &Ring,
+        kv: &[KvPlacement],
+        fetch_bytes: u64,
+    ) -> Ledger {
         Ledger {
             resident: chunks.iter().map(|chunk| chunk.bytes).sum(),
             slots: ring.bytes,
             kv: self.kv_on_device(kv),
             scratch: self.input.scratch,
-            reserve: self.input.reserve,
+            reserve: self.input.reserve + fetch_bytes,
         }
     }
 }

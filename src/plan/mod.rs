@@ -21,7 +21,8 @@
 //!
 //! What is neither resident nor small depends on the tier, which is a range of rows that an
 //! operation sees: long batches stream it through the ring, short ones compute it on the CPU.
-//! Where a batch leaves enough of a layer's experts alone, it fetches only those that it has chosen.
+//! Where a batch leaves enough of a layer's experts alone, it fetches only those that it has chosen. Of what a single token has
+//! chosen in a layer on the host, the device may fetch and compute a part beside the CPU.
 
 mod chunks;
 mod conversation;
@@ -30,6 +31,7 @@ mod error;
 mod estimate;
 mod experts;
 mod explain;
+mod fetching;
 mod fixed;
 mod memory;
 mod order;
@@ -49,6 +51,7 @@ pub use conversation::{usual_prompt, GENERATED, UBATCHES};
 pub use decisions::Decisions;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::estimate_scratch;
+pub use fetching::{ExpertLayer, FetchLayout, KITS, NUMBERS_BYTES};
 pub use fixed::FixedPlan;
 pub use read::ReadPlanError;
 pub use saved::{

@@ -67,6 +67,8 @@ struct Step {
 struct Problem<'a> {
     input: &'a PlanInput,
     memory: DeviceMemory<'a>,
+    /// Device memory for fetched experts; none where the budget has no room for it.
+    fetch_bytes: u64,
     /// Indices of units, first choice first.
     priority: Vec<usize>,
     groups: Vec<Vec<usize>>,
@@ -86,6 +88,7 @@ impl<'a> Problem<'a> {
         let mut problem = Self {
             input,
             memory,
+            fetch_bytes: input.fetch_bytes(),
             priority,
             groups,
             steps: Vec::new(),
@@ -97,6 +100,9 @@ impl<'a> Problem<'a> {
             .enumerate()
             .min_by_key(|&(at, need)| (need, usize::MAX - at));
         problem.anchor = least.map_or(0, |(at, _)| at);
+        if problem.minimum() + problem.fetch_bytes > input.budget {
+            problem.fetch_bytes = 0;
+        }
         Ok(problem)
     }
 
@@ -157,7 +163,7 @@ impl<'a> Problem<'a> {
     fn place_kv(&self) -> Result<(Vec<KvPlacement>, u64), PlanError> {
         let budget = self.input.budget;
         let spare = budget
-            .checked_sub(self.minimum())
+            .checked_sub(self.minimum() + self.fetch_bytes)
             .ok_or_else(|| self.too_small())?;
         if let Some(fixed) = &self.input.kv_fixed {
             return Ok((fixed.clone(), spare + self.weights_min()));
@@ -257,7 +263,7 @@ impl<'a> Problem<'a> {
                 .memory
                 .kv_bytes(input.kv.iter().map(|layer| layer.bytes)),
         };
-        let ledger = self.memory.ledger(&chunks, &ring, &kv);
+        let ledger = self.memory.ledger(&chunks, &ring, &kv, self.fetch_bytes);
         let residents = self.memory.residents(&large);
         let all = self.steps[self.steps.len() - 1];
         Plan {
@@ -272,6 +278,10 @@ impl<'a> Problem<'a> {
             chunks,
             ring,
             kv,
+            fetched_experts: match self.fetch_bytes {
+                0 => 0,
+                _ => input.fetched(),
+            },
             ledger,
         }
     }
@@ -313,6 +323,7 @@ fn check(input: &PlanInput) -> Result<(), PlanError> {
     let fixed = input.kv_fixed.iter().flatten().map(|layer| layer.bytes);
     let padding = input.alignment.checked_add(input.granularity);
     let mut sum = input.scratch.checked_add(input.reserve);
+    sum = sum.and_then(|sum| sum.checked_add(input.fetch_bytes()));
     for bytes in units.chain(kv).chain(fixed) {
         sum = sum.and_then(|sum| sum.checked_add(bytes)?.checked_add(padding?));
     }

@@ -151,6 +151,10 @@ pub struct PlanInput {
     /// Of streamed experts only those are fetched that a batch has chosen, while it is expected to choose at most this share
     /// of them, in percent. Beyond, all are, ahead of their use. 0: always all.
     pub chosen_percent: u32,
+    /// Of the experts that a token has chosen in a layer whose experts are on the host, so many are fetched and computed by the
+    /// device, and the others by the CPU meanwhile.
+    #[serde(default)]
+    pub fetched_experts: u32,
     /// Residents are packed into chunks of about this size.
     pub chunk_target: u64,
     /// What an earlier plan decided: placed as it says.
@@ -182,6 +186,7 @@ impl PlanInput {
             stream_min_rows: 32,
             expert_min_rows: None,
             chosen_percent: 90,
+            fetched_experts: 0,
             chunk_target: 64 * MIB,
             fixed: None,
         }
@@ -298,7 +303,7 @@ pub struct Ledger {
     pub kv: u64,
     /// Compute buffers.
     pub scratch: u64,
-    /// The backend's own reserve.
+    /// The backend's own reserve, and fetched experts.
     pub reserve: u64,
 }
 
@@ -355,6 +360,9 @@ pub struct Plan {
     pub kv: Vec<KvPlacement>,
     /// What happens to every unit, by the number of rows; the tiers cover 1 and up without a gap.
     pub tiers: Vec<Tier>,
+    /// [`PlanInput::fetched_experts`].
+    #[serde(default)]
+    pub fetched_experts: u32,
     /// What the budget is spent on.
     pub ledger: Ledger,
 }

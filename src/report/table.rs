@@ -114,6 +114,11 @@ impl Report {
             );
             field(text, "chosen experts", &chosen);
         }
+        if experts.beside_cpu > 0 {
+            let (number, bytes) = (experts.beside_cpu, size(experts.bytes_beside_cpu));
+            let beside = format!("{number} fetched beside the CPU's; {bytes}");
+            field(text, "single tokens", &beside);
+        }
         let uploaded = format!("{} into residents", size(self.bytes_uploaded));
         field(text, "uploaded", &uploaded);
         for (label, units) in [
@@ -307,6 +312,7 @@ mod tests {
                 copied: 812,
                 reused: 40,
                 bytes_saved: 130 << 20,
+                ..ExpertCounts::default()
             },
             host_waits: HostWaits {
                 expert_choices: 48,
@@ -363,7 +369,7 @@ mod tests {
                 copies,
                 stalls: copies,
                 page_locked_bytes: locked,
-                experts: ExpertCounts { copied: copies, reused: total, bytes_saved: total },
+                experts: ExpertCounts { copied: copies, reused: total, bytes_saved: total, ..ExpertCounts::default() },
                 host_waits: HostWaits {
                     hand_overs: copies,
                     user_inputs: copies,

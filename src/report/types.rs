@@ -186,6 +186,10 @@ pub struct ExpertCounts {
     pub reused: u64,
     /// What copies of the whole layers would have moved beside.
     pub bytes_saved: u64,
+    /// Fetched for single tokens while the CPU computed others of the same layer.
+    pub beside_cpu: u64,
+    /// Bytes of these; they are in `bytes_streamed`.
+    pub bytes_beside_cpu: u64,
 }
 
 /// Units per placement, for each tier; zero for a tier that never ran.

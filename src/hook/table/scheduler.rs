@@ -37,6 +37,7 @@ pub(super) unsafe extern "C" fn sched_made(user: *mut c_void, sched: ffi::ggml_b
                 device_backends,
                 cpu_backend,
                 graph: Default::default(),
+                nodes: None,
                 hand_over: HandOver::new(dropped),
                 pass_done: None,
             },
@@ -229,7 +230,9 @@ pub(super) unsafe extern "C" fn split_before(
 ) -> ffi::ggml_status {
     let shared = shared_of(user);
     let wait = shared.guard("split_before", HostWait::Nothing, || {
-        shared.lock().inputs_copied(sched as usize, backend)
+        shared
+            .lock()
+            .inputs_copied(sched as usize, split as usize, backend)
     });
     // others may go on meanwhile
     wait.wait();

@@ -31,6 +31,22 @@ impl Search<'_> {
         better
     }
 
+    /// Of how many experts the device relieves the CPU when it generates.
+    pub(super) fn try_fetching(&mut self) -> bool {
+        let mut better = false;
+        if self.all_fits() {
+            return false;
+        }
+        for fetched_experts in 0..self.costs.experts_used() {
+            let decisions = Decisions {
+                fetched_experts,
+                ..self.decisions.clone()
+            };
+            better |= decisions != self.decisions && self.attempt(decisions);
+        }
+        better
+    }
+
     /// Batches between generation and prompts: the share that each streams, and where streaming everything begins.
     pub(super) fn tune_batches(&mut self) {
         if self.plan.ring.groups.is_empty() {

@@ -79,6 +79,7 @@ impl Search<'_> {
                 self.tune_batches();
                 Decisions {
                     short_streams: Vec::new(),
+                    fetched_experts: 0,
                     ..self.decisions.clone()
                 }
             }

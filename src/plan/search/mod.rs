@@ -115,6 +115,7 @@ pub fn search(wanted: &SearchInput) -> Result<Found, PlanError> {
         Some(candidate) => search.force(candidate),
         None => {
             search.improve();
+            search.try_fetching();
             search.tune_batches();
         }
     }
@@ -135,6 +136,7 @@ pub fn adapt(wanted: &SearchInput, decisions: Decisions) -> Result<Found, PlanEr
         if search.try_rings() {
             search.try_shares();
         }
+        search.try_fetching();
     }
     Ok(search.found())
 }
