@@ -170,3 +170,111 @@ fn a_choice_that_the_cpu_has_made() {
     // it is there before the split is submitted
     assert_eq!(report.host_waits.expert_choices, 0);
 }
+
+/// Single tokens, whose experts are on the host; of those that each chooses the device fetches some.
+fn single_tokens(fetched: u32) -> Eval {
+    let eval = many_experts(&[1, 3]).generate(8);
+    let eval = eval.env("PIPESHARD_DEBUG_DECODE_STREAM", "0");
+    eval.env("PIPESHARD_DEBUG_FETCHED_EXPERTS", &fetched.to_string())
+}
+
+/// The smallest budget beside which all KV is on the device, and a little more for fetched experts.
+fn hardly_any(eval: &Eval) -> u64 {
+    let roomy = eval.clone().within(2 << 30, "").answers();
+    roomy.report().minimum_budget + 2 * MIB
+}
+
+#[test]
+fn single_tokens_share_their_experts_between_device_and_cpu() {
+    let stock = many_experts(&[1, 3]).generate(8).answers();
+    for fetched in [1, 2, 3] {
+        let eval = single_tokens(fetched);
+        let smallest = hardly_any(&eval);
+        for (budget, seed) in [(smallest, 1), (smallest + 6 * MIB, 2)] {
+            let delays = format!("delay=300,seed={seed}");
+            let ours = eval.clone().within(budget, &delays).answers();
+            assert_eq!(
+                stock.outcome(),
+                ours.outcome(),
+                "{fetched} at {budget} bytes"
+            );
+            ours.assert_healthy(budget);
+            let report = ours.report();
+            let experts = report.experts;
+            // 17 single tokens, three tensors for each layer that is divided
+            let layers = experts.beside_cpu / (17 * 3 * u64::from(fetched));
+            assert_eq!(
+                experts.beside_cpu % (17 * 3 * u64::from(fetched)),
+                0,
+                "{report:?}"
+            );
+            assert!((2..=6).contains(&layers), "{layers} layers, {report:?}");
+            assert!(report.rewritten_nodes > 0);
+            assert_eq!(report.host_waits.expert_choices, 0);
+            // one of a tensor
+            let each = experts.bytes_beside_cpu / experts.beside_cpu;
+            assert!((5_000..20_000).contains(&each), "{each} bytes");
+        }
+    }
+}
+
+#[test]
+fn where_nothing_can_be_divided_the_cpu_computes_all_experts() {
+    let stock = many_experts(&[1, 3]).generate(8).answers();
+    let budget = hardly_any(&single_tokens(2));
+    for (fetched, variable, value) in [
+        // all that are chosen
+        (8, "PIPESHARD_DEBUG_COPY_BYTES", "64K"),
+        // weights that the device cannot read
+        (2, "PIPESHARD_PAGE_LOCK", "off"),
+        // as stock places them
+        (2, "PIPESHARD_DEBUG_LIKE_STOCK", "1"),
+    ] {
+        let eval = single_tokens(fetched).within(budget, "delay=300");
+        let ours = eval.env(variable, value).answers();
+        assert_eq!(stock.outcome(), ours.outcome(), "{variable}={value}");
+        assert_eq!(ours.report().experts.beside_cpu, 0, "{variable}={value}");
+    }
+}
+
+#[test]
+fn divided_experts_that_are_page_locked_in_pieces() {
+    let stock = many_experts(&[1, 3]).generate(8).answers();
+    let eval = single_tokens(3);
+    let budget = hardly_any(&eval);
+    let eval = eval.within(budget, "delay=300");
+    let ours = eval.env("PIPESHARD_DEBUG_LOCK_STEP", "4K").answers();
+    assert_eq!(stock.outcome(), ours.outcome());
+    assert!(ours.report().experts.beside_cpu > 0);
+}
+
+#[test]
+fn divided_experts_of_contexts_in_turn_and_of_a_router_on_the_cpu() {
+    let stock = many_experts(&[1, 3])
+        .arg("contexts", 2)
+        .generate(6)
+        .answers();
+    let eval = single_tokens(2).arg("contexts", 2).generate(6);
+    let budget = hardly_any(&eval);
+    for choice in ["0", "1"] {
+        let ours = eval.clone().within(budget, "delay=300");
+        let ours = ours.env("PIPESHARD_DEBUG_CPU_CHOICE", choice).answers();
+        assert_eq!(stock.outcome(), ours.outcome());
+        ours.assert_healthy(budget);
+        assert!(ours.report().experts.beside_cpu > 0);
+    }
+}
+
+#[test]
+fn experts_are_divided_after_the_budget_has_changed() {
+    let stock = many_experts(&[1, 3, 2]).generate(4).answers();
+    let eval = single_tokens(2).prompts(&[1, 3, 2]).generate(4);
+    let budget = hardly_any(&eval);
+    let all = eval.largest_budget() + 8 * MIB;
+    let ours = eval
+        .within(all, "delay=300")
+        .arg("budget-at", format!("0={budget},2={all}"))
+        .answers();
+    assert_eq!(stock.outcome(), ours.outcome());
+    assert!(ours.report().experts.beside_cpu > 0);
+}

@@ -110,6 +110,8 @@ fn residents_are_used_when_their_upload_is_complete() {
 /// A token's experts, of which the device fetches some.
 fn divided_experts() -> (Eval, u64) {
     let eval = chosen_experts(3).generate(6);
+    // nothing else is copied for a token that a wait could be about
+    let eval = eval.env("PIPESHARD_DEBUG_DECODE_STREAM", "0");
     let budget = streamed(&eval) + 2 * MIB;
     (eval, budget)
 }

@@ -20,9 +20,9 @@ use std::collections::{HashMap, HashSet};
 
 type Tensor = *mut ffi::ggml_tensor;
 
-/// Nodes that a divided layer has at most.
-const NODES: usize = 12;
-/// Tensors that it needs besides: memory that experts are fetched to.
+/// Nodes that are put in for a layer at most.
+const NODES: usize = 10;
+/// Tensors that they need besides: memory that experts are fetched to, and their numbers.
 const LEAVES: usize = 4;
 
 /// A layer that was divided.
@@ -179,14 +179,14 @@ impl Divider<'_> {
         if found.is_empty() {
             return (divided, 0);
         }
-        // the scheduler's table has as many places as the graph may have nodes
+        // both the graph and the scheduler's table of tensors have to hold what is put in
         let mut known: HashSet<usize> = nodes.iter().map(|&node| node as usize).collect();
         nodes
             .iter()
             .for_each(|&node| known.extend(sources(node).map(|s| s as usize)));
-        let room =
-            (ffi::ggml_graph_size(graph).max(0) as usize).saturating_sub(known.len() + replaced);
-        let most = room / (NODES + LEAVES);
+        let size = ffi::ggml_graph_size(graph).max(0) as usize;
+        let places = table_size(size).saturating_sub(known.len() + replaced);
+        let most = (places / (NODES + LEAVES)).min(size.saturating_sub(nodes.len()) / NODES);
         let Some(context) = NodeContext::emptied(context, found.len() * (NODES + LEAVES)) else {
             return (divided, 0);
         };
@@ -429,7 +429,44 @@ impl Divider<'_> {
     }
 }
 
+/// Tensors that a scheduler for graphs of `size` nodes knows at least. Its hash table has the next of a list of primes, each a little
+/// over a power of two; an eighth is left free for its probing.
+fn table_size(size: usize) -> usize {
+    const OVER: usize = 32;
+    let below = size.next_power_of_two() / 2;
+    let table = match size > below + OVER {
+        true => size.next_power_of_two(),
+        false => size,
+    };
+    table - table / 8
+}
+
 /// An activation with a gate, which may stand between two operations on experts.
 unsafe fn is_inner(node: Tensor) -> bool {
     (*node).op == ffi::GGML_OP_GLU
+}
+
+#[cfg(test)]
+mod tests {
+    use super::table_size;
+
+    #[test]
+    fn a_table_is_never_thought_larger_than_it_is() {
+        // sizes and the primes that ggml takes for them
+        for (size, prime) in [
+            (4099, 4099),
+            (4100, 8209),
+            (4632, 8209),
+            (8209, 8209),
+            (9048, 16411),
+            (1024, 1031),
+        ] {
+            let places = table_size(size);
+            assert!(
+                places <= prime && places >= size * 7 / 8,
+                "{size}: {places}"
+            );
+        }
+        assert_eq!(table_size(4632), 7168);
+    }
 }
