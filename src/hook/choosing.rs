@@ -292,6 +292,10 @@ fn describe(found: &Found) -> String {
         ),
         false => "nothing is streamed for a token".to_string(),
     };
+    let decode = match found.plan.fetched_experts {
+        0 => decode,
+        count => format!("{count} of a token's experts are fetched beside the CPU's"),
+    };
     format!(
         "planned: {decode}; a ring of {} MiB; {:.3} s for a prompt and {:.1} tokens/s are expected ({} plans priced)",
         found.plan.ring.bytes >> 20,

@@ -14,6 +14,7 @@
 //! | [`pass`] | a pass: copies ahead of their use, waits, counts |
 //! | [`traced`] | the same steps, with notes for a trace |
 //! | [`divide`] | a token's experts divided between the device and the CPU |
+//! | [`fetching`] | what a pass has to do for these: memory, copies, waits |
 //! | [`routing`] | which experts a batch has chosen |
 //! | [`pools`] | what the device's backend takes on its own account |
 //! | [`outcome`] | the report |
@@ -25,6 +26,7 @@ pub mod calibrating;
 mod choosing;
 pub mod config;
 mod divide;
+mod fetching;
 pub mod library;
 pub mod log;
 pub mod models;

@@ -4,12 +4,11 @@
 //! pass being submitted on another thread, and for the choice of experts where only those are fetched.
 
 use super::log;
-use super::runtime::{Runtime, Sched};
+use super::runtime::Runtime;
 use crate::arena::unit::LoadedUnit;
 use crate::ffi;
 use crate::lanes::copy::DroppedWait;
 use crate::lanes::device::Event;
-use crate::lanes::fetch::NoSuchExpert;
 use crate::lanes::hand_over::{Ends, HostWait};
 use crate::lanes::mapped_file::Shrunk;
 use crate::lanes::ring::RingError;
@@ -46,15 +45,6 @@ pub enum PassError {
         /// How many there are.
         experts: u32,
     },
-}
-
-impl From<NoSuchExpert> for PassError {
-    fn from(wrong: NoSuchExpert) -> Self {
-        PassError::NoSuchExpert {
-            expert: wrong.expert,
-            experts: wrong.experts,
-        }
-    }
 }
 
 impl Runtime {
@@ -221,36 +211,11 @@ impl Runtime {
         Ok(())
     }
 
-    /// What a split has to do for a layer whose experts both processors compute: begin to fetch the device's, or wait for them.
-    fn share_experts(
-        &mut self,
-        sched: usize,
-        split: usize,
-        backend: ffi::ggml_backend_t,
-    ) -> Result<(), PassError> {
-        let share = |entry: &Sched| entry.graph.divided.share(split);
-        let share = self.scheds.get(&sched).map(share).unwrap_or_default();
-        if share.fetches.is_some() {
-            self.check_sources(sched)?;
-        }
-        let (Some(entry), Some(fetcher)) = (self.scheds.get(&sched), &mut self.fetcher) else {
-            return Ok(());
-        };
-        let layers = &entry.graph.divided.layers;
-        if let Some(layer) = share.fetches.map(|layer| &layers[layer]) {
-            // SAFETY: the choice was asked for and waited for; weights stay until the model says that they go, and the targets lie
-            // in the fetcher's memory.
-            unsafe { fetcher.fetch(layer.kit, &layer.stacks)? };
-        }
-        if let Some(layer) = share.reads.map(|layer| &layers[layer]) {
-            // SAFETY: the scheduler is submitting to this backend, and the layer's copies were submitted in an earlier split.
-            unsafe { fetcher.wait_until_filled(layer.kit, backend) };
-        }
-        Ok(())
-    }
-
     /// A split was submitted to `backend`.
-    pub fn split_after(
+    ///
+    /// # Safety
+    /// `backend` is a live backend, to which `sched` submits.
+    pub unsafe fn split_after(
         &mut self,
         sched: usize,
         split: usize,
@@ -261,8 +226,7 @@ impl Runtime {
         };
         let divided = &entry.graph.divided;
         if let (Some(layer), Some(fetcher)) = (divided.share(split).reads, &mut self.fetcher) {
-            // SAFETY: the scheduler has submitted to this backend.
-            unsafe { fetcher.was_read(divided.layers[layer].kit, backend) };
+            fetcher.was_read(divided.layers[layer].kit, backend);
         }
         let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
             return Ok(());
@@ -279,7 +243,7 @@ impl Runtime {
     }
 
     /// Looks whether what the graph reads from host memory is still there.
-    fn check_sources(&self, sched: usize) -> Result<(), PassError> {
+    pub(super) fn check_sources(&self, sched: usize) -> Result<(), PassError> {
         let (Some(shrunk), Some(entry)) = (self.shrunk_file(), self.scheds.get(&sched)) else {
             return Ok(());
         };

@@ -24,7 +24,7 @@ use crate::lanes::hand_over::HandOver;
 use crate::lanes::host_memory::LockedMemory;
 use crate::lanes::mapped_file::{MappedFiles, Shrunk};
 use crate::lanes::matrix_library;
-use crate::plan::{Decisions, FetchLayout, Plan, Unit, UnitId};
+use crate::plan::{Decisions, Plan, Unit, UnitId};
 use crate::profile::Profile;
 use crate::trace::record::HostWork;
 use crate::trace::Recorder;
@@ -317,45 +317,6 @@ impl Runtime {
             .map_or(0, |p| p.size().next_multiple_of(self.granularity()));
         let placed_by_user: u64 = self.models.iter().map(|m| m.placed_by_user).sum();
         placeholder + placed_by_user + self.copier.as_ref().map_or(0, |c| c.device_bytes())
-    }
-
-    /// Device memory that fetched experts have now.
-    fn fetcher_bytes(&self) -> u64 {
-        let memory = self.fetcher.as_ref().map_or(0, |f| f.memory().size());
-        memory.next_multiple_of(self.granularity())
-    }
-
-    /// Whether the plan fetches other experts than there is memory for.
-    fn fetches_otherwise(&self) -> bool {
-        let wanted = self.plan.as_ref().map_or(0, |plan| plan.fetched_experts);
-        let have = self.fetcher.as_ref().map_or(0, |fetcher| fetcher.shape().0);
-        wanted != have
-    }
-
-    /// Makes memory for the experts that the plan fetches, or gives it back.
-    pub fn prepare_fetching(&mut self) {
-        if self.current_plan().is_err() || !self.fetches_otherwise() {
-            return;
-        }
-        self.drain();
-        self.outcome.note_fetched(self.fetcher.take());
-        self.void_graphs();
-        let wanted = self.plan.as_ref().map_or(0, |plan| plan.fetched_experts);
-        if let (Some(device), 1..) = (self.device, wanted) {
-            let layout = FetchLayout::new(&self.plan_units, wanted, device.alignment());
-            match ExpertFetcher::open(device, layout, wanted, self.config.debug.dropped_wait) {
-                Ok(fetcher) => self.fetcher = Some(fetcher),
-                Err(why) => {
-                    log::warn(&format!(
-                        "{why}; the CPU computes all experts that are not on the device"
-                    ));
-                    self.outcome.note_error(why);
-                    self.decisions.fetched_experts = 0;
-                    self.replan();
-                }
-            }
-        }
-        self.note_arena();
     }
 
     /// What is kept for the backend's own memory.

@@ -78,6 +78,14 @@ impl Plan {
             }
             writeln!(text)?;
         }
+        let shared = self.shared_with_device().iter().any(|&shared| shared);
+        if tier.contains(1) && shared {
+            writeln!(
+                text,
+                "  Of the experts that a single token chooses in a layer on the host, {} are fetched",
+                self.fetched_experts
+            )?;
+        }
         Ok(())
     }
 

@@ -155,7 +155,7 @@ mod tests {
         // three of 1000 bytes, and three of 200 with the padding
         assert_eq!(layout.kits[0], [vec![256, 3328], vec![4096, 7168]]);
         assert_eq!(layout.kits[1][0], [7936, 11008]);
-        assert_eq!(layout.bytes, 15872);
+        assert_eq!(layout.bytes, 16128);
         assert!(FetchLayout::new(&[], 3, 256).layers.is_empty());
     }
 

@@ -34,7 +34,11 @@ pub(super) fn seconds_of<T, E>(run: impl FnOnce() -> Result<T, E>) -> Result<f64
     Ok(start.elapsed().as_secs_f64().max(1e-9))
 }
 
-/// Median, and half the distance of the quartiles as a share of it. Nothing for no values.
+/// Values that are this far apart were disturbed: threads waited for one that did not run.
+const DISTURBED: f64 = 0.5;
+
+/// Median, and half the distance of the quartiles as a share of it. Nothing for no values. What disturbs only ever makes a time
+/// longer: where the values are far apart, the lower quartile takes the median's place.
 pub(super) fn quantity(values: &mut [f64]) -> Quantity {
     values.sort_by(f64::total_cmp);
     let at = |share: f64| {
@@ -53,7 +57,13 @@ pub(super) fn quantity(values: &mut [f64]) -> Quantity {
         true => (at(0.75) - at(0.25)) / 2.0 / median,
         false => 0.0,
     };
-    Quantity { median, spread }
+    match spread > DISTURBED {
+        true => Quantity {
+            median: at(0.25),
+            spread,
+        },
+        false => Quantity { median, spread },
+    }
 }
 
 /// Of what was measured at several moments, the one in the middle: what disturbed one of three moments is left out. The spread is at
@@ -98,6 +108,12 @@ mod tests {
         assert_eq!(quantity(&mut [2.0, 4.0]).median, 3.0);
         assert_eq!(quantity(&mut [7.0]), Quantity::stated(7.0));
         assert_eq!(quantity(&mut []), Quantity::default());
+        // as without what disturbed half of them
+        let disturbed = quantity(&mut [1.0, 1.1, 1.0, 90.0, 40.0]);
+        assert!(
+            disturbed.median < 1.2 && disturbed.spread > 0.5,
+            "{disturbed:?}"
+        );
     }
 
     #[test]

@@ -152,10 +152,11 @@ impl<'b> Bench<'_, 'b> {
             return Ok(None);
         };
         let first = seconds_of(|| self.engine.run(&probe))?;
-        // what comes first sets things up, and says too much: CUDA loads kernels and libraries then
-        let one = match self.on == Processor::Cpu && first > self.repetition * 4.0 {
-            true => first,
-            false => seconds_of(|| self.engine.run(&probe))?.max(guess),
+        // what comes first sets things up, and says too much: CUDA loads kernels and libraries then, and the CPU may be disturbed
+        let again = seconds_of(|| self.engine.run(&probe))?;
+        let one = match self.on {
+            Processor::Cpu => first.min(again).max(guess),
+            Processor::Gpu => again.max(guess),
         };
         let wanted = (self.repetition / one.max(1e-7)).ceil() as usize;
         let nodes = wanted.clamp(1, MOST_NODES);

@@ -1,0 +1,86 @@
+//! Experts that the device fetches for single tokens: their memory, and what a pass has to do for them.
+
+use super::log;
+use super::pass::PassError;
+use super::runtime::{Runtime, Sched};
+use crate::ffi;
+use crate::lanes::fetch::{ExpertFetcher, NoSuchExpert};
+use crate::plan::FetchLayout;
+
+impl From<NoSuchExpert> for PassError {
+    fn from(wrong: NoSuchExpert) -> Self {
+        PassError::NoSuchExpert {
+            expert: wrong.expert,
+            experts: wrong.experts,
+        }
+    }
+}
+
+impl Runtime {
+    /// Device memory that fetched experts have now.
+    pub(super) fn fetcher_bytes(&self) -> u64 {
+        let memory = self.fetcher.as_ref().map_or(0, |f| f.memory().size());
+        memory.next_multiple_of(self.granularity())
+    }
+
+    /// Whether the plan fetches other experts than there is memory for.
+    pub(super) fn fetches_otherwise(&self) -> bool {
+        let wanted = self.plan.as_ref().map_or(0, |plan| plan.fetched_experts);
+        let have = self.fetcher.as_ref().map_or(0, |fetcher| fetcher.shape().0);
+        wanted != have
+    }
+
+    /// Makes memory for the experts that the plan fetches, or gives it back.
+    pub(super) fn prepare_fetching(&mut self) {
+        if self.current_plan().is_err() || !self.fetches_otherwise() {
+            return;
+        }
+        self.drain();
+        self.outcome.note_fetched(self.fetcher.take());
+        self.void_graphs();
+        let wanted = self.plan.as_ref().map_or(0, |plan| plan.fetched_experts);
+        if let (Some(device), 1..) = (self.device, wanted) {
+            let layout = FetchLayout::new(&self.plan_units, wanted, device.alignment());
+            match ExpertFetcher::open(device, layout, wanted, self.config.debug.dropped_wait) {
+                Ok(fetcher) => self.fetcher = Some(fetcher),
+                Err(why) => {
+                    log::warn(&format!(
+                        "{why}; the CPU computes all experts that are not on the device"
+                    ));
+                    self.outcome.note_error(why);
+                    self.decisions.fetched_experts = 0;
+                    self.replan();
+                }
+            }
+        }
+        self.note_arena();
+    }
+
+    /// What a split has to do for a layer whose experts both processors compute: begin to fetch the device's, or wait for them.
+    pub(super) fn share_experts(
+        &mut self,
+        sched: usize,
+        split: usize,
+        backend: ffi::ggml_backend_t,
+    ) -> Result<(), PassError> {
+        let share = |entry: &Sched| entry.graph.divided.share(split);
+        let share = self.scheds.get(&sched).map(share).unwrap_or_default();
+        if share.fetches.is_some() {
+            self.check_sources(sched)?;
+        }
+        let (Some(entry), Some(fetcher)) = (self.scheds.get(&sched), &mut self.fetcher) else {
+            return Ok(());
+        };
+        let layers = &entry.graph.divided.layers;
+        if let Some(layer) = share.fetches.map(|layer| &layers[layer]) {
+            // SAFETY: the choice was asked for and waited for; weights stay until the model says that they go, and the targets lie
+            // in the fetcher's memory.
+            unsafe { fetcher.fetch(layer.kit, &layer.stacks)? };
+        }
+        if let Some(layer) = share.reads.map(|layer| &layers[layer]) {
+            // SAFETY: the scheduler is submitting to this backend, and the layer's copies were submitted in an earlier split.
+            unsafe { fetcher.wait_until_filled(layer.kit, backend) };
+        }
+        Ok(())
+    }
+}
