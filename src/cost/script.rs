@@ -216,9 +216,15 @@ impl Costs<'_> {
             fetched_bytes,
             or(link.pinned_cpu_busy.median, link.pinned.median),
         );
-        let cpu = times.cpu_copy_busy.max(times.cpu) * (1.0 - share);
+        // slower while the link reads as well, and as always behind that
+        let (alone, busy) = (times.cpu, times.cpu_copy_busy.max(times.cpu));
+        let (alone, busy) = (alone * (1.0 - share), busy * (1.0 - share));
+        let both = match busy > link {
+            true => link + (1.0 - link / busy) * alone,
+            false => link,
+        };
         Some(Shared {
-            seconds: fetched * SUBMIT_EXPERT + cpu.max(link) + times.gpu * share,
+            seconds: fetched * SUBMIT_EXPERT + both + times.gpu * share,
             fetched_bytes,
             cpu_bytes: times.bytes * (1.0 - share),
         })

@@ -147,7 +147,7 @@ impl Runtime {
         self.calibrating.began = self.calibration_clock();
     }
 
-    /// The last split of a pass was submitted at this time, or it failed.
+    /// The last split of a pass was submitted, and its inputs read, by this time; or it failed.
     pub fn calibration_ends(&mut self, sched: usize, succeeded: bool, at: Option<Instant>) {
         let (Some(at), Some(entry)) = (at, self.scheds.get(&sched)) else {
             return;

@@ -71,11 +71,16 @@ impl Runtime {
         let (Some(entry), Some(fetcher)) = (self.scheds.get(&sched), &mut self.fetcher) else {
             return Ok(());
         };
-        let layers = &entry.graph.divided.layers;
+        let (layers, trace) = (&entry.graph.divided.layers, &self.trace);
         if let Some(layer) = share.fetches.map(|layer| &layers[layer]) {
             // SAFETY: the choice was asked for and waited for; weights stay until the model says that they go, and the targets lie
             // in the fetcher's memory.
-            unsafe { fetcher.fetch(layer.kit, &layer.stacks)? };
+            unsafe {
+                let (begin, before) =
+                    (trace.fetch_begins(fetcher.stream()), fetcher.counters.bytes);
+                fetcher.fetch(layer.kit, &layer.stacks)?;
+                trace.fetched(begin, fetcher.stream(), fetcher.counters.bytes - before);
+            }
         }
         if let Some(layer) = share.reads.map(|layer| &layers[layer]) {
             // SAFETY: the scheduler is submitting to this backend, and the layer's copies were submitted in an earlier split.

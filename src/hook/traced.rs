@@ -59,13 +59,11 @@ impl Runtime {
 
     /// [`Runtime::pass_end`], noted.
     pub fn traced_pass_end(&mut self, sched: usize, result: ffi::ggml_status) {
-        let ended = self.calibration_clock();
         let trace = self.trace.clone();
         trace.pass_ends();
         let since = trace.since();
         self.pass_end(sched, result);
         trace.worked(since, HostWork::PassEnd);
-        self.calibration_ends(sched, result == ffi::GGML_STATUS_SUCCESS, ended);
     }
 
     /// The host is about to wait for the device.

@@ -153,6 +153,11 @@ impl ExpertFetcher {
         &self.memory
     }
 
+    /// The stream that they come on.
+    pub fn stream(&self) -> ffi::ggml_backend_t {
+        self.stream.raw()
+    }
+
     /// Waits until nothing is under way.
     pub fn synchronize(&self) {
         self.stream.synchronize();

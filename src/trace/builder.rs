@@ -119,6 +119,9 @@ impl<'a> Builder<'a> {
                     self.device_slice(Track::Compute(lane), start, on_link, Kind::HandOver);
                 }
             }
+            What::Fetch { bytes, on_link } => {
+                self.device_slice(Track::Fetch, start, on_link, Kind::Fetch { bytes });
+            }
             What::Read { group } => self.reads.push(group),
             What::SplitBegin { .. } => self.begin_split(record),
             What::SplitEnd { on_device } => self.end_split(start, on_device),

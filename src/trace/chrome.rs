@@ -47,6 +47,7 @@ pub fn track_name(track: Track) -> String {
     match track {
         Track::Passes => "passes".to_string(),
         Track::Copy => "copy lane".to_string(),
+        Track::Fetch => "fetched experts".to_string(),
         Track::Compute(0) => "compute stream".to_string(),
         Track::Compute(number) => format!("compute stream {}", number + 1),
         Track::Cpu => "CPU splits".to_string(),
@@ -58,6 +59,7 @@ fn row(track: Track) -> u32 {
     match track {
         Track::Passes => 1,
         Track::Copy => 2,
+        Track::Fetch => 15,
         Track::Compute(number) => 3 + u32::from(number),
         Track::Cpu => 20,
         Track::Host => 21,
@@ -180,7 +182,7 @@ impl Timeline {
                 set("bytes", json!(bytes));
                 set("submitted_us", microseconds(*submitted));
             }
-            Kind::Residents { bytes } => set("bytes", json!(bytes)),
+            Kind::Residents { bytes } | Kind::Fetch { bytes } => set("bytes", json!(bytes)),
             Kind::Split {
                 split,
                 nodes,
@@ -250,6 +252,7 @@ fn category(kind: &Kind) -> &'static str {
         Kind::Pass { .. } => "pass",
         Kind::Copy { .. } => "copy",
         Kind::Residents { .. } => "upload",
+        Kind::Fetch { .. } => "fetch",
         Kind::HandOver => "hand_over",
         Kind::WaitForCopies { .. } => "wait",
         Kind::Split { .. } => "split",

@@ -173,7 +173,7 @@ impl Clock {
         let mut number = Stamp::NONE;
         if self.simulated {
             sim::mark(stream);
-        } else if lane == DeviceLane::Copy {
+        } else if matches!(lane, DeviceLane::Copy | DeviceLane::Fetch) {
             number = self.next(lane);
             self.record(lane, number, stream);
         }

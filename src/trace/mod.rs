@@ -284,6 +284,27 @@ impl Recorder {
         })
     }
 
+    /// A token's experts are about to be submitted to `stream`.
+    ///
+    /// # Safety
+    /// As for [`Self::copies_begin`].
+    pub unsafe fn fetch_begins(&self, stream: ffi::ggml_backend_t) -> CopyBegin {
+        CopyBegin(self.with(|t| Some((t.clock.now(), t.clock.begin(DeviceLane::Fetch, stream)))))
+    }
+
+    /// They were submitted since `begin`.
+    ///
+    /// # Safety
+    /// As for [`Self::copies_begin`].
+    pub unsafe fn fetched(&self, begin: CopyBegin, stream: ffi::ggml_backend_t, bytes: u64) {
+        self.with(|t| {
+            if let Some((since, begin)) = begin.0 {
+                let on_link = t.clock.end(begin, stream);
+                t.note(since, What::Fetch { bytes, on_link });
+            }
+        })
+    }
+
     /// Residents were submitted since `begin`.
     ///
     /// # Safety

@@ -14,13 +14,15 @@ const LATEST: usize = 1 << 18;
 pub enum DeviceLane {
     /// The copy stream.
     Copy,
+    /// The stream on which single tokens' experts are fetched.
+    Fetch,
     /// A compute stream, by number.
     Compute(u8),
 }
 
 impl DeviceLane {
     /// Lanes that have times of their own.
-    pub const COUNT: usize = 1 + Self::COMPUTE;
+    pub const COUNT: usize = 2 + Self::COMPUTE;
     /// Compute streams that are told apart; those beyond share the last.
     pub const COMPUTE: usize = 4;
 
@@ -28,7 +30,8 @@ impl DeviceLane {
     pub fn index(self) -> usize {
         match self {
             DeviceLane::Copy => 0,
-            DeviceLane::Compute(number) => 1 + usize::from(number).min(Self::COMPUTE - 1),
+            DeviceLane::Fetch => 1,
+            DeviceLane::Compute(number) => 2 + usize::from(number).min(Self::COMPUTE - 1),
         }
     }
 }
@@ -151,6 +154,13 @@ pub enum What {
         /// Weights, in bytes.
         bytes: u64,
         /// When its bytes are on their way.
+        on_link: Stretch,
+    },
+    /// Experts for a single token were submitted.
+    Fetch {
+        /// Weights, in bytes.
+        bytes: u64,
+        /// When they are on their way.
         on_link: Stretch,
     },
     /// Residents were submitted to the copy lane.

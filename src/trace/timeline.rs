@@ -12,6 +12,8 @@ pub enum Track {
     Passes,
     /// The copy lane.
     Copy,
+    /// Experts that are fetched for single tokens.
+    Fetch,
     /// A compute stream, by number.
     Compute(u8),
     /// Splits that the CPU computes.
@@ -39,6 +41,11 @@ pub enum Kind {
     },
     /// Uploads of residents.
     Residents {
+        /// Weights, in bytes.
+        bytes: u64,
+    },
+    /// Experts for a single token on their way.
+    Fetch {
         /// Weights, in bytes.
         bytes: u64,
     },
@@ -200,6 +207,7 @@ impl Timeline {
             Kind::Pass { rows } => format!("{} pass, {rows} rows", tier(*rows)),
             Kind::Copy { group: number, .. } => group(*number).to_string(),
             Kind::Residents { .. } => "residents".to_string(),
+            Kind::Fetch { .. } => "chosen experts".to_string(),
             Kind::HandOver => "inputs of a split".to_string(),
             Kind::WaitForCopies { split } => format!("split {split} waits for weights"),
             Kind::Split { split, node, .. } => {

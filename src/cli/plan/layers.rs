@@ -24,6 +24,8 @@ pub struct Part {
     pub prompt: BTreeSet<Placement>,
     /// What generation does with the rest.
     pub decode: BTreeSet<Placement>,
+    /// Of the experts that a single token chooses, the device fetches some.
+    pub fetched: bool,
 }
 
 /// The classes that a model has in its layers, in the order in which tables show them.
@@ -85,11 +87,17 @@ fn part(
 ) -> Option<Part> {
     let (mut all, mut resident) = (0_u64, 0_u64);
     let (mut prompts, mut decodes) = (BTreeSet::new(), BTreeSet::new());
+    let shared = match decode.contains(1) {
+        true => plan.shared_with_device(),
+        false => Vec::new(),
+    };
+    let mut fetched = false;
     for (index, unit) in plan.units.iter().enumerate() {
         if unit.class != class || unit.layer != layer {
             continue;
         }
         all += unit.bytes;
+        fetched |= shared.get(index).copied().unwrap_or(false);
         match (prompt.placements[index], decode.placements[index]) {
             (Placement::Resident, _) => resident += unit.bytes,
             (in_prompts, in_decode) => {
@@ -110,6 +118,7 @@ fn part(
         },
         prompt: prompts,
         decode: decodes,
+        fetched,
     })
 }
 

@@ -250,6 +250,11 @@ fn layers(text: &mut String, answer: &Answer) -> std::fmt::Result {
         let note = "a+b: some of its weights are treated one way, some the other";
         writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
     }
+    if shown("+fetched") {
+        let note =
+            "fetched: the device computes some of the experts that a token chooses meanwhile";
+        writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
+    }
     if shown("%") {
         let note = "40% + a: that share of the bytes is resident, the rest as said";
         writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
@@ -271,7 +276,10 @@ fn cell(part: &Option<Part>) -> (String, Style) {
         let words: Vec<&str> = placements.iter().map(word).collect();
         words.join("+")
     };
-    let (prompt, decode) = (words(&part.prompt), words(&part.decode));
+    let (prompt, mut decode) = (words(&part.prompt), words(&part.decode));
+    if part.fetched {
+        decode += "+fetched";
+    }
     let rest = match prompt == decode {
         true => prompt,
         false => format!("{prompt}/{decode}"),

@@ -270,6 +270,11 @@ pub(super) unsafe extern "C" fn pass_end(
         || shared.lock().settle(sched as usize),
     );
     wait.wait();
+    shared.guard("pass_end", (), || {
+        let mut runtime = shared.lock();
+        let ended = runtime.calibration_clock();
+        runtime.calibration_ends(sched as usize, result == ffi::GGML_STATUS_SUCCESS, ended);
+    });
     let mut runtime = shared.lock();
     runtime.pass_over(sched as usize);
     shared.end_preparing(&mut runtime);

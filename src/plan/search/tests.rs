@@ -346,3 +346,31 @@ fn what_is_forced_is_never_predicted_better_than_what_is_found() {
         assert!(distinct.len() >= 5, "{}", distinct.len());
     }
 }
+
+/// A mixture of experts with half of them on the host, on a machine whose link and CPU get so many bytes per second while both read.
+fn fetched(together: f64) -> Found {
+    let mut profile = slow(500, 500);
+    profile.link.pinned_cpu_busy.median = 500e6 * together;
+    profile.memory.cpu_copy_busy.median = 500e6 * together;
+    let model = repeat(&models::moe(), 24).using_experts(4);
+    let input = PlanInput {
+        scratch: MIB,
+        ..input(&model, 1024, 120 * MIB)
+    };
+    run(&model, &profile, &input, talk(64, 64))
+}
+
+#[test]
+fn experts_are_fetched_where_link_and_cpu_do_not_take_from_each_other() {
+    let apart = fetched(1.0);
+    assert!(
+        (1..4).contains(&apart.plan.fetched_experts),
+        "{:?}",
+        apart.decisions
+    );
+    assert!(apart.plan.shared_with_device().contains(&true));
+    assert!(apart.prediction.decode.bytes_streamed > 0);
+    let shared = fetched(0.5);
+    assert_eq!(shared.plan.fetched_experts, 0, "{:?}", shared.decisions);
+    assert!(apart.prediction.tps > shared.prediction.tps * 1.05);
+}

@@ -189,3 +189,19 @@ fn what_others_placed_cannot_be_placed_by_a_plan() {
     let said = saved.fixed(&units).unwrap_err().to_string();
     assert!(said.contains(&name) && said.contains("-ot"), "{said}");
 }
+
+#[test]
+fn a_plan_that_fetches_experts_keeps_their_memory_when_it_is_bound() {
+    let model = models::moe();
+    let units = units_from_inventory(&model, 64 << 10);
+    let mut input = PlanInput::new(units, Vec::new(), 48 * MIB);
+    input.fetched_experts = 2;
+    let made = plan(&input).expect("a plan");
+    assert!(made.fetched_experts == 2 && made.ledger.reserve > 0);
+    // whoever follows it decides nothing
+    input.fetched_experts = 0;
+    let again = plan(&bound(&input, &made, 0)).expect("the same plan");
+    assert_eq!(again.fetched_experts, 2);
+    assert_eq!(again.ledger, made.ledger);
+    assert_eq!(again.shared_with_device(), made.shared_with_device());
+}
