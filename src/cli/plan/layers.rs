@@ -52,9 +52,13 @@ pub fn layer_rows(plan: &Plan, rows: u32) -> Vec<LayerRow> {
         .chain(plan.kv.iter().map(|kv| kv.layer))
         .collect();
     let columns = columns(plan);
+    let shared = match rows {
+        0 | 1 => plan.shared_with_device(),
+        _ => Vec::new(),
+    };
     let mut found: Vec<(Vec<u32>, LayerRow)> = Vec::new();
     for layer in layers {
-        let part = |class: &UnitClass| part(plan, prompt, decode, *class, Some(layer));
+        let part = |class: &UnitClass| part(plan, (prompt, decode), &shared, *class, Some(layer));
         let row = LayerRow {
             layers: String::new(),
             parts: columns.iter().map(part).collect(),
@@ -75,22 +79,18 @@ pub fn layer_rows(plan: &Plan, rows: u32) -> Vec<LayerRow> {
 /// What becomes of the output head.
 pub fn head(plan: &Plan, rows: u32) -> Option<Part> {
     let (prompt, decode) = (plan.tiers.last()?, plan.tier(rows.max(1))?);
-    part(plan, prompt, decode, UnitClass::Output, None)
+    part(plan, (prompt, decode), &[], UnitClass::Output, None)
 }
 
 fn part(
     plan: &Plan,
-    prompt: &Tier,
-    decode: &Tier,
+    (prompt, decode): (&Tier, &Tier),
+    shared: &[bool],
     class: UnitClass,
     layer: Option<u32>,
 ) -> Option<Part> {
     let (mut all, mut resident) = (0_u64, 0_u64);
     let (mut prompts, mut decodes) = (BTreeSet::new(), BTreeSet::new());
-    let shared = match decode.contains(1) {
-        true => plan.shared_with_device(),
-        false => Vec::new(),
-    };
     let mut fetched = false;
     for (index, unit) in plan.units.iter().enumerate() {
         if unit.class != class || unit.layer != layer {
