@@ -119,7 +119,7 @@ impl Runtime {
         self.trace.inputs_begin(sched, compute);
         match entry.hand_over.copy(ends, between, input, copy) {
             true => (true, HostWait::Nothing),
-            false => (false, entry.hand_over.before_other_copy(compute)),
+            false => (false, entry.hand_over.sources_free(compute)),
         }
     }
 
@@ -169,7 +169,7 @@ impl Runtime {
         let Some(&compute) = entry.device_backends.first() else {
             return HostWait::Nothing;
         };
-        entry.hand_over.at_pass_end(compute)
+        entry.hand_over.before_host_goes_on(compute)
     }
 
     /// A split is about to be submitted to `backend`.

@@ -173,26 +173,25 @@ impl Copier {
     /// As for [`Copier::submit`].
     pub unsafe fn submit_range(&mut self, task: &CopyTask, range: Range<usize>) {
         self.disturb(self.stream.raw());
-        let mut seams = (*task.seams).iter().copied().peekable();
-        let mut offset = range.start;
         let stop = range.end.min(task.bytes);
-        while offset < stop {
-            while seams.next_if(|&seam| seam <= offset).is_some() {}
-            let end = seams.peek().copied().unwrap_or(stop).min(stop);
-            let source = task.host.add(offset);
-            let direct = task.pinned || self.staging.is_empty();
-            let most = if direct {
-                self.copy_bytes
-            } else {
-                STAGING_BYTES
-            };
-            let length = most.min(end - offset);
-            if direct {
-                self.set_async(task.device, source, offset, length);
-            } else {
-                self.submit_staged(task.device, source, offset, length);
+        let direct = task.pinned || self.staging.is_empty();
+        let most = if direct {
+            self.copy_bytes
+        } else {
+            STAGING_BYTES
+        };
+        for (begin, end) in pieces(range.start, stop, &*task.seams) {
+            let mut offset = begin;
+            while offset < end {
+                let source = task.host.add(offset);
+                let length = most.min(end - offset);
+                if direct {
+                    self.set_async(task.device, source, offset, length);
+                } else {
+                    self.submit_staged(task.device, source, offset, length);
+                }
+                offset += length;
             }
-            offset += length;
         }
         if let Some(tail) = task.tail.filter(|_| stop == task.bytes) {
             let length = ffi::ggml_nbytes(tail).min(ZEROS_BYTES as usize);
@@ -258,6 +257,23 @@ impl Copier {
     }
 }
 
+/// A range of bytes in parts that cross no seam. `seams` are ascending.
+pub(super) fn pieces(
+    from: usize,
+    to: usize,
+    seams: &[usize],
+) -> impl Iterator<Item = (usize, usize)> + '_ {
+    let inside = seams.iter().copied();
+    let mut seams = inside.filter(move |&seam| from < seam && seam < to);
+    let mut begin = from;
+    std::iter::from_fn(move || {
+        (begin < to).then(|| {
+            let end = seams.next().unwrap_or(to);
+            (std::mem::replace(&mut begin, end), end)
+        })
+    })
+}
+
 /// # Safety
 /// The pointers are valid, and stay so until the copy is complete.
 unsafe fn set_async(
@@ -316,4 +332,20 @@ pub fn bytes_tensor(buffer: &Buffer, address: *mut u8, bytes: u64) -> Box<ffi::g
     tensor.buffer = buffer.raw();
     tensor.data = address.cast();
     tensor
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pieces;
+
+    #[test]
+    fn no_piece_crosses_a_seam() {
+        let seams = [10, 20, 35];
+        let of = |from, to| pieces(from, to, &seams).collect::<Vec<_>>();
+        assert_eq!(of(0, 5), [(0, 5)]);
+        assert_eq!(of(5, 25), [(5, 10), (10, 20), (20, 25)]);
+        assert_eq!(of(10, 20), [(10, 20)]);
+        assert_eq!(of(40, 41), [(40, 41)]);
+        assert_eq!(of(7, 7), []);
+    }
 }

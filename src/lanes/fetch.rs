@@ -4,7 +4,7 @@
 //! for a kit wait until the device has read what it held before, and the device waits until it is filled.
 
 use crate::ffi;
-use crate::lanes::copy::{host_buffer, DroppedWait};
+use crate::lanes::copy::{bytes_tensor, host_buffer, pieces, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event, Stream};
 use crate::plan::{FetchLayout, KITS, NUMBERS_BYTES};
 
@@ -130,8 +130,7 @@ impl ExpertFetcher {
     /// Fetched experts lie in the order in which they were chosen: the first is number 0 to the device.
     fn write_numbers(&self) {
         let numbers: Vec<i32> = (0..self.fetched as i32).collect();
-        let mut tensor =
-            crate::lanes::copy::bytes_tensor(&self.memory, self.memory.base(), NUMBERS_BYTES);
+        let mut tensor = bytes_tensor(&self.memory, self.memory.base(), NUMBERS_BYTES);
         // SAFETY: the tensor lies in this memory and is at least as long as the numbers, which are read before this returns.
         unsafe {
             ffi::ggml_backend_tensor_set(
@@ -245,34 +244,5 @@ impl ExpertFetcher {
         let state = &mut self.kits[kit.kind][kit.turn];
         state.read.record(compute);
         state.was_read = true;
-    }
-}
-
-/// A range of bytes in parts that cross no seam.
-fn pieces(from: usize, to: usize, seams: &[usize]) -> impl Iterator<Item = (usize, usize)> + '_ {
-    let inside = seams.iter().copied();
-    let mut seams = inside.filter(move |&seam| from < seam && seam < to);
-    let mut begin = from;
-    std::iter::from_fn(move || {
-        (begin < to).then(|| {
-            let end = seams.next().unwrap_or(to);
-            (std::mem::replace(&mut begin, end), end)
-        })
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::pieces;
-
-    #[test]
-    fn no_piece_crosses_a_seam() {
-        let seams = [10, 20, 35];
-        let of = |from, to| pieces(from, to, &seams).collect::<Vec<_>>();
-        assert_eq!(of(0, 5), [(0, 5)]);
-        assert_eq!(of(5, 25), [(5, 10), (10, 20), (20, 25)]);
-        assert_eq!(of(10, 20), [(10, 20)]);
-        assert_eq!(of(40, 41), [(40, 41)]);
-        assert_eq!(of(7, 7), []);
     }
 }

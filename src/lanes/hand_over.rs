@@ -79,7 +79,7 @@ impl HandOver {
     }
 
     /// Submits the copy of `input` to `copy`, if it goes between the two ends and both tensors lie where these can copy.
-    /// False: somebody else has to, behind what [`Self::before_other_copy`] says.
+    /// False: somebody else has to, behind what [`Self::sources_free`] says.
     ///
     /// # Safety
     /// Both tensors have memory and the same layout, and belong to the graph that the scheduler of `ends` is submitting.
@@ -125,14 +125,6 @@ impl HandOver {
         self.results_due = true;
     }
 
-    /// What the host has to wait for before it copies to memory of the CPU's by itself.
-    ///
-    /// # Safety
-    /// `compute` is the live compute lane of this scheduler.
-    pub unsafe fn before_other_copy(&mut self, compute: ffi::ggml_backend_t) -> HostWait {
-        self.sources_free(compute)
-    }
-
     /// What the host has to wait for before a split whose inputs were copied is computed.
     ///
     /// # Safety
@@ -146,29 +138,25 @@ impl HandOver {
             // ahead of the split, which may take long
             self.mark(compute);
             HostWait::Nothing
-        } else if std::mem::take(&mut self.results_due) {
-            self.sources = Sources::Free;
-            match self.dropped {
-                Some(DroppedWait::Results) => HostWait::Nothing,
-                _ => HostWait::Lane(compute),
-            }
         } else {
-            self.sources_free(compute)
+            self.before_host_goes_on(compute)
         }
     }
 
-    /// What the host has to wait for at the end of a pass, complete or not.
+    /// What the host has to wait for before it reads results, and writes what the device has read: ahead of a split of the CPU, and
+    /// at the end of a pass, complete or not.
     ///
     /// # Safety
     /// `compute` is the live compute lane of this scheduler.
-    pub unsafe fn at_pass_end(&mut self, compute: ffi::ggml_backend_t) -> HostWait {
-        match std::mem::take(&mut self.results_due) {
-            true => {
-                self.sources = Sources::Free;
-                HostWait::Lane(compute)
-            }
-            false => self.sources_free(compute),
+    pub unsafe fn before_host_goes_on(&mut self, compute: ffi::ggml_backend_t) -> HostWait {
+        if std::mem::take(&mut self.results_due) {
+            self.sources = Sources::Free;
+            return match self.dropped {
+                Some(DroppedWait::Results) => HostWait::Nothing,
+                _ => HostWait::Lane(compute),
+            };
         }
+        self.sources_free(compute)
     }
 
     unsafe fn mark(&mut self, compute: ffi::ggml_backend_t) {
@@ -178,7 +166,11 @@ impl HandOver {
         }
     }
 
-    unsafe fn sources_free(&mut self, compute: ffi::ggml_backend_t) -> HostWait {
+    /// What the host has to wait for before it writes to memory of the CPU's by itself.
+    ///
+    /// # Safety
+    /// `compute` is the live compute lane of this scheduler.
+    pub unsafe fn sources_free(&mut self, compute: ffi::ggml_backend_t) -> HostWait {
         self.mark(compute);
         let was = std::mem::replace(&mut self.sources, Sources::Free);
         match (was, &self.marked) {

@@ -17,7 +17,9 @@ use crate::ffi;
 use crate::lanes::device::Device;
 use clock::Clock;
 use parking_lot::Mutex;
-use record::{DeviceLane, GroupName, HostWork, Log, Names, Record, Stamp, WaitReason, What};
+use record::{
+    DeviceLane, GroupName, HostWork, Log, Names, Record, Stamp, Stretch, WaitReason, What,
+};
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -257,7 +259,19 @@ impl Recorder {
     /// # Safety
     /// `stream` is a live backend of the attached device.
     pub unsafe fn copies_begin(&self, stream: ffi::ggml_backend_t) -> CopyBegin {
-        CopyBegin(self.with(|t| Some((t.clock.now(), t.clock.begin(DeviceLane::Copy, stream)))))
+        self.begin_on(DeviceLane::Copy, stream)
+    }
+
+    /// A token's experts are about to be submitted to `stream`.
+    ///
+    /// # Safety
+    /// As for [`Self::copies_begin`].
+    pub unsafe fn fetch_begins(&self, stream: ffi::ggml_backend_t) -> CopyBegin {
+        self.begin_on(DeviceLane::Fetch, stream)
+    }
+
+    unsafe fn begin_on(&self, lane: DeviceLane, stream: ffi::ggml_backend_t) -> CopyBegin {
+        CopyBegin(self.with(|t| Some((t.clock.now(), t.clock.begin(lane, stream)))))
     }
 
     /// A group of the arena's present shape was submitted since `begin`.
@@ -271,38 +285,19 @@ impl Recorder {
         group: usize,
         bytes: u64,
     ) {
-        self.with(|t| {
-            let Some((since, begin)) = begin.0 else {
-                return;
-            };
-            let copy = What::Copy {
-                group: t.first_group + group as u32,
-                bytes,
-                on_link: t.clock.end(begin, stream),
-            };
-            t.note(since, copy);
+        self.note_since(begin, stream, |t, on_link| What::Copy {
+            group: t.first_group + group as u32,
+            bytes,
+            on_link,
         })
     }
 
-    /// A token's experts are about to be submitted to `stream`.
-    ///
-    /// # Safety
-    /// As for [`Self::copies_begin`].
-    pub unsafe fn fetch_begins(&self, stream: ffi::ggml_backend_t) -> CopyBegin {
-        CopyBegin(self.with(|t| Some((t.clock.now(), t.clock.begin(DeviceLane::Fetch, stream)))))
-    }
-
-    /// They were submitted since `begin`.
+    /// A token's experts were submitted since `begin`.
     ///
     /// # Safety
     /// As for [`Self::copies_begin`].
     pub unsafe fn fetched(&self, begin: CopyBegin, stream: ffi::ggml_backend_t, bytes: u64) {
-        self.with(|t| {
-            if let Some((since, begin)) = begin.0 {
-                let on_link = t.clock.end(begin, stream);
-                t.note(since, What::Fetch { bytes, on_link });
-            }
-        })
+        self.note_since(begin, stream, |_, on_link| What::Fetch { bytes, on_link })
     }
 
     /// Residents were submitted since `begin`.
@@ -315,12 +310,24 @@ impl Recorder {
         stream: ffi::ggml_backend_t,
         bytes: u64,
     ) {
+        self.note_since(begin, stream, |_, on_link| What::Residents {
+            bytes,
+            on_link,
+        })
+    }
+
+    unsafe fn note_since(
+        &self,
+        begin: CopyBegin,
+        stream: ffi::ggml_backend_t,
+        what: impl FnOnce(&Tracing, Stretch) -> What,
+    ) {
         self.with(|t| {
-            let Some((since, begin)) = begin.0 else {
-                return;
-            };
-            let on_link = t.clock.end(begin, stream);
-            t.note(since, What::Residents { bytes, on_link });
+            if let Some((since, begin)) = begin.0 {
+                let on_link = t.clock.end(begin, stream);
+                let what = what(t, on_link);
+                t.note(since, what);
+            }
         })
     }
 
