@@ -33,8 +33,7 @@ impl Costs<'_> {
                 outputs: sequences,
             },
         );
-        let sampling = SAMPLING * f64::from(self.model.inventory.vocabulary_size);
-        let ttft = prompt.seconds + sampling * f64::from(sequences);
+        let ttft = prompt.seconds + self.sampling(sequences);
         Prediction {
             ttft,
             tps: f64::from(sequences) / decode.seconds.max(f64::MIN_POSITIVE),
@@ -42,6 +41,20 @@ impl Costs<'_> {
             prompt,
             decode,
         }
+    }
+
+    /// Seconds to the first token alone, as in [`Costs::predict`].
+    pub fn first_token(&self, plan: &Plan, workload: Workload) -> f64 {
+        let sequences = workload.sequences.max(1);
+        let tokens = u64::from(workload.prompt) * u64::from(sequences);
+        let ubatch = workload.ubatch.max(1);
+        let prompt = self.prompt(plan, u64::from(workload.prompt), tokens, ubatch);
+        prompt.seconds + self.sampling(sequences)
+    }
+
+    fn sampling(&self, sequences: u32) -> f64 {
+        let vocabulary = f64::from(self.model.inventory.vocabulary_size);
+        SAMPLING * vocabulary * f64::from(sequences)
     }
 
     /// All passes of prompts of `each` tokens, one behind the other, `tokens` in all.

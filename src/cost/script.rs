@@ -9,6 +9,8 @@ use crate::profile::{Op, Processor};
 
 /// Seconds that the host takes to decide whether a token may look at a cell, when it fills the mask.
 pub(super) const MASK_LOOK: f64 = 4e-9;
+/// Seconds that the host takes for a cell that it copies from a row of the mask to the next one.
+const MASK_COPY: f64 = 0.6e-9;
 /// Seconds that the host takes for an element of an embedding, which one thread looks up.
 pub(super) const EMBEDDING_ELEMENT: f64 = 1.1e-9;
 /// Seconds of the host to submit the copy of one expert.
@@ -244,18 +246,18 @@ impl Costs<'_> {
     pub(super) fn before(&self, shape: PassShape) -> f64 {
         let (rows, sequences) = (f64::from(shape.rows), f64::from(shape.sequences.max(1)));
         let own = rows / sequences;
-        let looks = match self.model.inventory.kv.layers.is_empty() {
+        let mask = match self.model.inventory.kv.layers.is_empty() {
             true => 0.0,
-            // the first token of a sequence is compared with all cells, the others with those of their batch
-            false => sequences * shape.cells as f64 + rows * own,
+            // the first token of a sequence is compared with all cells, the others begin with the row before theirs
+            false => {
+                let cells = shape.cells as f64 + own;
+                sequences * cells * MASK_LOOK + (rows - sequences) * cells * MASK_COPY
+            }
         };
         let width = f64::from(self.model.inventory.embedding_length);
         let embedded = rows * width;
         let moved = at(embedded * 4.0, self.profile.link.pinned.median);
-        self.profile.overheads.pass.median
-            + looks * MASK_LOOK
-            + embedded * EMBEDDING_ELEMENT
-            + moved
+        self.profile.overheads.pass.median + mask + embedded * EMBEDDING_ELEMENT + moved
     }
 
     /// The share of its experts that an operation fetches, where it fetches only those that were chosen.

@@ -39,7 +39,8 @@ fn a_forecast_is_near_the_price_of_each_pass() {
             );
         }
         // a cache cannot have more than its context
-        assert_eq!(forecast.seconds(CONTEXT), forecast.seconds(2 * CONTEXT));
+        let (full, beyond) = (forecast.seconds(CONTEXT), forecast.seconds(2 * CONTEXT));
+        assert!((full - beyond).abs() < 1e-12 * full, "{full}, {beyond}");
         assert!(forecast.seconds(CONTEXT) > forecast.seconds(0));
     };
     for plan in [&resident, &mixed] {
