@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [planned] [depth] [locked] [handover] [fetch] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fetch] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -134,13 +134,29 @@ if [[ $what == *trace* ]]; then
     synth 30b qwen3-30b-a3b --type q4_0
     context=${CONTEXT_MIB:-527}
     for gib in ${GIBS:-4}; do
-        for model in 8b 30b; do
+        for model in ${TRACE_MODELS:-8b 30b}; do
             for prompt in ${TRACE_PROMPTS:-2048}; do
-                log timeout 100 "$bin/llama-bench" -m "$models/$model.gguf" -t "$threads" -p "$prompt" -n 16 -r 3 -b "$prompt" -ub "$prompt" \
+                given=(-ub "$prompt"); [ "${UBATCH:-}" = planned ] && given=()
+                log timeout 100 "$bin/llama-bench" -m "$models/$model.gguf" -t "$threads" -p "$prompt" -n 16 -r 3 -b "$prompt" "${given[@]}" -v \
                     --pipeshard --pipeshard-vram $((gib * 1024 - context))M \
                     --pipeshard-report "$OUT/trace-$model-${gib}g-$prompt.report.json" --pipeshard-trace "$OUT/trace-$model-${gib}g-$prompt.json"
                 note "trace $model ${gib}G pp$prompt: $(grep -E "pp$prompt|tg16" "$OUT/visit.log" | tail -n 2 | awk -F'|' '{print $(NF-2), $(NF-1)}' | tr '\n' ';')"
             done
+        done
+    done
+fi
+
+if [[ $what == *sequences* ]]; then
+    # where the time of a pass of many sequences goes, by itself and with a timeline
+    synth 30b qwen3-30b-a3b --type q4_0
+    for count in ${SEQUENCES:-64}; do
+        common=(-m "$models/30b.gguf" -t "$threads" -c $((count * 1024)) -b 2048 -ub 512 -npp 896 -ntg 32 -npl "$count" -pps -v
+            --pipeshard --pipeshard-vram "${BUDGET:-8G}")
+        for how in plain trace; do
+            given=(--pipeshard-report "$OUT/sequences-$count-$how.report.json")
+            [ "$how" = trace ] && given+=(--pipeshard-trace "$OUT/sequences-$count.json")
+            log timeout 100 "$bin/llama-batched-bench" "${common[@]}" "${given[@]}"
+            note "$count sequences, $how: $(grep -aE '^\| +896 ' "$OUT/visit.log" | tail -n 1)"
         done
     done
 fi

@@ -3,7 +3,7 @@
 use super::types::{Unit, UnitClass, UnitId};
 
 /// `0..count` in van der Corput order: every prefix is spread evenly over the range.
-fn spread(count: usize) -> Vec<usize> {
+fn corput(count: usize) -> Vec<usize> {
     if count == 0 {
         return Vec::new();
     }
@@ -37,12 +37,10 @@ pub(super) fn priority(units: &[Unit], wanted: &[UnitId], output: bool) -> Vec<u
     named.chain(usual).filter(|index| take(index)).collect()
 }
 
-/// Layers of every class, in an order in which every prefix is spread evenly over the model.
-pub(super) fn spread_layers(layers: &[u32]) -> Vec<u32> {
-    spread(layers.len())
-        .into_iter()
-        .map(|at| layers[at])
-        .collect()
+/// The same in an order in which every prefix is spread evenly.
+pub(super) fn spread<T: Copy>(all: &[T]) -> Vec<T> {
+    let order = corput(all.len()).into_iter();
+    order.map(|at| all[at]).collect()
 }
 
 fn usual(units: &[Unit], output: bool) -> Vec<usize> {
@@ -70,8 +68,8 @@ fn usual(units: &[Unit], output: bool) -> Vec<usize> {
             .collect();
         layers.sort_unstable();
         layers.dedup();
-        for index in spread(layers.len()) {
-            order.extend(members(layers[index]));
+        for layer in spread(&layers) {
+            order.extend(members(layer));
         }
     }
     order
@@ -83,16 +81,16 @@ mod tests {
 
     #[test]
     fn spreads_over_the_range() {
-        assert_eq!(spread(0), [] as [usize; 0]);
-        assert_eq!(spread(1), [0]);
-        assert_eq!(spread(8), [0, 4, 2, 6, 1, 5, 3, 7]);
-        assert_eq!(spread(5), [0, 2, 1, 3, 4]);
+        assert_eq!(corput(0), [] as [usize; 0]);
+        assert_eq!(corput(1), [0]);
+        assert_eq!(corput(8), [0, 4, 2, 6, 1, 5, 3, 7]);
+        assert_eq!(corput(5), [0, 2, 1, 3, 4]);
     }
 
     #[test]
     fn every_prefix_of_any_range_is_even() {
         for count in 1..200usize {
-            let order = spread(count);
+            let order = corput(count);
             let mut sorted = order.clone();
             sorted.sort_unstable();
             assert!(sorted.iter().copied().eq(0..count), "not a permutation");

@@ -131,7 +131,7 @@ impl Search<'_> {
     /// Takes over decisions about other batches than those of the conversation, unless they concern it all the same.
     fn adopt_if_harmless(&mut self, decisions: Decisions) {
         if let Some(priced) = self.price(decisions) {
-            if priced.prediction.score() <= self.score * (1.0 + GAIN) {
+            if priced.score <= self.score * (1.0 + GAIN) {
                 self.take(priced);
             }
         }

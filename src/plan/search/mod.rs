@@ -77,10 +77,32 @@ impl Prediction {
     /// What a search makes as small as it can: the time to the first token and the time per token, weighed by their ratios, so
     /// that neither is bought with a multiple of the other, however long the answer turns out to be.
     pub fn score(&self) -> f64 {
+        self.score_with(self.ttft)
+    }
+
+    fn score_with(&self, ttft: f64) -> f64 {
         let per_token = 1.0 / self.tps.max(f64::MIN_POSITIVE);
-        let product = self.ttft.max(f64::MIN_POSITIVE) * per_token.powf(TOKEN_WEIGHT);
+        let product = ttft.max(f64::MIN_POSITIVE) * per_token.powf(TOKEN_WEIGHT);
         product.powf(1.0 / (1.0 + TOKEN_WEIGHT))
     }
+}
+
+/// What a plan is predicted to cost, and its score. Where the conversation's prompt does not fill an ubatch, one that does counts
+/// as much: it computes longer beside the same copies, and so prefers another plan.
+fn weigh(costs: &Costs, plan: &Plan, workload: Workload) -> (Prediction, f64) {
+    let prediction = costs.predict(plan, workload);
+    let filling = Workload {
+        prompt: workload.ubatch / workload.sequences.max(1),
+        ..workload
+    };
+    let score = match filling.prompt > workload.prompt {
+        true => {
+            let filled = costs.first_token(plan, filling);
+            prediction.score_with((prediction.ttft * filled).sqrt())
+        }
+        false => prediction.score(),
+    };
+    (prediction, score)
 }
 
 /// Searches for the best decisions.
@@ -115,7 +137,7 @@ pub fn search(wanted: &SearchInput) -> Result<Found, PlanError> {
         Some(candidate) => search.force(candidate),
         None => {
             search.improve();
-            search.try_fetching();
+            search.refine();
             search.tune_batches();
         }
     }
@@ -161,6 +183,7 @@ struct Priced {
     decisions: Decisions,
     plan: Plan,
     prediction: Prediction,
+    score: f64,
 }
 
 /// A search in progress: the best so far.
@@ -171,7 +194,7 @@ struct Search<'a> {
     decisions: Decisions,
     plan: Plan,
     prediction: Prediction,
-    /// [`Prediction::score`].
+    /// What is made as small as possible.
     score: f64,
     priced: u32,
 }
@@ -191,9 +214,9 @@ impl<'a> Search<'a> {
             ..wanted.workload
         };
         let plan = plan(&input.with(&decisions))?;
-        let prediction = costs.predict(&plan, workload);
+        let (prediction, score) = weigh(costs, &plan, workload);
         Ok(Search {
-            score: prediction.score(),
+            score,
             input,
             costs,
             workload,
@@ -219,7 +242,7 @@ impl<'a> Search<'a> {
         let Some(priced) = self.price(decisions) else {
             return false;
         };
-        let better = priced.prediction.score() < self.score * (1.0 - GAIN);
+        let better = priced.score < self.score * (1.0 - GAIN);
         if better {
             self.take(priced);
         }
@@ -230,17 +253,18 @@ impl<'a> Search<'a> {
     fn price(&mut self, decisions: Decisions) -> Option<Priced> {
         let plan = plan(&self.input.with(&decisions)).ok()?;
         self.priced += 1;
-        let prediction = self.costs.predict(&plan, self.workload);
+        let (prediction, score) = weigh(self.costs, &plan, self.workload);
         Some(Priced {
             decisions,
             plan,
             prediction,
+            score,
         })
     }
 
     /// Makes these decisions the best.
     fn take(&mut self, priced: Priced) {
-        self.score = priced.prediction.score();
+        self.score = priced.score;
         self.decisions = priced.decisions;
         self.plan = priced.plan;
         self.prediction = priced.prediction;
@@ -265,6 +289,19 @@ impl<'a> Search<'a> {
             }
         }
         self.improve_order();
+    }
+
+    /// Varies what is decided once it is known which classes are resident, for which another ring may do.
+    fn refine(&mut self) {
+        for _ in 0..2 {
+            let mut better = self.try_fetching();
+            better |= self.try_even();
+            better |= self.try_rings();
+            if !better {
+                break;
+            }
+            self.try_shares();
+        }
     }
 
     fn try_rings(&mut self) -> bool {

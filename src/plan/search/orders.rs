@@ -1,7 +1,7 @@
 //! What is given room first.
 
 use super::super::decisions::Decisions;
-use super::super::order::spread_layers;
+use super::super::order::spread;
 use super::super::types::{UnitClass, UnitId};
 use super::Search;
 
@@ -38,8 +38,8 @@ impl Search<'_> {
             .collect();
         let mut better = false;
         for classes in permutations(&present) {
-            for spread in [true, false] {
-                let order = by_class(&blocks, &classes, spread);
+            for spreads in [true, false] {
+                let order = by_class(&blocks, &classes, spreads);
                 let decisions = Decisions {
                     order,
                     kv_on_host: Vec::new(),
@@ -53,6 +53,28 @@ impl Search<'_> {
         }
         if blocks.len() <= FEW_BLOCKS {
             better |= self.try_all(&blocks);
+        }
+        better
+    }
+
+    /// The residents of a class spread tensor by tensor, in place of layer by layer: then every layer waits for as many copies
+    /// as every other, and a small ring is enough to hide them behind what the layer itself computes.
+    pub(super) fn try_even(&mut self) -> bool {
+        let mut better = false;
+        for class in CLASSES {
+            let of_class = |id: &UnitId| self.plan.units[id.index()].class == class;
+            let (same, others): (Vec<UnitId>, Vec<UnitId>) =
+                self.plan.residents.iter().copied().partition(of_class);
+            let all = (0..self.plan.units.len()).map(|index| UnitId(index as u32));
+            let all: Vec<UnitId> = all.filter(of_class).collect();
+            if same.is_empty() || same.len() == all.len() {
+                continue;
+            }
+            let (chosen, rest) = evenly(&all, same.len());
+            better |= self.attempt(Decisions {
+                order: [others, chosen, rest].concat(),
+                ..self.decisions.clone()
+            });
         }
         better
     }
@@ -212,15 +234,25 @@ impl Search<'_> {
     }
 }
 
-fn by_class(blocks: &[Block], classes: &[UnitClass], spread: bool) -> Vec<UnitId> {
+/// So many of `all` at equal distances, and the others; every prefix of both is spread evenly.
+fn evenly(all: &[UnitId], count: usize) -> (Vec<UnitId>, Vec<UnitId>) {
+    let chosen = |at: usize| (at + 1) * count / all.len() > at * count / all.len();
+    let pick = |wanted: bool| {
+        let at = (0..all.len()).filter(|&at| chosen(at) == wanted);
+        spread(&at.map(|at| all[at]).collect::<Vec<UnitId>>())
+    };
+    (pick(true), pick(false))
+}
+
+fn by_class(blocks: &[Block], classes: &[UnitClass], spreads: bool) -> Vec<UnitId> {
     let mut order = Vec::new();
     for &class in classes {
         let members = || blocks.iter().filter(move |block| block.class == class);
         let mut layers: Vec<u32> = members().filter_map(|block| block.layer).collect();
         layers.sort_unstable();
         layers.dedup();
-        if spread {
-            layers = spread_layers(&layers);
+        if spreads {
+            layers = spread(&layers);
         }
         let layers = layers.into_iter().map(Some).chain([None]);
         for layer in layers {

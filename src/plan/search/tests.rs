@@ -374,3 +374,53 @@ fn experts_are_fetched_where_link_and_cpu_do_not_take_from_each_other() {
     assert_eq!(shared.plan.fetched_experts, 0, "{:?}", shared.decisions);
     assert!(apart.prediction.tps > shared.prediction.tps * 1.05);
 }
+
+#[test]
+fn tensors_are_spread_singly_where_a_small_ring_holds_copies_back() {
+    // computing a layer takes about as long as copying it, and the ring holds no more than one
+    let model = repeat(&models::dense(), 16);
+    let profile = machine("pcie=2G,cpu=2G,flops=2T,membw=2T,launch=20ns");
+    let workload = talk(512, 1);
+    let large: u64 = model.tensors.iter().map(|tensor| tensor.bytes).sum();
+    let input = input(&model, 512, large * 3 / 5);
+    let costs = Costs::new(shape(&model), &profile);
+    let option = UbatchOption {
+        ubatch: 512,
+        scratch: MIB,
+        pools: 0,
+    };
+    let wanted = SearchInput {
+        input: &input,
+        model: shape(&model),
+        profile: &profile,
+        workload,
+        ubatches: &[option],
+        forced: None,
+    };
+    let layer: u64 = model
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.layer == Some(3))
+        .map(|tensor| tensor.bytes)
+        .sum();
+    let decisions = Decisions {
+        ring_target: Some(layer),
+        ..Decisions::default()
+    };
+    let mut search = Search::new(&wanted, &option, &costs, decisions).unwrap();
+    let before = search.prediction.clone();
+    assert!(search.try_even(), "{before:?}");
+    let after = &search.prediction;
+    assert!(after.ttft < 0.95 * before.ttft, "{before:?} {after:?}");
+    // layers are alike: each has about as much on the device as every other
+    let resident = |layer: u32| {
+        let residents = search.plan.residents.iter();
+        residents
+            .map(|id| &search.plan.units[id.index()])
+            .filter(|unit| unit.layer == Some(layer) && unit.class == UnitClass::FeedForward)
+            .count()
+    };
+    let counts: Vec<usize> = (0..16).map(resident).collect();
+    let (least, most) = (counts.iter().min(), counts.iter().max());
+    assert!(most.unwrap() - least.unwrap() <= 1, "{counts:?}");
+}
