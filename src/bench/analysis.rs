@@ -103,7 +103,7 @@ impl Row {
 /// The least time that a streamed prompt can take.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Bound {
-    /// Seconds to compute it with everything in VRAM.
+    /// Seconds to compute it with everything in VRAM, of the faster one of stock and pipeshard.
     pub compute: f64,
     /// Seconds to copy what was streamed.
     pub link: f64,
@@ -319,11 +319,9 @@ pub fn cells(measurements: &[Measurement], models: &[String], machine: &Machine)
                 same.and_then(|same| of(Approach::Pipeshard).find(|r| r.ubatch == same.ubatch));
             let twin = twin.cloned();
             let ceiling = rows(measurements, model, None, test);
-            let compute = fastest(
-                ceiling
-                    .iter()
-                    .filter(|row| row.approach == Approach::AllInVram),
-            );
+            let compute = fastest(ceiling.iter().filter(|row| {
+                matches!(row.approach, Approach::AllInVram | Approach::PipeshardAll)
+            }));
             let (prompt, link) = (test.work == Work::Prompt, machine.link());
             let bound_of = |row: &Row| {
                 let bytes = row.counted.as_ref()?.bytes_streamed as f64;

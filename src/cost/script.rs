@@ -109,8 +109,12 @@ impl Costs<'_> {
                 Work::Small => (Processor::Gpu, None),
                 Work::Attention { layer, kind } => {
                     let host = plan.kv.iter().any(|kv| kv.layer == layer && !kv.device);
-                    let times = self.attend(kind, sees, shape.sequences, shape.cells);
-                    (processor(host), Some(times))
+                    let mut times = self.attend(kind, sees, shape.sequences, shape.cells);
+                    let copied = host && sees >= plan.host_cells_min_rows;
+                    if copied {
+                        times.gpu += self.cells_copied(times);
+                    }
+                    (processor(host && !copied), Some(times))
                 }
                 Work::Weights { unit, op } => {
                     let unit = unit as usize;
@@ -230,6 +234,29 @@ impl Costs<'_> {
             fetched_bytes,
             cpu_bytes: times.bytes * (1.0 - share),
         })
+    }
+
+    /// Seconds to copy the cells that an attention reads from host memory.
+    fn cells_copied(&self, times: Times) -> f64 {
+        at(times.bytes, self.profile.link.pinned.median)
+    }
+
+    /// From how many tokens on the device attends no slower than the CPU to `cells` cells in host memory, which are copied for it.
+    pub(crate) fn device_attends_from(&self, cells: u64) -> u32 {
+        let faster = |rows: u32| {
+            (0..self.steps.caches.len()).all(|kind| {
+                let times = self.attend(kind as u16, rows, 1, cells);
+                times.gpu + self.cells_copied(times) <= times.cpu
+            })
+        };
+        let mut from = u32::MAX;
+        for rows in [64, 32, 16, 8, 4, 2, 1] {
+            if !faster(rows) {
+                break;
+            }
+            from = rows;
+        }
+        from
     }
 
     /// The most experts that a token chooses in a layer.

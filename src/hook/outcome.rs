@@ -54,6 +54,8 @@ pub struct Outcome {
     /// Where each unit was read in the latest graph of each tier: decode, prompt.
     seen: [Vec<Option<Placement>>; 2],
     declined: u64,
+    /// Attentions of the device over cells in host memory, in all passes.
+    pub copied_cells: u64,
 }
 
 impl Outcome {
@@ -237,6 +239,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         recarvings: outcome.recarvings,
         rewritten_nodes: outcome.rewritten_nodes,
         declined_nodes: outcome.declined,
+        attentions_over_host_cells: outcome.copied_cells,
         not_resident,
         simulated_device: runtime
             .device

@@ -36,6 +36,8 @@ pub struct SplitGraph {
     pub bound: Vec<(UnitId, Placement)>,
     /// Nodes with weights that were left to the scheduler.
     pub declined: u32,
+    /// Attentions of the device over cells that are copied from host memory.
+    pub copied_cells: u32,
     /// What the device's backend is expected to take from its own pool for the widest product, in bytes.
     pub pool_bytes: u64,
     /// Which groups are read in part, by whose choice.
@@ -55,6 +57,7 @@ impl SplitGraph {
         self.cells = 0;
         self.carving = None;
         self.declined = 0;
+        self.copied_cells = 0;
         self.pool_bytes = 0;
         self.routings.clear();
         self.divided.clear();
@@ -268,7 +271,13 @@ impl Decider<'_> {
         }
         let choice_for_cpu = self.cpu_choice && (*node).op == ffi::GGML_OP_ARGSORT;
         if self.reads_host_kv(node) || choice_for_cpu {
-            self.run_on_cpu(node);
+            match !choice_for_cpu && self.attends_on_device(node) {
+                true => {
+                    self.graph.copied_cells += 1;
+                    self.run_on_device(node, Placement::Resident);
+                }
+                false => self.run_on_cpu(node),
+            }
             return;
         }
         let mut large = None;
@@ -312,6 +321,13 @@ impl Decider<'_> {
                 self.run_on_device(node, placement)
             }
         }
+    }
+
+    /// Is this fused attention over cells that are copied to the device for it?
+    unsafe fn attends_on_device(&self, node: *mut ffi::ggml_tensor) -> bool {
+        (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT
+            && self.graph.rows >= self.plan.host_cells_min_rows
+            && ffi::ggml_backend_supports_op(self.backends.device, node)
     }
 
     /// Fused attention over cells that are not in host memory stays on the device, also where all that it reads was computed by
@@ -398,8 +414,8 @@ impl Decider<'_> {
         self.on_cpu.contains_key(&(producer as usize))
     }
 
-    /// Does the node compute on KV cells that live in host memory? On the device it would pull all of them over the link, or,
-    /// where a context shift rotates them in place, not reach them at all.
+    /// Does the node compute on KV cells that live in host memory? On the device it pulls all of them over the link, or, where a
+    /// context shift rotates them in place, does not reach them at all.
     unsafe fn reads_host_kv(&self, node: *mut ffi::ggml_tensor) -> bool {
         if !matches!(
             (*node).op,

@@ -46,6 +46,9 @@ impl Runtime {
         if self.models.len() != 1 || debug.like_stock {
             input.fetched_experts = 0;
         }
+        if self.retry.smallest || debug.like_stock {
+            input.host_cells_min_rows = u32::MAX;
+        }
         input.fixed = self.fixed_plan();
         input
     }

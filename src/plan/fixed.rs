@@ -30,6 +30,9 @@ pub struct FixedPlan {
     /// Experts that are fetched for a token and layer.
     #[serde(default)]
     pub fetched_experts: u32,
+    /// [`PlanInput::host_cells_min_rows`].
+    #[serde(default = "super::types::host_cells_min_rows")]
+    pub host_cells_min_rows: u32,
     /// The largest share of the residents' bytes that may be dropped, in percent.
     pub dropped_percent: u32,
 }
@@ -74,6 +77,7 @@ impl FixedPlan {
                 .collect(),
             tiers: plan.tiers.iter().map(tier).collect(),
             fetched_experts: plan.fetched_experts,
+            host_cells_min_rows: plan.host_cells_min_rows,
             dropped_percent: 0,
         }
     }
@@ -228,6 +232,7 @@ impl<'a> Work<'a> {
             ring,
             kv,
             fetched_experts: input.fetched(),
+            host_cells_min_rows: self.fixed.host_cells_min_rows,
             ledger,
         }
     }

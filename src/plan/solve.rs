@@ -282,6 +282,7 @@ impl<'a> Problem<'a> {
                 0 => 0,
                 _ => input.fetched(),
             },
+            host_cells_min_rows: input.host_cells_min_rows,
             ledger,
         }
     }

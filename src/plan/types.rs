@@ -155,6 +155,10 @@ pub struct PlanInput {
     /// device, and the others by the CPU meanwhile.
     #[serde(default)]
     pub fetched_experts: u32,
+    /// Batches of at least so many tokens attend on the device to cells that are in host memory, which are copied for it; smaller
+    /// ones on the CPU.
+    #[serde(default = "host_cells_min_rows")]
+    pub host_cells_min_rows: u32,
     /// Residents are packed into chunks of about this size.
     pub chunk_target: u64,
     /// What an earlier plan decided: placed as it says.
@@ -187,10 +191,15 @@ impl PlanInput {
             expert_min_rows: None,
             chosen_percent: 90,
             fetched_experts: 0,
+            host_cells_min_rows: host_cells_min_rows(),
             chunk_target: 64 * MIB,
             fixed: None,
         }
     }
+}
+
+pub(super) fn host_cells_min_rows() -> u32 {
+    32
 }
 
 /// How much of the ring batches of a size stream through.
@@ -363,6 +372,9 @@ pub struct Plan {
     /// [`PlanInput::fetched_experts`].
     #[serde(default)]
     pub fetched_experts: u32,
+    /// [`PlanInput::host_cells_min_rows`].
+    #[serde(default = "host_cells_min_rows")]
+    pub host_cells_min_rows: u32,
     /// What the budget is spent on.
     pub ledger: Ledger,
 }

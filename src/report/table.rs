@@ -119,6 +119,11 @@ impl Report {
             let beside = format!("{number} fetched beside the CPU's; {bytes}");
             field(text, "single tokens", &beside);
         }
+        if self.attentions_over_host_cells > 0 {
+            let number = self.attentions_over_host_cells;
+            let over = format!("{number} on the device over cells in host memory");
+            field(text, "attentions", &over);
+        }
         let uploaded = format!("{} into residents", size(self.bytes_uploaded));
         field(text, "uploaded", &uploaded);
         for (label, units) in [

@@ -79,6 +79,8 @@ pub struct Report {
     pub rewritten_nodes: u64,
     /// Nodes with weights that were left to the scheduler.
     pub declined_nodes: u64,
+    /// Attentions that the device computed over cells in host memory, which were copied for it.
+    pub attentions_over_host_cells: u64,
     /// Names of the weights that are not resident.
     pub not_resident: Vec<String>,
     /// What became of the saved plan that the run was to follow.
@@ -258,6 +260,7 @@ impl Default for Report {
             recarvings: 0,
             rewritten_nodes: 0,
             declined_nodes: 0,
+            attentions_over_host_cells: 0,
             not_resident: Vec::new(),
             saved_plan: None,
             simulated_device: None,

@@ -213,6 +213,11 @@ impl<'a> Search<'a> {
             ubatch: option.ubatch,
             ..wanted.workload
         };
+        input.host_cells_min_rows = costs.device_attends_from(u64::from(workload.prompt));
+        let decisions = Decisions {
+            host_cells_min_rows: None,
+            ..decisions
+        };
         let plan = plan(&input.with(&decisions))?;
         let (prediction, score) = weigh(costs, &plan, workload);
         Ok(Search {
@@ -229,7 +234,10 @@ impl<'a> Search<'a> {
 
     fn found(self) -> Found {
         Found {
-            decisions: self.decisions,
+            decisions: Decisions {
+                host_cells_min_rows: Some(self.input.host_cells_min_rows),
+                ..self.decisions
+            },
             plan: self.plan,
             prediction: self.prediction,
             ubatch: self.workload.ubatch,
