@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fetch] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fetch] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -281,6 +281,40 @@ print([r["logits_hash"] for r in run["results"]], run["report"]["experts"]["besi
     done
     grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
     tar -C "$OUT" -czf "$OUT/reports.tar.gz" $(cd "$OUT" && ls report-*.json) && rm "$OUT"/report-*.json
+fi
+
+if [[ $what == *cells* ]]; then
+    # KV cells that the budget has no room for: the same bits whatever the delays, while batches attend to them on the device
+    synth tiny-llama tiny-llama
+    synth tiny-qwen3moe tiny-qwen3moe
+    for model in tiny-llama tiny-qwen3moe; do
+        for mib in ${CELLS_MIB:-45 60}; do
+            digests=()
+            for seed in 0 1 2 3; do
+                beside=0
+                [ "$seed" = 0 ] || { export PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1; beside=8; }
+                digests+=("$(PIPESHARD_RESERVE=0 timeout 60 "$bin/pipeshard" eval "$models/$model.gguf" --prompt 1,40,600 --generate 4 --ctx 8192 \
+                    --threads 8 --vram $((mib + beside))M 2>> "$OUT/visit.log" | python3 -c '
+import json, sys
+run = json.load(sys.stdin)
+print([r["logits_hash"] for r in run["results"]], run["report"]["attentions_over_host_cells"])')")
+                unset PIPESHARD_DEBUG_NOISE PIPESHARD_DEBUG_FILL
+            done
+            distinct=$(printf '%s\n' "${digests[@]%]*}" | sort -u | wc -l)
+            note "host cells $model ${mib}M: $distinct distinct of ${#digests[@]} runs; attentions${digests[0]##*]} and${digests[1]##*]}"
+        done
+    done
+fi
+
+if [[ $what == *long* ]]; then
+    # contexts whose cells are larger than the budget; LONG: budget, model, prompt
+    for long in ${LONG:-4G,30b,65408 2G,8b,16256}; do
+        IFS=, read -r budget model prompt <<< "$long"
+        [ "$model" = 8b ] && synth 8b llama3-8b --type f16 || synth 30b qwen3-30b-a3b --type q4_0
+        common=(-m "$models/$model.gguf" -b 4096 -r 1 -v --pipeshard --pipeshard-vram "$budget")
+        bench "$model $budget, prompt of $prompt" "${common[@]}" --no-warmup -p "$prompt" -n 0 --pipeshard-report "$OUT/long-$model-$budget.json"
+        bench "$model $budget, behind $prompt" "${common[@]}" -p 0 -n "${GENERATE:-16}" -d "$prompt"
+    done
 fi
 
 if [[ $what == *speed* ]]; then

@@ -408,7 +408,7 @@ fn tensors_are_spread_singly_where_a_small_ring_holds_copies_back() {
         ..Decisions::default()
     };
     let mut search = Search::new(&wanted, &option, &costs, decisions).unwrap();
-    let before = search.prediction.clone();
+    let before = search.prediction;
     assert!(search.try_even(), "{before:?}");
     let after = &search.prediction;
     assert!(after.ttft < 0.95 * before.ttft, "{before:?} {after:?}");
