@@ -116,6 +116,12 @@ impl Ledger {
         self.note();
     }
 
+    /// The same for buffers that are made when the arena has made room for them: what is held by then is noted when that is done.
+    pub fn expect_scratch(&mut self, sched: usize, bytes: u64) {
+        let entry = self.scratch.entry(sched).or_default();
+        *entry = (*entry).max(bytes);
+    }
+
     /// Bytes of compute buffers of one scheduler.
     pub fn scratch_of(&self, sched: usize) -> u64 {
         self.scratch.get(&sched).copied().unwrap_or(0)

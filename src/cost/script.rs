@@ -13,6 +13,8 @@ pub(super) const MASK_LOOK: f64 = 4e-9;
 const MASK_COPY: f64 = 0.6e-9;
 /// Seconds that the host takes for an element of an embedding, which one thread looks up.
 pub(super) const EMBEDDING_ELEMENT: f64 = 1.1e-9;
+/// A batch of a prompt, by which it is decided where it attends to cells in host memory.
+const MANY_TOKENS: u32 = 64;
 /// Seconds of the host to submit the copy of one expert.
 const SUBMIT_EXPERT: f64 = 3e-6;
 /// Bytes of a logit.
@@ -241,22 +243,21 @@ impl Costs<'_> {
         at(times.bytes, self.profile.link.pinned.median)
     }
 
-    /// From how many tokens on the device attends no slower than the CPU to `cells` cells in host memory, which are copied for it.
-    pub(crate) fn device_attends_from(&self, cells: u64) -> u32 {
+    /// From how many tokens on the device attends to `cells` cells of each sequence in host memory, which are copied for it: 1, 2
+    /// or `u32::MAX`. llama.cpp reserves compute buffers for a full ubatch and for a token of each sequence, so where the CPU
+    /// is faster with few tokens only those of a single sequence may be left to it.
+    pub(crate) fn device_attends_from(&self, cells: u64, sequences: u32) -> u32 {
         let faster = |rows: u32| {
             (0..self.steps.caches.len()).all(|kind| {
                 let times = self.attend(kind as u16, rows, 1, cells);
                 times.gpu + self.cells_copied(times) <= times.cpu
             })
         };
-        let mut from = u32::MAX;
-        for rows in [64, 32, 16, 8, 4, 2, 1] {
-            if !faster(rows) {
-                break;
-            }
-            from = rows;
+        match (faster(MANY_TOKENS), sequences > 1 || faster(1)) {
+            (false, _) => u32::MAX,
+            (true, true) => 1,
+            (true, false) => 2,
         }
-        from
     }
 
     /// The most experts that a token chooses in a layer.

@@ -143,7 +143,7 @@ impl Runtime {
         if !room && !measuring {
             // The graph that wants them already refers to the arena. The scheduler divides it once more, and the arena makes
             // room for the larger buffers before that.
-            self.ledger.set_scratch(sched, bytes);
+            self.ledger.expect_scratch(sched, bytes);
             self.replan();
             self.void_graphs();
             return false;

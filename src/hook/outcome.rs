@@ -55,7 +55,7 @@ pub struct Outcome {
     seen: [Vec<Option<Placement>>; 2],
     declined: u64,
     /// Attentions of the device over cells in host memory, in all passes.
-    pub copied_cells: u64,
+    pub over_host_cells: u64,
 }
 
 impl Outcome {
@@ -239,7 +239,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         recarvings: outcome.recarvings,
         rewritten_nodes: outcome.rewritten_nodes,
         declined_nodes: outcome.declined,
-        attentions_over_host_cells: outcome.copied_cells,
+        attentions_over_host_cells: outcome.over_host_cells,
         not_resident,
         simulated_device: runtime
             .device

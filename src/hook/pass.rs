@@ -306,7 +306,7 @@ impl Runtime {
         }
         let streams = !entry.graph.uses.is_empty();
         let (counted, rows) = (entry.graph.carving.is_some(), entry.graph.rows);
-        let copied_cells = entry.graph.copied_cells;
+        let over_host_cells = entry.graph.over_host_cells.len() as u64;
         if let (false, Some(failure)) = (ok, self.device_failure()) {
             self.outcome.note_error(failure);
         }
@@ -314,7 +314,7 @@ impl Runtime {
             return;
         }
         self.outcome.count_pass(rows);
-        self.outcome.copied_cells += u64::from(copied_cells);
+        self.outcome.over_host_cells += over_host_cells;
         self.retry.succeeded();
         // the next pass most likely streams the same groups: fetch what fits already
         if streams && self.shrunk_file().is_none() {

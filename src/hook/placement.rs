@@ -11,7 +11,7 @@ use crate::arena::stacked_experts;
 use crate::ffi;
 use crate::lanes::ring::GroupId;
 use crate::plan::{Location, Placement, Plan, UnitClass, UnitId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What the hook knows of the graph that a scheduler split last.
 #[derive(Debug, Default)]
@@ -36,8 +36,9 @@ pub struct SplitGraph {
     pub bound: Vec<(UnitId, Placement)>,
     /// Nodes with weights that were left to the scheduler.
     pub declined: u32,
-    /// Attentions of the device over cells that are copied from host memory.
-    pub copied_cells: u32,
+    /// Attentions of the device over cells that are copied from host memory. Each begins a split: the copies take memory from
+    /// there on, wherever else is cut, so that the reserve holds for all graphs.
+    pub over_host_cells: HashSet<usize>,
     /// What the device's backend is expected to take from its own pool for the widest product, in bytes.
     pub pool_bytes: u64,
     /// Which groups are read in part, by whose choice.
@@ -57,7 +58,7 @@ impl SplitGraph {
         self.cells = 0;
         self.carving = None;
         self.declined = 0;
-        self.copied_cells = 0;
+        self.over_host_cells.clear();
         self.pool_bytes = 0;
         self.routings.clear();
         self.divided.clear();
@@ -71,7 +72,7 @@ impl SplitGraph {
                 self.open_group = Some(group);
                 true
             }
-            _ => self.divided.cuts(node),
+            _ => self.over_host_cells.contains(&node) || self.divided.cuts(node),
         }
     }
 
@@ -273,7 +274,7 @@ impl Decider<'_> {
         if self.reads_host_kv(node) || choice_for_cpu {
             match !choice_for_cpu && self.attends_on_device(node) {
                 true => {
-                    self.graph.copied_cells += 1;
+                    self.graph.over_host_cells.insert(node as usize);
                     self.run_on_device(node, Placement::Resident);
                 }
                 false => self.run_on_cpu(node),

@@ -199,7 +199,7 @@ impl PlanInput {
 }
 
 pub(super) fn host_cells_min_rows() -> u32 {
-    32
+    1
 }
 
 /// How much of the ring batches of a size stream through.

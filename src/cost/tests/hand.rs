@@ -156,10 +156,11 @@ fn hand_overs_move_activations() {
 }
 
 #[test]
-fn attention_over_cells_on_the_host_is_the_cpus() {
+fn attention_over_cells_on_the_host_is_the_cpus_or_waits_for_their_copy() {
     let model = SMALL.inventory();
     let mut plan = all_resident(&model);
     plan.kv[1].device = false;
+    plan.host_cells_min_rows = 2;
     let machine = Machine {
         cpu: 1e9,
         hand_over: 0.5,
@@ -174,6 +175,24 @@ fn attention_over_cells_on_the_host_is_the_cpus() {
     // keys and values in f16, and four small operations over the result
     let cells = 10_001.0 * 2.0 * 512.0 * 2.0;
     close(found.cpu, (cells + 4.0 * 2.0 * 1024.0 * 4.0) / 1e9);
+
+    plan.host_cells_min_rows = 1;
+    let link = Machine {
+        link: 1e9,
+        ..machine
+    };
+    let copied = cost(link, &model, &plan, pass);
+    assert_eq!((copied.hand_overs, copied.cpu), (0, 0.0));
+    close(copied.gpu, cells / 1e9);
+    let costs = |machine: Machine, cells, sequences| {
+        let profile = machine.profile();
+        Costs::new(shape(&model), &profile).device_attends_from(cells, sequences)
+    };
+    // each way at the same speed, but the CPU reads cells for all tokens at once
+    let slow = Machine { cpu: 1e8, ..link };
+    assert_eq!(costs(slow, 10_000, 1), 1);
+    let slow = Machine { link: 1e8, ..link };
+    assert_eq!(costs(slow, 10_000, 1), u32::MAX);
 }
 
 #[test]

@@ -213,7 +213,8 @@ impl<'a> Search<'a> {
             ubatch: option.ubatch,
             ..wanted.workload
         };
-        input.host_cells_min_rows = costs.device_attends_from(u64::from(workload.prompt));
+        input.host_cells_min_rows =
+            costs.device_attends_from(u64::from(workload.prompt), workload.sequences);
         let decisions = Decisions {
             host_cells_min_rows: None,
             ..decisions
