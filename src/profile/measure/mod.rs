@@ -122,21 +122,23 @@ pub fn measure(
     let mut session = Session::open(device, &arenas, settings)?;
     progress(0, steps);
     let pace = session.pace();
-    let mut link = session
-        .traffic
-        .measure(device, settings.pinned.min(64 * MIB), pace)?;
+    let span = settings.pinned.min(64 * MIB);
+    let mut link = session.traffic.measure(device, span, pace)?;
     progress(1, steps);
     let memory = session.memory(&mut link)?;
     progress(2, steps);
-    // what it costs to wake threads and to wait depends on what else runs at that moment
+    // what it costs to wake threads and to wait depends on what else runs at that moment, and so does the link
     let mut overheads = vec![session.overheads()?];
+    session.traffic.measure_again(&mut link, span, pace);
     progress(3, steps);
     let (first, second) = ops.split_at(ops.len() / 2);
     let mut curves = session.curves(first, &|done| progress(3 + done, steps))?;
     overheads.push(session.overheads()?);
+    session.traffic.measure_again(&mut link, span, pace);
     let done_first = 3 + curves.len();
     curves.extend(session.curves(second, &|done| progress(done_first + done, steps))?);
     overheads.push(session.overheads()?);
+    session.traffic.measure_again(&mut link, span, pace);
     let overheads = overheads::middle_of(&overheads);
     let cpu = Roofline {
         bytes: memory.cpu.median.max(best(&curves, Processor::Cpu).0),
