@@ -111,8 +111,7 @@ impl Ledger {
 
     /// Books the compute buffers of a scheduler: `bytes` in all. Buffers never shrink.
     pub fn set_scratch(&mut self, sched: usize, bytes: u64) {
-        let entry = self.scratch.entry(sched).or_default();
-        *entry = (*entry).max(bytes);
+        self.expect_scratch(sched, bytes);
         self.note();
     }
 

@@ -21,9 +21,7 @@ impl Costs<'_> {
     /// time before.
     pub fn predict(&self, plan: &Plan, workload: Workload) -> Prediction {
         let sequences = workload.sequences.max(1);
-        let ubatch = workload.ubatch.max(1);
-        let tokens = u64::from(workload.prompt) * u64::from(sequences);
-        let prompt = self.prompt(plan, u64::from(workload.prompt), tokens, ubatch);
+        let prompt = self.prompts(plan, workload);
         let decode = self.pass(
             plan,
             PassShape {
@@ -45,11 +43,14 @@ impl Costs<'_> {
 
     /// Seconds to the first token alone, as in [`Costs::predict`].
     pub fn first_token(&self, plan: &Plan, workload: Workload) -> f64 {
-        let sequences = workload.sequences.max(1);
-        let tokens = u64::from(workload.prompt) * u64::from(sequences);
-        let ubatch = workload.ubatch.max(1);
-        let prompt = self.prompt(plan, u64::from(workload.prompt), tokens, ubatch);
-        prompt.seconds + self.sampling(sequences)
+        self.prompts(plan, workload).seconds + self.sampling(workload.sequences.max(1))
+    }
+
+    /// The prompts of all sequences.
+    fn prompts(&self, plan: &Plan, workload: Workload) -> PassCost {
+        let each = u64::from(workload.prompt);
+        let tokens = each * u64::from(workload.sequences.max(1));
+        self.prompt(plan, each, tokens, workload.ubatch.max(1))
     }
 
     fn sampling(&self, sequences: u32) -> f64 {

@@ -37,7 +37,7 @@ pub struct SplitGraph {
     /// Nodes with weights that were left to the scheduler.
     pub declined: u32,
     /// Attentions of the device over cells that are copied from host memory. Each begins a split: the copies take memory from
-    /// there on, wherever else is cut, so that the reserve holds for all graphs.
+    /// there on, wherever else is cut. How much that is depends on the number of cells, so compute buffers may still grow.
     pub over_host_cells: HashSet<usize>,
     /// What the device's backend is expected to take from its own pool for the widest product, in bytes.
     pub pool_bytes: u64,
@@ -272,7 +272,7 @@ impl Decider<'_> {
         }
         let choice_for_cpu = self.cpu_choice && (*node).op == ffi::GGML_OP_ARGSORT;
         if self.reads_host_kv(node) || choice_for_cpu {
-            match !choice_for_cpu && self.attends_on_device(node) {
+            match self.attends_on_device(node) {
                 true => {
                     self.graph.over_host_cells.insert(node as usize);
                     self.run_on_device(node, Placement::Resident);
