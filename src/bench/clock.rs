@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::command::repetitions_of;
 use super::grid::{Form, Grid, Job, Step};
+use super::repeats::Repeats;
 use super::types::{Approach, Test, Work};
 
 /// What a model means for times.
@@ -42,23 +42,16 @@ const STATE_COPY: f64 = 4e9;
 
 /// Seconds that a job should take.
 pub fn job_seconds(job: &Job, facts: Facts, repetitions: u32) -> f64 {
-    let repetitions = repetitions_of(job.approach, repetitions);
+    let repeats = Repeats::of(job, facts, repetitions);
     let host = facts.on_host(job.budget);
     let all = facts.bytes as f64;
-    let (load, link) = match job.approach {
-        Approach::FitMapped => (1.0 + (all - host) / MAPPED_LINK, MAPPED_LINK),
-        Approach::Layers | Approach::Part | Approach::HostKv => {
-            ((all - host) / MAPPED_LINK, MAPPED_LINK)
-        }
-        Approach::AllInVram => (all / MAPPED_LINK, LOCKED_LINK),
-        Approach::FitLocked => (
-            1.0 + host / LOCKING + (all - host) / MAPPED_LINK,
-            LOCKED_LINK,
-        ),
-        Approach::Search | Approach::SamePlacement => {
-            (host / LOCKING + (all - host) / MAPPED_LINK, LOCKED_LINK)
-        }
-        Approach::Pipeshard | Approach::PipeshardAll => (all / 25e9, 45e9),
+    let load = match job.approach {
+        Approach::FitMapped => 1.0 + (all - host) / MAPPED_LINK,
+        Approach::Layers | Approach::Part | Approach::HostKv => (all - host) / MAPPED_LINK,
+        Approach::AllInVram => all / MAPPED_LINK,
+        Approach::FitLocked => 1.0 + host / LOCKING + (all - host) / MAPPED_LINK,
+        Approach::Search | Approach::SamePlacement => host / LOCKING + (all - host) / MAPPED_LINK,
+        Approach::Pipeshard | Approach::PipeshardAll => all / 25e9,
     };
     let fits_anew = matches!(job.approach, Approach::FitMapped | Approach::FitLocked);
     let loads = if fits_anew {
@@ -66,21 +59,43 @@ pub fn job_seconds(job: &Job, facts: Facts, repetitions: u32) -> f64 {
     } else {
         1.0
     };
-    let runs = f64::from(repetitions + 1);
-    let ubatch = f64::from(job.ubatch.unwrap_or(2048)).max(1.0);
-    let tests = job.tests.iter().map(|test| {
-        let tokens = f64::from(test.tokens);
-        match test.work {
-            Work::Decode => {
-                tokens * pass_seconds(facts, job.budget, *test) * f64::from(repetitions)
-            }
-            Work::Prompt => {
-                runs * ((tokens / ubatch).ceil() * host / link + tokens / COMPUTE + 0.02)
-            }
-            Work::FirstToken => host / link + 0.2,
-        }
+    let tests = job.tests.iter().map(|&test| {
+        let runs = match test.work {
+            // a generation is warmed up with a token
+            Work::Decode => repeats.times,
+            _ => repeats.runs(),
+        };
+        f64::from(runs) * test_seconds(job, facts, test)
     });
     START + loads * load + tests.sum::<f64>()
+}
+
+/// Seconds that a test of a job takes once.
+pub fn test_seconds(job: &Job, facts: Facts, test: Test) -> f64 {
+    let tokens = f64::from(test.tokens);
+    let ubatch = f64::from(job.ubatch.unwrap_or(2048)).max(1.0);
+    let streamed = facts.on_host(job.budget) / link_of(job.approach);
+    match test.work {
+        Work::Decode => tokens * pass_seconds(facts, job.budget, test),
+        Work::Prompt => (tokens / ubatch).ceil() * streamed + prompt_seconds(tokens) + 0.02,
+        Work::FirstToken => streamed + 0.2,
+    }
+}
+
+/// Bytes per second at which an approach reads the host's weights.
+fn link_of(approach: Approach) -> f64 {
+    match approach {
+        Approach::FitMapped | Approach::Layers | Approach::Part | Approach::HostKv => MAPPED_LINK,
+        Approach::AllInVram | Approach::FitLocked | Approach::Search | Approach::SamePlacement => {
+            LOCKED_LINK
+        }
+        Approach::Pipeshard | Approach::PipeshardAll => 45e9,
+    }
+}
+
+/// Seconds to compute a prompt, attention included.
+fn prompt_seconds(tokens: f64) -> f64 {
+    tokens / COMPUTE * (1.0 + tokens / 65536.0)
 }
 
 /// Seconds for one generated token of each sequence of a test.
@@ -94,7 +109,7 @@ pub fn pass_seconds(facts: Facts, budget: Option<u64>, test: Test) -> f64 {
 /// Seconds for one process that generates with a placement for each of these budgets.
 pub fn place_seconds(facts: Facts, budgets: &[u64], test: Test, repetitions: u32) -> f64 {
     let depth = f64::from(test.depth);
-    let fill = depth / COMPUTE * (1.0 + depth / 65536.0);
+    let fill = prompt_seconds(depth);
     let state = depth * CELL / STATE_COPY;
     let all = facts.bytes as f64;
     let runs = f64::from(repetitions);

@@ -6,6 +6,7 @@ use std::process::Command;
 use serde::Deserialize;
 
 use super::grid::{Form, Job};
+use super::repeats::Repeats;
 use super::types::{Approach, Test, Work};
 use super::MIB;
 
@@ -101,14 +102,14 @@ impl Tools {
 
     /// The arguments of `llama-batched-bench`. The prompt is shared: every sequence starts from a copy of it, which fills their
     /// contexts without computing them.
-    fn batched_arguments(&self, job: &Job) -> Vec<String> {
+    fn batched_arguments(&self, job: &Job, repeats: Repeats) -> Vec<String> {
         let mut args: Vec<String> = Vec::new();
         let Some(test) = job.tests.first() else {
             return args;
         };
         let mut push = |list: &[&str]| args.extend(list.iter().map(|&a| a.to_owned()));
         // the first is a warm-up
-        let runs = vec![test.sequences.to_string(); self.repetitions as usize + 1];
+        let runs = vec![test.sequences.to_string(); repeats.runs() as usize];
         push(&["--output-format", "jsonl", "-t", &self.threads.to_string()]);
         push(&["-c", &test.context().to_string(), "-b", "2048"]);
         if let Some(ubatch) = job.ubatch {
@@ -131,7 +132,14 @@ impl Tools {
 
     /// The command for `job` on the model at `path`. `slack` are bytes by which `--fit` is held below the budget, because it
     /// is known to overrun its target by as many.
-    pub fn command(&self, job: &Job, path: &Path, slack: u64, side: &Side) -> Command {
+    pub fn command(
+        &self,
+        job: &Job,
+        path: &Path,
+        repeats: Repeats,
+        slack: u64,
+        side: &Side,
+    ) -> Command {
         let batched = job.form == Form::Batched;
         let mut command = self.tool(match batched {
             true => "llama-batched-bench",
@@ -139,8 +147,8 @@ impl Tools {
         });
         command.arg("-m").arg(path);
         command.args(match batched {
-            true => self.batched_arguments(job),
-            false => self.arguments(job, slack),
+            true => self.batched_arguments(job, repeats),
+            false => self.arguments(job, repeats, slack),
         });
         if job.approach.is_ours() {
             command.arg("--pipeshard-report").arg(&side.report);
@@ -153,16 +161,13 @@ impl Tools {
     }
 
     /// The arguments behind the model's name, but for those that name files.
-    fn arguments(&self, job: &Job, slack: u64) -> Vec<String> {
+    fn arguments(&self, job: &Job, repeats: Repeats, slack: u64) -> Vec<String> {
         let mut args: Vec<String> = Vec::new();
         let mut push = |list: &[&str]| args.extend(list.iter().map(|&a| a.to_owned()));
         push(&["-o", "jsonl", "--progress", "-t", &self.threads.to_string()]);
-        let cold = job.tests.iter().any(|t| t.work == Work::FirstToken);
-        if cold {
-            push(&["-r", "1", "--no-warmup"]);
-        } else {
-            let repetitions = repetitions_of(job.approach, self.repetitions);
-            push(&["-r", &repetitions.to_string()]);
+        push(&["-r", &repeats.times.to_string()]);
+        if !repeats.warm_up {
+            push(&["--no-warmup"]);
         }
         let longest = job.tests.iter().map(|t| match t.work {
             Work::Decode => t.depth,
@@ -238,14 +243,6 @@ impl Tools {
     }
 }
 
-/// How often a test is repeated where `wanted` is the rule: the mapped file is slow by far, and varies least.
-pub fn repetitions_of(approach: Approach, wanted: u32) -> u32 {
-    match approach {
-        Approach::FitMapped => wanted.saturating_sub(1).max(1),
-        _ => wanted,
-    }
-}
-
 /// A line of `llama-bench -o jsonl`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct BenchLine {
@@ -311,6 +308,7 @@ pub fn starts_a_test(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::clock::Facts;
     use super::*;
 
     fn tools() -> Tools {
@@ -324,7 +322,12 @@ mod tests {
     }
 
     fn line(job: &Job, slack: u64) -> String {
-        tools().arguments(job, slack).join(" ")
+        let facts = Facts {
+            bytes: 16 << 30,
+            active: 1.0,
+        };
+        let repeats = Repeats::of(job, facts, tools().repetitions);
+        tools().arguments(job, repeats, slack).join(" ")
     }
 
     #[test]
@@ -347,7 +350,7 @@ mod tests {
         let job = Job::new(0, Some(5000), Approach::Pipeshard, vec![Test::prompt(8)]);
         assert_eq!(
             line(&job, 0),
-            "-o jsonl --progress -t 16 -r 3 -b 2048 -p 8 -n 0 --pipeshard --pipeshard-vram 5000"
+            "-o jsonl --progress -t 16 -r 4 -b 2048 -p 8 -n 0 --pipeshard --pipeshard-vram 5000"
         );
     }
 

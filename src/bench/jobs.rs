@@ -9,6 +9,7 @@ use super::measure::{
 };
 use super::memory::Sampler;
 use super::process;
+use super::repeats::Repeats;
 use super::runner::Run;
 use super::setup::{log_command, log_said};
 use super::types::{Approach, Counted, Measurement, Outcome, Test, Work};
@@ -131,9 +132,11 @@ impl Run<'_> {
         let side = Side::in_folder(&self.settings.folder);
         side.clear();
         let slack = parse_slack(&job.setting).unwrap_or(0);
-        let mut command = self.tools.command(job, &model.path, slack, &side);
+        let facts = self.fact(job.model);
+        let repeats = Repeats::of(job, facts, self.tools.repetitions);
+        let mut command = self.tools.command(job, &model.path, repeats, slack, &side);
         log_command(&mut self.log, &command);
-        let estimate = job_seconds(job, self.fact(job.model), self.tools.repetitions);
+        let estimate = job_seconds(job, facts, self.tools.repetitions);
         let limit = self.clock.limit_for(estimate);
         let idle = self.source.settled();
         let sampler = Sampler::start(&self.source);
@@ -211,8 +214,8 @@ impl Run<'_> {
                 },
                 peak,
                 counted: report.as_ref().map(|report| Counted {
-                    predicted: predicted_of(report, self.tools.repetitions, &job.tests),
-                    ..counted(report, test, self.tools.repetitions, &job.tests)
+                    predicted: predicted_of(report, repeats, &job.tests),
+                    ..counted(report, test, repeats, &job.tests)
                 }),
                 outcome: match over {
                     0 => Outcome::Valid,

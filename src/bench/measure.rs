@@ -7,6 +7,7 @@ use super::analysis::{setting_text, Stats};
 use super::command::{starts_a_test, BatchedLine, BenchLine};
 use super::memory::Sampler;
 use super::process::Finished;
+use super::repeats::Repeats;
 use super::table::rate;
 use super::types::{Counted, Measurement, Outcome, Predicted, Test, Work};
 use super::MIB;
@@ -162,7 +163,7 @@ pub fn low_point(sampler: &Sampler, result: &Timed) -> Instant {
 ///
 /// Of a generation: what was predicted for the very passes that ran. Of a prompt: the same where it took several passes alike;
 /// else what the plan was chosen by, where that was for a prompt of this length.
-pub fn predicted_of(report: &Report, repetitions: u32, tests: &[Test]) -> Option<Predicted> {
+pub fn predicted_of(report: &Report, repeats: Repeats, tests: &[Test]) -> Option<Predicted> {
     let prompt = tests.iter().find(|t| t.work == Work::Prompt)?.tokens;
     let decode = tests.iter().find(|t| t.work == Work::Decode)?;
     let chosen = report.predicted.as_ref();
@@ -172,7 +173,7 @@ pub fn predicted_of(report: &Report, repetitions: u32, tests: &[Test]) -> Option
         off.abs() <= SAME_LENGTH
     });
     // the warm-up is a prompt, too
-    let per_prompt = report.passes.prompt as f64 / f64::from(repetitions + 1);
+    let per_prompt = report.passes.prompt as f64 / f64::from(repeats.runs());
     let of_passes = passes.prompt.predicted_seconds_per_pass * per_prompt.ceil();
     let of_pass = passes.decode.predicted_seconds_per_pass;
     let found = Predicted {
@@ -194,13 +195,14 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
 }
 
 /// What a report says about one repetition. Only a process with a single test can tell its bytes.
-pub fn counted(report: &Report, test: Test, repetitions: u32, tests: &[Test]) -> Counted {
-    let repetitions = f64::from(repetitions);
+pub fn counted(report: &Report, test: Test, repeats: Repeats, tests: &[Test]) -> Counted {
     let runs = match test.work {
-        Work::FirstToken => 1.0,
-        Work::Prompt => repetitions + 1.0,
+        Work::FirstToken | Work::Prompt => f64::from(repeats.runs()),
         // the warm-up generates one token; bytes are those of a token
-        Work::Decode => repetitions * f64::from(test.tokens) + 1.0,
+        Work::Decode => {
+            let tokens = f64::from(repeats.times) * f64::from(test.tokens);
+            tokens + f64::from(u32::from(repeats.warm_up))
+        }
     };
     let alone = tests.len() == 1 && test.depth == 0;
     let passes = (report.passes.prompt + report.passes.decode).max(1) as f64;
@@ -259,6 +261,10 @@ mod tests {
     use super::super::process::Said;
     use super::*;
 
+    fn repeats(times: u32, warm_up: bool) -> Repeats {
+        Repeats { times, warm_up }
+    }
+
     #[test]
     fn overruns_are_remembered_in_the_setting() {
         assert_eq!(slack_setting(48 * MIB), "-48 MiB");
@@ -288,10 +294,10 @@ mod tests {
             ..Report::default()
         };
         // four passes in each of two prompts and a warm-up
-        let found = predicted_of(&report, 2, &tests).unwrap();
+        let found = predicted_of(&report, repeats(2, true), &tests).unwrap();
         assert_eq!((found.ttft, found.tps), (Some(2.0), Some(10.0)));
         report.calibration = None;
-        assert_eq!(predicted_of(&report, 2, &tests), None);
+        assert_eq!(predicted_of(&report, repeats(2, true), &tests), None);
         let chosen = |tokens: u32| {
             let text = format!(
                 r#"{{"ttft": 3.0, "tps": 7.0, "e2el": 9.0, "decode_pass_seconds": 0.1, "prompt_pass_seconds": 0.7,
@@ -301,11 +307,11 @@ mod tests {
             serde_json::from_str(&text).unwrap()
         };
         report.predicted = Some(chosen(16384));
-        let found = predicted_of(&report, 2, &tests).unwrap();
+        let found = predicted_of(&report, repeats(2, true), &tests).unwrap();
         assert_eq!((found.ttft, found.tps), (Some(3.0), Some(7.0)));
         // of another prompt
         report.predicted = Some(chosen(12288));
-        assert_eq!(predicted_of(&report, 2, &tests), None);
+        assert_eq!(predicted_of(&report, repeats(2, true), &tests), None);
     }
 
     #[test]
@@ -315,11 +321,20 @@ mod tests {
             ..Report::default()
         };
         let prompt = Test::prompt(512);
-        assert_eq!(counted(&report, prompt, 3, &[prompt]).bytes_streamed, 1000);
+        assert_eq!(
+            counted(&report, prompt, repeats(3, true), &[prompt]).bytes_streamed,
+            1000
+        );
         let both = [prompt, Test::prompt(8)];
-        assert_eq!(counted(&report, prompt, 3, &both).bytes_streamed, 0);
+        assert_eq!(
+            counted(&report, prompt, repeats(3, true), &both).bytes_streamed,
+            0
+        );
         let cold = Test::first_token(8);
-        assert_eq!(counted(&report, cold, 3, &[cold]).bytes_streamed, 4000);
+        assert_eq!(
+            counted(&report, cold, repeats(1, false), &[cold]).bytes_streamed,
+            4000
+        );
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub mod place;
 pub mod placements;
 pub mod plot;
 pub mod process;
+pub mod repeats;
 pub mod rounds;
 pub mod runner;
 pub mod search;

@@ -97,6 +97,12 @@ impl Lane {
         }
     }
 
+    /// The link is somebody else's from `now` on for so long.
+    pub fn hold(&mut self, now: f64, seconds: f64) {
+        self.clock = self.clock.max(now) + seconds;
+        self.busy += seconds;
+    }
+
     /// When the copy is done, the CPU waiting for it. Copies before it are, too.
     pub fn finish(&mut self, copy: usize) -> f64 {
         while self.done[copy].1.is_none() {

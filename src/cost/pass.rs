@@ -100,6 +100,7 @@ impl Costs<'_> {
                 }
                 match act.on {
                     Processor::Gpu => {
+                        lanes.lane.hold(lanes.clock, act.link);
                         lanes.until(lanes.clock + act.seconds, false);
                         cost.gpu += act.seconds;
                     }
@@ -133,11 +134,12 @@ impl Costs<'_> {
         cost.link += at(script.fetched_bytes, self.profile.link.pinned.median);
         let streamed = streamed + script.fetched_bytes;
         cost.bytes_streamed = streamed.round() as u64;
-        self.bound(&mut cost, script, streamed);
+        self.bound(&mut cost, script, streamed + script.cell_bytes);
         cost
     }
 
-    fn bound(&self, cost: &mut PassCost, script: &Script, streamed: f64) {
+    /// `moved`: bytes that cross the link, of weights and of cells.
+    fn bound(&self, cost: &mut PassCost, script: &Script, moved: f64) {
         let (link, memory) = (&self.profile.link, &self.profile.memory);
         let rate = or(link.pinned.median, f64::INFINITY);
         let together = or(link.pinned_cpu_busy.median, link.pinned.median)
@@ -151,16 +153,16 @@ impl Costs<'_> {
             .sum();
         // where two are equal the later one is named
         let least = [
-            (Limit::Dram, at(streamed + script.cpu_bytes, dram)),
+            (Limit::Dram, at(moved + script.cpu_bytes, dram)),
             (Limit::Cpu, cpu_alone),
-            (Limit::Link, streamed / rate),
+            (Limit::Link, moved / rate),
             (Limit::Gpu, cost.gpu),
         ];
         let most = least.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
         let (limit, bound) = most.unwrap_or((Limit::Gpu, 0.0));
         cost.limit = limit;
         // what begins before a pass ends with it: no sequence of passes outruns its copies
-        cost.seconds = cost.seconds.max(streamed / rate);
+        cost.seconds = cost.seconds.max(moved / rate);
         cost.bound = bound.min(cost.seconds);
     }
 }

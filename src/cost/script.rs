@@ -28,6 +28,8 @@ pub(super) struct Act {
     pub seconds: f64,
     /// Seconds while the copy lane is busy.
     pub copy_busy: f64,
+    /// Of these, seconds in which it copies cells and has the link to itself.
+    pub link: f64,
     /// Position of the streamed group that it reads.
     pub group: Option<u32>,
     /// Elements per token that it takes and leaves, and the tokens.
@@ -66,6 +68,8 @@ pub(super) struct Script {
     pub cpu_bytes: f64,
     /// Bytes of experts that the device fetches while the CPU computes others.
     pub fetched_bytes: f64,
+    /// Bytes of cells that are copied from host memory.
+    pub cell_bytes: f64,
 }
 
 /// A step whose experts are computed by both processors.
@@ -94,7 +98,7 @@ impl Costs<'_> {
         let mut used: Vec<usize> = Vec::new();
         let mut copies: Vec<Copy> = Vec::new();
         let mut acts: Vec<Act> = Vec::with_capacity(self.steps.steps.len());
-        let (mut cpu_bytes, mut fetched_bytes) = (0.0, 0.0);
+        let (mut cpu_bytes, mut fetched_bytes, mut cell_bytes) = (0.0, 0.0, 0.0);
         let by_both = match rows {
             1 => plan.shared_with_device(),
             _ => Vec::new(),
@@ -107,14 +111,17 @@ impl Costs<'_> {
             };
             let mut group = None;
             let mut shared = None;
+            let mut link = 0.0;
             let (on, times) = match step.work {
                 Work::Small => (Processor::Gpu, None),
                 Work::Attention { layer, kind } => {
                     let host = plan.kv.iter().any(|kv| kv.layer == layer && !kv.device);
                     let mut times = self.attend(kind, sees, shape.sequences, shape.cells);
                     let copied = host && sees >= plan.host_cells_min_rows;
-                    if copied {
-                        times.gpu += self.cells_copied(times);
+                    if copied && sees > 0 {
+                        link = self.cells_copied(times);
+                        times.gpu += link;
+                        cell_bytes += times.bytes;
                     }
                     (processor(host && !copied), Some(times))
                 }
@@ -178,6 +185,7 @@ impl Costs<'_> {
                 on,
                 seconds: seconds(alone),
                 copy_busy: seconds(busy),
+                link,
                 group,
                 takes: step.takes,
                 leaves: step.leaves,
@@ -206,6 +214,7 @@ impl Costs<'_> {
             wants_result: shape.outputs > 0,
             cpu_bytes,
             fetched_bytes,
+            cell_bytes,
             copies,
             acts,
         }

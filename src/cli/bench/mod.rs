@@ -97,7 +97,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     our_ubatch: Option<Vec<u32>>,
 
-    /// Tokens to generate; fewer where that would take too long [default: 64; quick: 32]
+    /// Tokens to generate; fewer where that would take too long [default: 128]
     #[arg(long, value_name = "N")]
     generate: Option<u32>,
 
@@ -105,7 +105,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["0"])]
     depth: Vec<u32>,
 
-    /// Repetitions in each process [default: 3; quick: 2]
+    /// Repetitions in each process, more of what is over in a moment [default: 3; quick: 2]
     #[arg(short, long, value_name = "N")]
     repetitions: Option<u32>,
 
@@ -209,7 +209,7 @@ impl BenchArgs {
             ubatches: list(&self.ubatches, &[512, 2048, 4096], &[4096]),
             fit_ubatches: list(&self.fit_ubatch, &[512, 2048], &[2048]),
             our_ubatches: list(&self.our_ubatch, &[2048, 4096], &[2048]),
-            decode: self.generate.unwrap_or(if quick { 32 } else { 64 }),
+            decode: self.generate.unwrap_or(128),
             decode_seconds: if quick { 2.0 } else { 4.0 },
             depths: self.depth.clone(),
             repetitions: self

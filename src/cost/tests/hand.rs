@@ -297,6 +297,26 @@ fn a_streamed_pass_takes_as_long_as_its_copies() {
 }
 
 #[test]
+fn cells_and_weights_share_the_link() {
+    let model = Decoder { layers: 8, ..SMALL }.inventory();
+    let mut plan = tight(&model, 40 << 20);
+    for kv in &mut plan.kv {
+        kv.device = false;
+    }
+    plan.host_cells_min_rows = 1;
+    let streamed: u64 = plan.ring.groups.iter().map(|g| g.bytes).sum();
+    let machine = Machine { link: 1e9, ..FREE };
+    let pass = PassShape { cells: 500, ..MANY };
+    let found = cost(machine, &model, &plan, pass);
+    let seen = (pass.cells + u64::from(pass.rows) / 2) as f64;
+    let cells = 8.0 * seen * 2.0 * 512.0 * 2.0;
+    close(found.seconds, (streamed as f64 + cells) / 1e9);
+    close(found.link, found.seconds);
+    close(found.bound, found.seconds);
+    assert_eq!(found.bytes_streamed, streamed);
+}
+
+#[test]
 fn copies_for_the_next_pass_begin_when_the_host_is_through_with_this_one() {
     let model = Decoder { layers: 8, ..SMALL }.inventory();
     let plan = tight(&model, 40 << 20);
