@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fetch] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [fetch] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -241,6 +241,31 @@ if [[ $what == *handover* ]]; then
         bench "$round stock, all in VRAM" "${common[@]}" -ngl 99
     done
     grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
+fi
+
+if [[ $what == *fits* ]]; then
+    # generation with everything in VRAM, stock and pipeshard in turn, by what each of CUDA's and pipeshard's ways does to it
+    synth 30b qwen3-30b-a3b --type q4_0
+    read -ra tests <<< "${FITS_TESTS:--p 0 -n 128 -r 4 -ub 512}"
+    common=(-m "$models/${FITS_MODEL:-30b}.gguf" "${tests[@]}")
+    ours=(--pipeshard --pipeshard-vram 60G)
+    PEAK=off
+    for round in $(seq "${ROUNDS:-2}"); do
+        bench "$round stock" "${common[@]}" -ngl 99
+        bench "$round pipeshard" "${common[@]}" "${ours[@]}" --pipeshard-report "$OUT/fits.json"
+    done
+    for way in ${FITS_WAYS-GGML_CUDA_DISABLE_FUSION=1 GGML_CUDA_DISABLE_GRAPHS=1}; do
+        export "${way?}"
+        bench "stock, $way" "${common[@]}" -ngl 99
+        bench "pipeshard, $way" "${common[@]}" "${ours[@]}"
+        unset "${way%%=*}"
+    done
+    for way in ${FITS_OURS-PIPESHARD_DEBUG_CHUNK_BYTES=64G PIPESHARD_DEBUG_STOCK_HAND_OVER=1 PIPESHARD_PAGE_LOCK=off}; do
+        export "${way?}"
+        bench "pipeshard, $way" "${common[@]}" "${ours[@]}"
+        unset "${way%%=*}"
+    done
+    bench "pipeshard, traced" "${common[@]}" "${ours[@]}" --pipeshard-trace "$OUT/fits.trace.json"
 fi
 
 if [[ $what == *fetch* ]]; then

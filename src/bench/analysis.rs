@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use super::types::{Approach, Counted, Machine, Measurement, Outcome, Test, Work};
 
-/// Mean and standard deviation of some repetitions.
+/// Median and standard deviation of some repetitions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Stats {
-    /// The mean.
-    pub mean: f64,
+    /// The median: on a machine that others share, one repetition in some is disturbed.
+    pub median: f64,
     /// The standard deviation; 0 for a single repetition.
     pub deviation: f64,
     /// How many.
@@ -30,19 +30,22 @@ impl Stats {
             1 => 0.0,
             _ => (values.iter().map(square).sum::<f64>() / (count - 1) as f64).sqrt(),
         };
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let median = (sorted[(count - 1) / 2] + sorted[count / 2]) / 2.0;
         Some(Stats {
-            mean,
+            median,
             deviation,
             count,
         })
     }
 
-    /// Standard deviation as a part of the mean.
+    /// Standard deviation as a part of the median.
     pub fn relative(&self) -> f64 {
-        if self.mean == 0.0 {
+        if self.median == 0.0 {
             0.0
         } else {
-            self.deviation / self.mean.abs()
+            self.deviation / self.median.abs()
         }
     }
 }
@@ -82,7 +85,7 @@ impl Row {
             Work::Decode => f64::from(test.sequences),
             _ => f64::from(test.tokens) * f64::from(test.sequences),
         };
-        let value = tokens / self.time.mean.max(1e-12);
+        let value = tokens / self.time.median.max(1e-12);
         Ratio {
             value,
             deviation: value * self.time.relative(),
@@ -91,7 +94,7 @@ impl Row {
 
     /// How many times as fast as `other` this is.
     pub fn times(&self, other: &Row) -> Ratio {
-        let value = other.time.mean / self.time.mean.max(1e-12);
+        let value = other.time.median / self.time.median.max(1e-12);
         let spread = self.time.relative().hypot(other.time.relative());
         Ratio {
             value,
@@ -157,13 +160,13 @@ impl Cell {
     /// The fastest baseline.
     pub fn best_baseline(&self) -> Option<&Row> {
         let rows = self.rows.iter().filter(|row| row.approach.is_baseline());
-        rows.min_by(|a, b| a.time.mean.total_cmp(&b.time.mean))
+        rows.min_by(|a, b| a.time.median.total_cmp(&b.time.median))
     }
 
     /// Part of the bound that pipeshard reached, 1 at most in theory.
     pub fn of_bound(&self, row: &Row) -> Option<Ratio> {
         let bound = self.bound_of(row)?;
-        let value = bound.seconds() / row.time.mean.max(1e-12);
+        let value = bound.seconds() / row.time.median.max(1e-12);
         Some(Ratio {
             value,
             deviation: value * row.time.relative(),
@@ -213,7 +216,7 @@ pub fn rows(
                     setting: m.setting.clone(),
                     ubatch: m.ubatch,
                     time: Stats {
-                        mean: 0.0,
+                        median: 0.0,
                         deviation: 0.0,
                         count: 0,
                     },
@@ -248,7 +251,7 @@ pub fn rows(
 }
 
 fn fastest<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<&'a Row> {
-    rows.min_by(|a, b| a.time.mean.total_cmp(&b.time.mean))
+    rows.min_by(|a, b| a.time.median.total_cmp(&b.time.median))
 }
 
 /// Why baselines of a cell do not count.
@@ -306,7 +309,7 @@ pub fn cells(measurements: &[Measurement], models: &[String], machine: &Machine)
                         let plans =
                             of(approach).find(|row| row.ubatch.is_none() && row.setting.is_empty());
                         if let (Some(plans), Some(fast)) = (plans, fast) {
-                            given = (fast.time.mean < plans.time.mean).then(|| fast.clone());
+                            given = (fast.time.median < plans.time.median).then(|| fast.clone());
                         }
                         plans.or(fast)
                     }
@@ -327,7 +330,7 @@ pub fn cells(measurements: &[Measurement], models: &[String], machine: &Machine)
                 let bytes = row.counted.as_ref()?.bytes_streamed as f64;
                 (prompt && link > 0.0).then_some(())?;
                 Some(Bound {
-                    compute: compute?.time.mean,
+                    compute: compute?.time.median,
                     link: bytes / link,
                 })
             };
@@ -354,7 +357,7 @@ pub fn cells(measurements: &[Measurement], models: &[String], machine: &Machine)
 
 /// Seconds from the end of the request to the last of `tokens` generated ones.
 pub fn end_to_end(prompt: &Row, decode: Option<&Row>, tokens: u32) -> Option<f64> {
-    Some(prompt.time.mean + decode?.time.mean * f64::from(tokens))
+    Some(prompt.time.median + decode?.time.median * f64::from(tokens))
 }
 
 #[cfg(test)]
@@ -400,7 +403,7 @@ pub mod tests {
     #[test]
     fn deviation_is_that_of_a_sample() {
         let stats = Stats::of(&[1.0, 2.0, 3.0]).unwrap();
-        assert_eq!((stats.mean, stats.deviation), (2.0, 1.0));
+        assert_eq!((stats.median, stats.deviation), (2.0, 1.0));
         assert_eq!(Stats::of(&[5.0]).unwrap().deviation, 0.0);
         assert_eq!(Stats::of(&[]), None);
     }
@@ -414,7 +417,7 @@ pub mod tests {
             measured(Approach::Pipeshard, "", 1, &[2.0, 2.0]),
         ]);
         let best = cell.best_baseline().unwrap();
-        assert_eq!((best.setting.as_str(), best.time.mean), ("ffn 1", 5.0));
+        assert_eq!((best.setting.as_str(), best.time.median), ("ffn 1", 5.0));
         let ratio = cell.ours().unwrap().times(best);
         assert_eq!(ratio.value, 2.5);
         assert!(ratio.deviation > 0.5);
@@ -450,7 +453,7 @@ pub mod tests {
         let mut given = measured(Approach::Pipeshard, "", 1, &[1.0]);
         given.ubatch = Some(4096);
         let cell = cell(&[given, measured(Approach::Pipeshard, "", 1, &[2.0])]);
-        assert_eq!(cell.ours().unwrap().time.mean, 2.0);
+        assert_eq!(cell.ours().unwrap().time.median, 2.0);
         assert_eq!(cell.given.unwrap().ubatch, Some(4096));
     }
 

@@ -247,11 +247,8 @@ mod tests {
         let locked = job_seconds(&job(Approach::FitLocked, load.clone()), DENSE, 1);
         let mapped = job_seconds(&job(Approach::FitMapped, load), DENSE, 1);
         assert!(locked > mapped);
-        let prompt = vec![Test::prompt(4096)];
-        let per_run = |approach| {
-            let job = job(approach, prompt.clone());
-            job_seconds(&job, DENSE, 5) - job_seconds(&job, DENSE, 4)
-        };
+        let prompt = Test::prompt(4096);
+        let per_run = |approach| test_seconds(&job(approach, vec![prompt]), DENSE, prompt);
         assert!(per_run(Approach::FitMapped) > 3.0 * per_run(Approach::FitLocked));
         assert!(per_run(Approach::FitLocked) > per_run(Approach::Pipeshard));
     }

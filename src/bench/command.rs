@@ -336,7 +336,7 @@ mod tests {
         let job = Job::new(0, Some(4 << 30), Approach::FitMapped, tests).ubatch(2048);
         assert_eq!(
             line(&job, 0),
-            "-o jsonl --progress -t 16 -r 2 -b 4096 -ub 2048 -p 512,4096 -n 16 -fitt 77824 -fitc 4096"
+            "-o jsonl --progress -t 16 -r 1 -b 4096 -ub 2048 -p 512,4096 -n 16 -fitt 77824 -fitc 4096"
         );
         let locked = Job {
             approach: Approach::FitLocked,

@@ -240,10 +240,10 @@ pub fn told(m: &Measurement) -> String {
                 _ => String::new(),
             };
             let figure = match m.test.work {
-                Work::FirstToken => format!("{:.2} s", stats.mean),
+                Work::FirstToken => format!("{:.2} s", stats.median),
                 _ => {
                     let tokens = f64::from(m.test.tokens) * f64::from(m.test.sequences);
-                    let speed = tokens / stats.mean.max(1e-12);
+                    let speed = tokens / stats.median.max(1e-12);
                     format!("{} token/s", rate(speed))
                 }
             };

@@ -34,7 +34,7 @@ pub struct Placed {
 impl Placed {
     /// Seconds for the prompt and an answer.
     pub fn answer(&self) -> f64 {
-        self.ttft.mean + f64::from(ANSWER) * self.token.mean
+        self.ttft.median + f64::from(ANSWER) * self.token.median
     }
 }
 
@@ -199,12 +199,12 @@ pub fn render(points: &[Point]) -> String {
                 gap.as_ref()
                     .map_or_else(String::new, |g| name_of(g.best).to_owned()),
                 point.prompt.to_string(),
-                format!("{:.0}", chosen.ttft.mean * 1e3),
-                rate(1.0 / chosen.token.mean.max(1e-12)),
+                format!("{:.0}", chosen.ttft.median * 1e3),
+                rate(1.0 / chosen.token.median.max(1e-12)),
                 format!("{:.2}", chosen.answer()),
                 part(gap),
-                part(point.gap(|p| p.ttft.mean)),
-                part(point.gap(|p| p.token.mean)),
+                part(point.gap(|p| p.ttft.median)),
+                part(point.gap(|p| p.token.median)),
             ]);
         }
         let _ = write!(
@@ -248,11 +248,11 @@ pub fn render(points: &[Point]) -> String {
     };
     predictions(
         "TTFT",
-        errors(points, |placed, p| Some(p.ttft? / placed.ttft.mean - 1.0)),
+        errors(points, |placed, p| Some(p.ttft? / placed.ttft.median - 1.0)),
     );
     predictions(
         "TPS",
-        errors(points, |placed, p| Some(p.tps? * placed.token.mean - 1.0)),
+        errors(points, |placed, p| Some(p.tps? * placed.token.median - 1.0)),
     );
     text
 }
@@ -285,9 +285,9 @@ pub fn write_csv(path: &Path, points: &[Point]) -> io::Result<()> {
                 budget_bytes: point.budget,
                 prompt: point.prompt,
                 placement: name_of(&placed.name),
-                ttft_seconds: placed.ttft.mean,
+                ttft_seconds: placed.ttft.median,
                 ttft_relative_deviation: placed.ttft.relative(),
-                tokens_per_second: 1.0 / placed.token.mean.max(1e-12),
+                tokens_per_second: 1.0 / placed.token.median.max(1e-12),
                 tokens_relative_deviation: placed.token.relative(),
                 end_to_end_seconds: placed.answer(),
                 predicted_ttft_seconds: placed.predicted.and_then(|p| p.ttft),
@@ -332,7 +332,7 @@ mod tests {
         assert_eq!(gap.best, "kv-first");
         // 13.8 s against 8.4 s
         assert!((gap.part - (13.8 / 8.4 - 1.0)).abs() < 1e-9, "{gap:?}");
-        let prompt = points[0].gap(|p| p.ttft.mean).unwrap();
+        let prompt = points[0].gap(|p| p.ttft.median).unwrap();
         assert_eq!((prompt.best, prompt.part), ("layers-first", 1.0));
         let text = render(&points);
         assert!(

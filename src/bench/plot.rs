@@ -72,7 +72,7 @@ fn first_token(cells: &[Cell]) -> Vec<Panel> {
         y: "time to first token, s",
         lines: lines(|approach| {
             of(cells, model, Some(budget), Work::Prompt)
-                .filter_map(|c| Some((f64::from(c.test.tokens), c.row(approach)?.time.mean)))
+                .filter_map(|c| Some((f64::from(c.test.tokens), c.row(approach)?.time.median)))
                 .collect()
         }),
     };

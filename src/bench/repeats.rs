@@ -31,12 +31,12 @@ impl Repeats {
                 warm_up: false,
             };
         }
+        let affordable = (MORE_SECONDS / seconds().sum::<f64>().max(1e-9)) as u32;
         let times = match (job.form, job.approach) {
             (Form::Batched, _) => wanted,
             // the mapped file is slow by far, and varies least
-            (_, Approach::FitMapped) => wanted.saturating_sub(1).max(1),
-            _ => ((MORE_SECONDS / seconds().sum::<f64>().max(1e-9)) as u32)
-                .clamp(wanted, wanted * AT_MOST),
+            (_, Approach::FitMapped) => affordable.clamp(1, wanted),
+            _ => affordable.clamp(wanted, wanted * AT_MOST),
         };
         Repeats {
             times,
@@ -69,7 +69,7 @@ mod tests {
         assert_eq!(of(Approach::Pipeshard, Test::prompt(32)), (8, true, 9));
         let longer = of(Approach::Pipeshard, Test::prompt(4096));
         assert!((2..8).contains(&longer.0), "{longer:?}");
-        assert_eq!(of(Approach::FitMapped, Test::prompt(32)).0, 1);
+        assert_eq!(of(Approach::FitMapped, Test::prompt(4096)).0, 1);
         assert_eq!(
             of(Approach::Pipeshard, Test::prompt(200_000)),
             (1, false, 1)

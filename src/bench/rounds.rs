@@ -154,7 +154,7 @@ impl Run<'_> {
             let all = rows(&earlier, &name, Some(budget), test.comparable());
             let fastest = |pick: &dyn Fn(&Row) -> bool| {
                 let picked = all.iter().filter(|row| pick(row));
-                picked.min_by(|a, b| a.time.mean.total_cmp(&b.time.mean))
+                picked.min_by(|a, b| a.time.median.total_cmp(&b.time.median))
             };
             if let Some(row) = fastest(&|row| row.approach.is_baseline()) {
                 let job = self.again(model, budget, row, test, round);

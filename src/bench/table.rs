@@ -143,8 +143,8 @@ fn cells_of(cell: &Cell, row: &Row, decode: Option<(u32, &Row)>) -> Vec<String> 
     let none = String::new;
     let spread = format!("{:.0}%", 100.0 * row.time.relative());
     let time = match test.work {
-        Work::Prompt => format!("{:.0}", row.time.mean * 1e3),
-        Work::FirstToken => format!("{:.2} s", row.time.mean),
+        Work::Prompt => format!("{:.0}", row.time.median * 1e3),
+        Work::FirstToken => format!("{:.2} s", row.time.median),
         Work::Decode => none(),
     };
     let speed = match test.work {

@@ -14,6 +14,7 @@ use crate::profile::{
     file_of_user, obtain, operations, Cache, Effort, Profile, ProfileError, Request,
 };
 use std::cell::Cell;
+use std::time::Instant;
 
 /// Whether decisions were made for the memory that is there. A context is decided about before its compute buffers and what the
 /// device's backend takes are known.
@@ -95,7 +96,11 @@ impl Runtime {
         if self.models.len() > 1 {
             return Ok(None);
         }
-        let profile = self.profile(inventory, wanted)?;
+        let began = Instant::now();
+        let profile = self.profile(inventory, wanted);
+        self.outcome.profiling += began.elapsed();
+        let profile = profile?;
+        let began = Instant::now();
         let mut input = self.plan_problem(0);
         // no other context holds anything
         input.kv_fixed = None;
@@ -148,6 +153,7 @@ impl Runtime {
             ubatches: &ubatches,
             forced: self.config.debug.candidate,
         });
+        self.outcome.planning += began.elapsed();
         self.measured = Some(profile);
         if let Ok(found) = &found {
             asked.workload.ubatch = found.ubatch;
@@ -172,7 +178,10 @@ impl Runtime {
             self.prediction = None;
             return;
         }
-        let Some(found) = self.adapted() else {
+        let began = Instant::now();
+        let adapted = self.adapted();
+        self.outcome.planning += began.elapsed();
+        let Some(found) = adapted else {
             return;
         };
         let changed = found.decisions != self.decisions;

@@ -50,6 +50,8 @@ pub struct Debug {
     pub fill: bool,
     /// Rewrite each graph into an equivalent one (`PIPESHARD_DEBUG_REWRITE=1`).
     pub rewrite: bool,
+    /// How large chunks of residents become (`PIPESHARD_DEBUG_CHUNK_BYTES`).
+    pub chunk_bytes: Option<u64>,
     /// The most that one copy command moves (`PIPESHARD_DEBUG_COPY_BYTES`).
     pub copy_bytes: Option<u64>,
     /// Every operation runs where stock llama.cpp with the same residents runs it (`PIPESHARD_DEBUG_LIKE_STOCK=1`).
@@ -201,6 +203,9 @@ impl Config {
                     .transpose()?,
                 fill: on("PIPESHARD_DEBUG_FILL"),
                 rewrite: on("PIPESHARD_DEBUG_REWRITE"),
+                chunk_bytes: get("PIPESHARD_DEBUG_CHUNK_BYTES")
+                    .map(|v| size("PIPESHARD_DEBUG_CHUNK_BYTES", v))
+                    .transpose()?,
                 copy_bytes: get("PIPESHARD_DEBUG_COPY_BYTES")
                     .map(|v| size("PIPESHARD_DEBUG_COPY_BYTES", v))
                     .transpose()?,

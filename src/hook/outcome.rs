@@ -14,6 +14,7 @@ use crate::sim;
 use crate::trace::summary::summary;
 use crate::trace::timeline::Timeline;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Counters of one process.
 #[derive(Debug, Default)]
@@ -32,6 +33,10 @@ pub struct Outcome {
     pub graph_reuses: u64,
     /// Plans made.
     pub plans: u64,
+    /// Spent on searches for plans.
+    pub planning: Duration,
+    /// Spent on the machine's profile.
+    pub profiling: Duration,
     /// Times the arena took another shape while it was in use.
     pub recarvings: u64,
     /// Changes of the budget.
@@ -222,6 +227,8 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         budget_changes: outcome.budget_changes,
         reallocations_after_reserve: outcome.reallocations,
         replans: outcome.plans.saturating_sub(1),
+        planning_seconds: outcome.planning.as_secs_f64(),
+        profiling_seconds: outcome.profiling.as_secs_f64(),
         errors: outcome.errors.clone(),
         contexts: outcome.contexts,
         models: outcome.models,

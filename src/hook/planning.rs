@@ -10,6 +10,7 @@ impl Runtime {
         let mut input = PlanInput::new(self.plan_units.clone(), Vec::new(), self.budget);
         let debug = &self.config.debug;
         input.expert_min_rows = debug.expert_rows;
+        input.chunk_target = debug.chunk_bytes.unwrap_or(input.chunk_target);
         input.chosen_percent = debug.chosen_percent.unwrap_or(input.chosen_percent);
         input.output_on_host = self.retry.output_on_host && !debug.like_stock;
         input.keep_in_ring = !debug.like_stock;

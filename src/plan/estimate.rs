@@ -56,6 +56,11 @@ pub fn estimate_scratch(inventory: &Inventory, ubatch: u32, ctx: u32, outputs: u
     most.saturating_add(BASE)
 }
 
+/// How much too large such an estimate may be, in bytes: what it adds for good measure.
+pub fn estimate_excess(scratch: u64) -> u64 {
+    scratch / (SLACK + 1) + BASE
+}
+
 /// Elements per token that the busiest part of a layer keeps alive, the stream apart.
 fn layer_elements(inventory: &Inventory, layer: u32) -> u64 {
     let used = u64::from(inventory.expert_used_count);

@@ -65,6 +65,10 @@ pub struct Report {
     pub reallocations_after_reserve: u64,
     /// Plans made after the first.
     pub replans: u64,
+    /// Seconds spent on searches for plans, those of all contexts together.
+    pub planning_seconds: f64,
+    /// Seconds spent on the machine's profile: reading it, or measuring it where there is none.
+    pub profiling_seconds: f64,
     /// What went wrong, in the order in which it did.
     pub errors: Vec<String>,
     /// Contexts that were opened.
@@ -253,6 +257,8 @@ impl Default for Report {
             budget_changes: 0,
             reallocations_after_reserve: 0,
             replans: 0,
+            planning_seconds: 0.0,
+            profiling_seconds: 0.0,
             errors: Vec::new(),
             contexts: 0,
             models: 0,

@@ -1,6 +1,7 @@
 //! What is given room first.
 
 use super::super::decisions::Decisions;
+use super::super::estimate::estimate_excess;
 use super::super::order::spread;
 use super::super::types::{UnitClass, UnitId};
 use super::Search;
@@ -98,7 +99,9 @@ impl Search<'_> {
 
     /// Whole layers from the last one down, the others with their KV on the host: what stock llama.cpp does.
     fn try_layers(&mut self, blocks: &[Block]) -> bool {
-        if self.input.kv_fixed.is_some() {
+        // where compute buffers may turn out so much smaller that everything fits, KV stays: weights can come back, cells cannot
+        let missing = self.plan.full_budget.saturating_sub(self.plan.budget);
+        if self.input.kv_fixed.is_some() || missing <= estimate_excess(self.input.scratch) {
             return false;
         }
         let layers = self.layers().len();
