@@ -8,8 +8,10 @@ use super::types::{Approach, Work};
 const MORE_SECONDS: f64 = 2.0;
 /// No test is repeated more often than this many times what is asked for.
 const AT_MOST: u32 = 4;
-/// Tests one of which takes longer than this, in seconds by estimate, are run once and not warmed up.
-const LONG: f64 = 15.0;
+/// Tests one of which takes longer than this, in seconds by estimate, are timed once.
+const LONG: f64 = 10.0;
+/// And longer than this, not warmed up.
+const VERY_LONG: f64 = 60.0;
 
 /// Repetitions of the tests of one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +27,11 @@ impl Repeats {
     pub fn of(job: &Job, facts: Facts, wanted: u32) -> Self {
         let seconds = || job.tests.iter().map(|&t| test_seconds(job, facts, t));
         let cold = job.tests.iter().any(|t| t.work == Work::FirstToken);
-        if cold || seconds().any(|seconds| seconds > LONG) {
+        let longest = seconds().fold(0.0, f64::max);
+        if cold || longest > LONG {
             return Repeats {
                 times: 1,
-                warm_up: false,
+                warm_up: !cold && longest <= VERY_LONG,
             };
         }
         let affordable = (MORE_SECONDS / seconds().sum::<f64>().max(1e-9)) as u32;

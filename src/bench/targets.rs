@@ -23,6 +23,8 @@ pub enum Figure {
     Peak,
     /// Compute buffers that grew and waits that should not be: at most.
     Unsteady,
+    /// Seconds of planning for each context: at most.
+    Planning,
 }
 
 /// Models that a target is for.
@@ -230,6 +232,17 @@ pub const TARGETS: &[Target] = &[
         further: false,
         figure: Figure::Unsteady,
         limit: 0.0,
+    },
+    Target {
+        what: "planning",
+        kind: Kind::Any,
+        work: None,
+        tokens: ALL_TOKENS,
+        depth: ALL_TOKENS,
+        sequences: None,
+        further: true,
+        figure: Figure::Planning,
+        limit: 0.5,
     },
     deep("generation behind 16K", 15_000, Figure::OverLayers, 3.0),
     deep("generation behind a prompt", 1, Figure::OverBest, 1.0),

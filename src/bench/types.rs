@@ -215,6 +215,8 @@ pub struct Counted {
     pub reallocations: u64,
     /// Host waits for neither hand-overs nor the user's inputs.
     pub other_waits: u64,
+    /// Seconds spent on planning, for each context; an earlier build's measurements have none.
+    pub planning_seconds: Option<f64>,
     /// Hand-overs between CPU and device for each pass.
     pub hand_overs_per_pass: f64,
     /// The most device memory by pipeshard's own books.

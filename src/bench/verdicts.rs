@@ -8,7 +8,10 @@ use super::types::{budget_text, Approach};
 
 impl Figure {
     fn at_most(self) -> bool {
-        matches!(self, Figure::LoadTime | Figure::Peak | Figure::Unsteady)
+        matches!(
+            self,
+            Figure::LoadTime | Figure::Peak | Figure::Unsteady | Figure::Planning
+        )
     }
 
     fn of(self, cell: &Cell) -> Option<Ratio> {
@@ -53,6 +56,10 @@ impl Figure {
                 let counted = cell.row(Approach::Pipeshard)?.counted.as_ref()?;
                 Some(plain((counted.reallocations + counted.other_waits) as f64))
             }
+            Figure::Planning => {
+                let counted = cell.row(Approach::Pipeshard)?.counted.as_ref()?;
+                Some(plain(counted.planning_seconds?))
+            }
         }
     }
 
@@ -66,6 +73,7 @@ impl Figure {
             Figure::OverStockInVram => format!("{:.1} %", value * 100.0),
             Figure::Peak => format!("{:.2} %", value * 100.0),
             Figure::Unsteady => format!("{value:.0}"),
+            Figure::Planning => format!("{value:.2} s"),
         }
     }
 
@@ -81,6 +89,7 @@ impl Figure {
             Figure::LoadTime => "mmap's time",
             Figure::Peak => "of the budget",
             Figure::Unsteady => "growths and waits",
+            Figure::Planning => "for a context",
         }
     }
 }

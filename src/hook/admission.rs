@@ -72,9 +72,6 @@ impl Runtime {
         if !self.models.iter().any(|m| m.key == model) {
             return false;
         }
-        if !self.ledger.has_kv(owner) {
-            self.release_arena();
-        }
         let mut input = self.plan_input(0);
         let mut placement = KvPlacement {
             layer,
@@ -91,6 +88,12 @@ impl Runtime {
                 wanted && !self.retry.smallest && plan(&input).is_ok()
             }
         };
+        // what stays where it is need not be copied again; the next plan takes it over or frees it
+        let taken = if placement.device { bytes } else { 0 };
+        let held = (self.ledger.now().total() + taken).next_multiple_of(self.granularity());
+        if held > self.budget {
+            self.release_arena();
+        }
         self.ledger.add_kv(owner, model, placement);
         self.replan();
         !placement.device

@@ -56,20 +56,12 @@ fn usual(units: &[Unit], output: bool) -> Vec<usize> {
         if class == UnitClass::Output && !output {
             continue;
         }
-        let members = |layer| {
-            let of_layer =
-                move |(_, unit): &(usize, &Unit)| unit.class == class && unit.layer == layer;
-            units.iter().enumerate().filter(of_layer).map(|(i, _)| i)
-        };
-        let mut layers: Vec<Option<u32>> = units
-            .iter()
-            .filter(|unit| unit.class == class)
-            .map(|unit| unit.layer)
-            .collect();
-        layers.sort_unstable();
-        layers.dedup();
-        for layer in spread(&layers) {
-            order.extend(members(layer));
+        let of_class = units.iter().enumerate().filter(|(_, u)| u.class == class);
+        let mut of_class: Vec<(Option<u32>, usize)> = of_class.map(|(i, u)| (u.layer, i)).collect();
+        of_class.sort_unstable();
+        let layers: Vec<&[(Option<u32>, usize)]> = of_class.chunk_by(|a, b| a.0 == b.0).collect();
+        for members in spread(&layers) {
+            order.extend(members.iter().map(|&(_, index)| index));
         }
     }
     order

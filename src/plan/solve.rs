@@ -72,8 +72,12 @@ struct Problem<'a> {
     /// Indices of units, first choice first.
     priority: Vec<usize>,
     groups: Vec<Vec<usize>>,
-    /// Per length of the prefix of `priority`, from 0 to all.
-    steps: Vec<Step>,
+    /// The group of each unit that can be streamed.
+    group_of: Vec<Option<usize>>,
+    /// Bytes of each group while nothing of it is resident.
+    group_bytes: Vec<u64>,
+    /// Bytes of the residents' chunks, per length of the prefix of `priority`, from 0 to all.
+    chunks: Vec<u64>,
     /// The length of the prefix that needs the least room, the longest of these.
     anchor: usize,
 }
@@ -91,56 +95,71 @@ impl<'a> Problem<'a> {
             fetch_bytes: input.fetch_bytes(),
             priority,
             groups,
-            steps: Vec::new(),
+            group_of: vec![None; input.units.len()],
+            group_bytes: Vec::new(),
+            chunks: vec![0],
             anchor: 0,
         };
-        problem.steps = problem.walk();
-        let needs = problem.steps.iter().map(|step| step.chunks + step.ring_min);
-        let least = needs
-            .enumerate()
-            .min_by_key(|&(at, need)| (need, usize::MAX - at));
-        problem.anchor = least.map_or(0, |(at, _)| at);
+        problem.count_bytes();
+        problem.anchor = problem.find_anchor();
         if problem.minimum() + problem.fetch_bytes > input.budget {
             problem.fetch_bytes = 0;
         }
         Ok(problem)
     }
 
-    /// Every prefix of the priority list in turn.
-    fn walk(&self) -> Vec<Step> {
-        let granularity = self.input.granularity;
-        let mut group_of = vec![None; self.input.units.len()];
-        let mut left: Vec<u64> = vec![0; self.groups.len()];
+    /// Bytes of groups, and of every prefix of the priority list.
+    fn count_bytes(&mut self) {
         for (group, units) in self.groups.iter().enumerate() {
+            let sizes = units.iter().map(|&unit| self.memory.sizes[unit]);
+            self.group_bytes.push(sizes.sum());
             for &unit in units {
-                group_of[unit] = Some(group);
-                left[group] += self.memory.sizes[unit];
+                self.group_of[unit] = Some(group);
             }
         }
-        let step = |left: &[u64], chunks| {
-            let rest: Vec<u64> = left.iter().copied().filter(|&bytes| bytes > 0).collect();
-            Step {
-                chunks,
-                ring_min: round_up(ring::minimum(&rest), granularity),
-                largest: rest.iter().copied().max().unwrap_or(0),
-                streamed: rest.iter().sum(),
-            }
-        };
-        let mut packer = Packer::new(self.input.chunk_target, granularity);
-        let mut steps = vec![step(&left, 0)];
+        let mut packer = Packer::new(self.input.chunk_target, self.input.granularity);
         for &unit in &self.priority {
             packer.push(UnitId(unit as u32), self.memory.sizes[unit]);
-            if let Some(group) = group_of[unit] {
+            self.chunks.push(packer.bytes());
+        }
+    }
+
+    /// What follows if the first `count` units of the priority list are resident.
+    fn step(&self, count: usize) -> Step {
+        let mut left = self.group_bytes.clone();
+        for &unit in &self.priority[..count] {
+            if let Some(group) = self.group_of[unit] {
                 left[group] -= self.memory.sizes[unit];
             }
-            steps.push(step(&left, packer.bytes()));
         }
-        steps
+        left.retain(|&bytes| bytes > 0);
+        Step {
+            chunks: self.chunks[count],
+            ring_min: round_up(ring::minimum(&left), self.input.granularity),
+            largest: left.iter().copied().max().unwrap_or(0),
+            streamed: left.iter().sum(),
+        }
+    }
+
+    /// The longest of the prefixes that need the least room. Chunks only grow: those that are larger by themselves than what a
+    /// shorter prefix needs in all are not looked at.
+    fn find_anchor(&self) -> usize {
+        let (mut anchor, mut least) = (0, u64::MAX);
+        for (count, &chunks) in self.chunks.iter().enumerate() {
+            if chunks > least {
+                break;
+            }
+            let need = chunks + self.step(count).ring_min;
+            if need <= least {
+                (anchor, least) = (count, need);
+            }
+        }
+        anchor
     }
 
     /// The least that large weights need: the anchor's residents and its smallest ring.
     fn weights_min(&self) -> u64 {
-        let step = self.steps[self.anchor];
+        let step = self.step(self.anchor);
         step.chunks + step.ring_min
     }
 
@@ -216,15 +235,17 @@ impl<'a> Problem<'a> {
     /// The longest prefix that fits beside its ring, never shorter than the anchor.
     fn choose(&self, room: u64) -> usize {
         let fits = |&count: &usize| {
-            let step = self.steps[count];
-            step.chunks + self.ring_wanted(step, room) <= room
+            self.chunks[count] <= room && {
+                let step = self.step(count);
+                step.chunks + self.ring_wanted(step, room) <= room
+            }
         };
-        let longer = self.anchor..self.steps.len();
+        let longer = self.anchor..self.chunks.len();
         longer.rev().find(fits).unwrap_or(self.anchor)
     }
 
     fn too_small(&self) -> PlanError {
-        let anchor = self.steps[self.anchor];
+        let anchor = self.step(self.anchor);
         let mut contributors: Vec<Contributor> = [
             (
                 Contribution::Resident,
@@ -249,7 +270,7 @@ impl<'a> Problem<'a> {
 
     fn build(&self, kv: Vec<KvPlacement>, room: u64, count: usize) -> Plan {
         let input = self.input;
-        let step = self.steps[count];
+        let step = self.step(count);
         let large = self.priority[..count].iter();
         let large: Vec<UnitId> = large.map(|&unit| UnitId(unit as u32)).collect();
         let chunks = self.memory.resident_chunks(&large);
@@ -265,12 +286,12 @@ impl<'a> Problem<'a> {
         };
         let ledger = self.memory.ledger(&chunks, &ring, &kv, self.fetch_bytes);
         let residents = self.memory.residents(&large);
-        let all = self.steps[self.steps.len() - 1];
+        let all = self.chunks.last().copied().unwrap_or(0);
         Plan {
             schema_version: PLAN_SCHEMA_VERSION,
             budget: input.budget,
             minimum_budget: self.minimum(),
-            full_budget: self.fixed() + kv_all + all.chunks,
+            full_budget: self.fixed() + kv_all + all,
             scratch_estimated: input.scratch_estimated,
             units: input.units.clone(),
             tiers: tiers::tiers(input, &residents, &ring),
