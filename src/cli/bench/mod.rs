@@ -97,7 +97,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     our_ubatch: Option<Vec<u32>>,
 
-    /// Tokens to generate; fewer where that would take too long [default: 128]
+    /// Tokens to generate; fewer where that would take too long [default: 128; further grids: 64]
     #[arg(long, value_name = "N")]
     generate: Option<u32>,
 
@@ -270,7 +270,7 @@ impl BenchArgs {
             budgets,
             contexts: contexts.ok_or("--contexts: from 64 to 16M tokens, such as 4K,16K")?,
             batches: ascending(self.batches.clone()),
-            tokens: self.generate.unwrap_or(32),
+            tokens: self.generate.unwrap_or(64),
             seconds: 2.0,
             candidates: candidates.unwrap_or_else(all),
         }))
