@@ -246,13 +246,17 @@ fi
 if [[ $what == *fits* ]]; then
     # generation with everything in VRAM, stock and pipeshard in turn, by what each of CUDA's and pipeshard's ways does to it
     synth 30b qwen3-30b-a3b --type q4_0
-    read -ra tests <<< "${FITS_TESTS:--p 0 -n 128 -r 4 -ub 512}"
-    common=(-m "$models/${FITS_MODEL:-30b}.gguf" "${tests[@]}")
+    # FITS_TESTS: what llama-bench is asked for, several sets with semicolons between; the ways are tried with the last one
     ours=(--pipeshard --pipeshard-vram 60G)
     PEAK=off
-    for round in $(seq "${ROUNDS:-2}"); do
-        bench "$round stock" "${common[@]}" -ngl 99
-        bench "$round pipeshard" "${common[@]}" "${ours[@]}" --pipeshard-report "$OUT/fits.json"
+    IFS=';' read -ra sets <<< "${FITS_TESTS:--p 0 -n 128 -r 4 -ub 512;-p 32,512,2048,4096 -n 128 -r 2 -b 4096 -ub 4096}"
+    for set in "${sets[@]}"; do
+        read -ra tests <<< "$set"
+        common=(-m "$models/${FITS_MODEL:-30b}.gguf" "${tests[@]}")
+        for round in $(seq "${ROUNDS:-2}"); do
+            bench "$round stock, $set" "${common[@]}" -ngl 99
+            bench "$round pipeshard, $set" "${common[@]}" "${ours[@]}" --pipeshard-report "$OUT/fits.json"
+        done
     done
     for way in ${FITS_WAYS-GGML_CUDA_DISABLE_FUSION=1 GGML_CUDA_DISABLE_GRAPHS=1}; do
         export "${way?}"

@@ -405,6 +405,10 @@ pub mod tests {
         let stats = Stats::of(&[1.0, 2.0, 3.0]).unwrap();
         assert_eq!((stats.median, stats.deviation), (2.0, 1.0));
         assert_eq!(Stats::of(&[5.0]).unwrap().deviation, 0.0);
+        // one that was disturbed does not count for the figure, but for its spread
+        let disturbed = Stats::of(&[9.0, 2.0, 1.0]).unwrap();
+        assert!(disturbed.median == 2.0 && disturbed.deviation > 4.0);
+        assert_eq!(Stats::of(&[4.0, 1.0, 2.0, 9.0]).unwrap().median, 3.0);
         assert_eq!(Stats::of(&[]), None);
     }
 

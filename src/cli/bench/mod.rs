@@ -337,7 +337,7 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
     std::fs::write(path("tables.txt"), &text).map_err(|e| said("tables.txt", &e))?;
     write_csv(&path("results.csv"), &cells).map_err(|e| said("results.csv", &e))?;
     let summary = Summary {
-        schema_version: 1,
+        schema_version: 2,
         machine: &results.machine,
         cells: &cells,
         targets: &verdicts,
