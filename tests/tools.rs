@@ -109,6 +109,26 @@ fn a_benchmark_runs() {
 }
 
 #[test]
+fn another_context_finds_residents_where_they_were() {
+    let file = scratch("tools").join("contexts.json");
+    let path = file.display().to_string();
+    bench(&[
+        "--pipeshard",
+        "--pipeshard-vram",
+        "1G",
+        "--pipeshard-sim",
+        "vram=2G",
+        "--pipeshard-report",
+        &path,
+    ]);
+    let report = report_in(&file);
+    // one context for the prompt, another for the generation
+    assert!(report.engaged && report.contexts >= 2, "{report:?}");
+    assert_eq!(report.bytes_streamed, 0);
+    assert!(report.bytes_uploaded > 0 && report.bytes_uploaded <= report.peak.resident);
+}
+
+#[test]
 fn the_flags_are_explained() {
     for name in [
         "llama-completion",
