@@ -37,6 +37,30 @@ verify() { # LABEL MODEL BUDGET ARGS...
     echo "$out" >> "$OUT/visit.log"
 }
 
+# A model's logits without and with delays on all lanes and 0xFF in fresh memory: how many distinct ones, and what SHOWN picks out
+# of the first report.
+same_bits() { # LABEL MODEL MIB SHOWN ARGS...
+    local label=$1 model=$2 mib=$3 shown=$4 seed beside lines=()
+    shift 4
+    for seed in 0 1 2 3; do
+        local noise=()
+        # what makes the delays takes 8 MiB of the budget
+        beside=0
+        [ "$seed" = 0 ] || { noise=(PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1); beside=8; }
+        lines+=("$(env PIPESHARD_RESERVE=0 "${noise[@]}" timeout 60 "$bin/pipeshard" eval "$models/$model.gguf" --threads 8 --vram $((mib + beside))M "$@" \
+            2>> "$OUT/visit.log" | python3 -c '
+import json, sys
+run = json.load(sys.stdin)
+shown = run["report"]
+for key in sys.argv[1].split("."):
+    shown = shown[key]
+print("".join(r["logits_hash"] for r in run["results"]), shown)' "$shown")")
+    done
+    local distinct
+    distinct=$(printf '%s\n' "${lines[@]%% *}" | sort -u | wc -l)
+    note "$label ${mib}M: $distinct distinct of ${#lines[@]} runs; $shown ${lines[0]#* }"
+}
+
 if [[ $what == *correct* ]]; then
     synth tiny-llama tiny-llama
     synth tiny-llama-576 tiny-llama-576
@@ -67,30 +91,14 @@ fi
 
 if [[ $what == *searched* ]]; then
     # plans that were searched for, tokens that stream among them: delays on both lanes and 0xFF in fresh memory change no bit
-    export PIPESHARD_RESERVE=0
     synth long-llama tiny-llama --layers 24
     synth tiny-qwen3moe tiny-qwen3moe
     synth tiny-gemma3 tiny-gemma3
     for model in long-llama tiny-qwen3moe tiny-gemma3; do
-        for budget in ${MIBS:-60 90}; do
-            digests=()
-            for seed in 0 1 2 3; do
-                # what makes the delays takes 8 MiB of the budget
-                beside=0
-                [ "$seed" = 0 ] || { export PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1; beside=8; }
-                digests+=("$(timeout 60 "$bin/pipeshard" eval "$models/$model.gguf" --prompt 1,7,33,600 --generate 16 --threads 8 --vram $((budget + beside))M \
-                    2>> "$OUT/visit.log" | python3 -c '
-import json, sys
-run = json.load(sys.stdin)
-units = run["report"]["units"]["decode"]
-print([r["logits_hash"] for r in run["results"]], units)')")
-                unset PIPESHARD_DEBUG_NOISE PIPESHARD_DEBUG_FILL
-            done
-            distinct=$(printf '%s\n' "${digests[@]}" | sort -u | wc -l)
-            note "searched $model ${budget}M: $distinct distinct of ${#digests[@]} runs; ${digests[0]##*]}"
+        for mib in ${MIBS:-60 90}; do
+            same_bits "searched $model" "$model" "$mib" units.decode --prompt 1,7,33,600 --generate 16
         done
     done
-    unset PIPESHARD_RESERVE
 fi
 
 if [[ $what == *sanitize* ]] && command -v compute-sanitizer >/dev/null; then
@@ -276,19 +284,9 @@ if [[ $what == *fetch* ]]; then
     # single tokens whose experts both processors compute: the same bits whatever the delays, near those of the device alone
     synth tiny-qwen3moe tiny-qwen3moe
     for fetched in 0 1 3; do
-        digests=()
-        for seed in 0 1 2; do
-            beside=0
-            [ "$seed" = 0 ] || { export PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1; beside=8; }
-            digests+=("$(PIPESHARD_RESERVE=0 PIPESHARD_DEBUG_FETCHED_EXPERTS=$fetched timeout 60 "$bin/pipeshard" eval "$models/tiny-qwen3moe.gguf" \
-                --prompt 1,33 --generate 24 --threads 8 --vram $((${FETCH_MIB:-30} + beside))M 2>> "$OUT/visit.log" | python3 -c '
-import json, sys
-run = json.load(sys.stdin)
-print([r["logits_hash"] for r in run["results"]], run["report"]["experts"]["beside_cpu"], run["report"]["units"]["decode"])')")
-            unset PIPESHARD_DEBUG_NOISE PIPESHARD_DEBUG_FILL
-        done
-        distinct=$(printf '%s\n' "${digests[@]%]*}" | sort -u | wc -l)
-        note "fetched $fetched: $distinct distinct of ${#digests[@]} runs; ${digests[0]##*]}"
+        export PIPESHARD_DEBUG_FETCHED_EXPERTS=$fetched
+        same_bits "fetched $fetched" tiny-qwen3moe "${FETCH_MIB:-30}" experts.beside_cpu --prompt 1,33 --generate 24
+        unset PIPESHARD_DEBUG_FETCHED_EXPERTS
     done
     # without quantisation the two processors differ by rounding alone, and no router changes its mind
     synth tiny-qwen3moe-f16 tiny-qwen3moe --type f16
@@ -318,19 +316,7 @@ if [[ $what == *cells* ]]; then
     synth tiny-qwen3moe tiny-qwen3moe
     for model in tiny-llama tiny-qwen3moe; do
         for mib in ${CELLS_MIB:-45 60}; do
-            digests=()
-            for seed in 0 1 2 3; do
-                beside=0
-                [ "$seed" = 0 ] || { export PIPESHARD_DEBUG_NOISE=$seed PIPESHARD_DEBUG_FILL=1; beside=8; }
-                digests+=("$(PIPESHARD_RESERVE=0 timeout 60 "$bin/pipeshard" eval "$models/$model.gguf" --prompt 1,40,600 --generate 4 --ctx 8192 \
-                    --threads 8 --vram $((mib + beside))M 2>> "$OUT/visit.log" | python3 -c '
-import json, sys
-run = json.load(sys.stdin)
-print([r["logits_hash"] for r in run["results"]], run["report"]["attentions_over_host_cells"])')")
-                unset PIPESHARD_DEBUG_NOISE PIPESHARD_DEBUG_FILL
-            done
-            distinct=$(printf '%s\n' "${digests[@]%]*}" | sort -u | wc -l)
-            note "host cells $model ${mib}M: $distinct distinct of ${#digests[@]} runs; attentions${digests[0]##*]} and${digests[1]##*]}"
+            same_bits "host cells $model" "$model" "$mib" attentions_over_host_cells --prompt 1,40,600 --generate 4 --ctx 8192
         done
     done
 fi
