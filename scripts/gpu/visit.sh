@@ -38,7 +38,7 @@ verify() { # LABEL MODEL BUDGET ARGS...
 }
 
 # A model's logits without and with delays on all lanes and 0xFF in fresh memory: how many distinct ones, and what SHOWN picks out
-# of the first report.
+# of the reports, each that occurs once.
 same_bits() { # LABEL MODEL MIB SHOWN ARGS...
     local label=$1 model=$2 mib=$3 shown=$4 seed beside lines=()
     shift 4
@@ -56,9 +56,10 @@ for key in sys.argv[1].split("."):
     shown = shown[key]
 print("".join(r["logits_hash"] for r in run["results"]), shown)' "$shown")")
     done
-    local distinct
+    local distinct occurred
     distinct=$(printf '%s\n' "${lines[@]%% *}" | sort -u | wc -l)
-    note "$label ${mib}M: $distinct distinct of ${#lines[@]} runs; $shown ${lines[0]#* }"
+    occurred=$(printf '%s\n' "${lines[@]#* }" | sort -u | paste -sd '|')
+    note "$label ${mib}M: $distinct distinct of ${#lines[@]} runs; $shown $occurred"
 }
 
 if [[ $what == *correct* ]]; then
@@ -266,14 +267,11 @@ if [[ $what == *fits* ]]; then
             bench "$round pipeshard, $set" "${common[@]}" "${ours[@]}" --pipeshard-report "$OUT/fits.json"
         done
     done
-    for way in ${FITS_WAYS-GGML_CUDA_DISABLE_FUSION=1 GGML_CUDA_DISABLE_GRAPHS=1}; do
+    # what is not pipeshard's own is tried on both sides
+    for way in ${FITS_WAYS-GGML_CUDA_DISABLE_FUSION=1 GGML_CUDA_DISABLE_GRAPHS=1 PIPESHARD_DEBUG_CHUNK_BYTES=64G \
+        PIPESHARD_DEBUG_STOCK_HAND_OVER=1 PIPESHARD_PAGE_LOCK=off}; do
         export "${way?}"
-        bench "stock, $way" "${common[@]}" -ngl 99
-        bench "pipeshard, $way" "${common[@]}" "${ours[@]}"
-        unset "${way%%=*}"
-    done
-    for way in ${FITS_OURS-PIPESHARD_DEBUG_CHUNK_BYTES=64G PIPESHARD_DEBUG_STOCK_HAND_OVER=1 PIPESHARD_PAGE_LOCK=off}; do
-        export "${way?}"
+        [[ $way == PIPESHARD_* ]] || bench "stock, $way" "${common[@]}" -ngl 99
         bench "pipeshard, $way" "${common[@]}" "${ours[@]}"
         unset "${way%%=*}"
     done

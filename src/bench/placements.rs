@@ -161,12 +161,9 @@ fn errors(
     all
 }
 
-fn median(sorted: &[(f64, String)]) -> Option<f64> {
-    let (upper, lower) = (
-        sorted.get(sorted.len() / 2)?,
-        sorted.len().checked_sub(1)? / 2,
-    );
-    Some((upper.0 + sorted.get(lower)?.0) / 2.0)
+fn median(errors: &[(f64, String)]) -> Option<f64> {
+    let values: Vec<f64> = errors.iter().map(|error| error.0).collect();
+    Stats::of(&values).map(|stats| stats.median)
 }
 
 fn verdict(met: bool) -> &'static str {

@@ -51,7 +51,7 @@ pub fn place_kv(input: &PlanInput) -> Result<Vec<KvPlacement>, PlanError> {
 }
 
 /// What follows if the first so many units of the priority list are resident.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Step {
     /// Bytes of their chunks.
     chunks: u64,
@@ -80,6 +80,8 @@ struct Problem<'a> {
     chunks: Vec<u64>,
     /// The length of the prefix that needs the least room, the longest of these.
     anchor: usize,
+    /// What follows from that one.
+    at_anchor: Step,
 }
 
 impl<'a> Problem<'a> {
@@ -99,9 +101,10 @@ impl<'a> Problem<'a> {
             group_bytes: Vec::new(),
             chunks: vec![0],
             anchor: 0,
+            at_anchor: Step::default(),
         };
         problem.count_bytes();
-        problem.anchor = problem.find_anchor();
+        (problem.anchor, problem.at_anchor) = problem.find_anchor();
         if problem.minimum() + problem.fetch_bytes > input.budget {
             problem.fetch_bytes = 0;
         }
@@ -143,15 +146,16 @@ impl<'a> Problem<'a> {
 
     /// The longest of the prefixes that need the least room. Chunks only grow: those that are larger by themselves than what a
     /// shorter prefix needs in all are not looked at.
-    fn find_anchor(&self) -> usize {
-        let (mut anchor, mut least) = (0, u64::MAX);
+    fn find_anchor(&self) -> (usize, Step) {
+        let (mut anchor, mut least) = ((0, Step::default()), u64::MAX);
         for (count, &chunks) in self.chunks.iter().enumerate() {
             if chunks > least {
                 break;
             }
-            let need = chunks + self.step(count).ring_min;
+            let step = self.step(count);
+            let need = chunks + step.ring_min;
             if need <= least {
-                (anchor, least) = (count, need);
+                (anchor, least) = ((count, step), need);
             }
         }
         anchor
@@ -159,8 +163,7 @@ impl<'a> Problem<'a> {
 
     /// The least that large weights need: the anchor's residents and its smallest ring.
     fn weights_min(&self) -> u64 {
-        let step = self.step(self.anchor);
-        step.chunks + step.ring_min
+        self.at_anchor.chunks + self.at_anchor.ring_min
     }
 
     /// What is needed whatever the plan, large weights and KV aside.
@@ -245,7 +248,7 @@ impl<'a> Problem<'a> {
     }
 
     fn too_small(&self) -> PlanError {
-        let anchor = self.step(self.anchor);
+        let anchor = self.at_anchor;
         let mut contributors: Vec<Contributor> = [
             (
                 Contribution::Resident,

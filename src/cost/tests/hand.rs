@@ -1,6 +1,7 @@
 //! Sums that a person can check.
 
 use super::machine::{all_resident, place, shape, Decoder, Machine, SMALL};
+use crate::cost::lane::Lane;
 use crate::cost::pass::Start;
 use crate::cost::script::{EMBEDDING_ELEMENT, MASK_LOOK};
 use crate::cost::{pass_cost, Costs, Limit, PassCost, PassShape};
@@ -314,6 +315,18 @@ fn cells_and_weights_share_the_link() {
     close(found.link, found.seconds);
     close(found.bound, found.seconds);
     assert_eq!(found.bytes_streamed, streamed);
+}
+
+#[test]
+fn a_copy_goes_on_when_the_link_is_free_again() {
+    let machine = Machine { link: 1.0, ..FREE };
+    let mut lane = Lane::new(&machine.profile(), 1);
+    lane.submit(0, 10.0, 0.0);
+    lane.advance(2.0, false);
+    lane.hold(2.0, 3.0);
+    lane.advance(6.0, false);
+    close(lane.finish(0), 13.0);
+    close(lane.busy, 13.0);
 }
 
 #[test]

@@ -77,11 +77,8 @@ impl<'b> Traffic<'b> {
         if let Some((base, size)) = self.pinned() {
             let source = (base, size);
             // SAFETY: the buffer is host memory of that size and this value's own.
-            unsafe {
-                self.rate(source, self.copies.command(), false, pace);
-                link.pinned = self.rate(source, span.min(size), false, pace);
-                link.back = self.rate(source, span.min(size), true, pace);
-            }
+            unsafe { self.rate(source, self.copies.command(), false, pace) };
+            self.measure_again(&mut link, span, pace);
             self.idle = link.pinned.median;
         }
         let ordinary = SharedPages::new(span).ok_or(MeasureError::HostMemory(span))?;
