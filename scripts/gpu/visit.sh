@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [fetch] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [fetch] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -263,7 +263,7 @@ if [[ $what == *fits* ]]; then
         read -ra tests <<< "$set"
         common=(-m "$models/${FITS_MODEL:-30b}.gguf" "${tests[@]}")
         for round in $(seq "${ROUNDS:-2}"); do
-            bench "$round stock, $set" "${common[@]}" -ngl 99
+            [[ ${FITS_SIDES:-both} == pipeshard ]] || bench "$round stock, $set" "${common[@]}" -ngl 99
             bench "$round pipeshard, $set" "${common[@]}" "${ours[@]}" --pipeshard-report "$OUT/fits.json"
         done
     done
@@ -275,7 +275,29 @@ if [[ $what == *fits* ]]; then
         bench "pipeshard, $way" "${common[@]}" "${ours[@]}"
         unset "${way%%=*}"
     done
-    bench "pipeshard, traced" "${common[@]}" "${ours[@]}" --pipeshard-trace "$OUT/fits.trace.json"
+    [ -n "${FITS_WAYS-traced}" ] && bench "pipeshard, traced" "${common[@]}" "${ours[@]}" --pipeshard-trace "$OUT/fits.trace.json"
+fi
+
+if [[ $what == *kernels* ]]; then
+    # stock and pipeshard kernel by kernel (pack.sh with CUPTI brings the recorder): KERNELS_SHOW=tokens, what the last tokens of
+    # each set of tests spent on the device; KERNELS_SHOW=link, what the copies of its last prompts waited for
+    [ "${KERNELS_MODEL:-30b}" = 8b ] && synth 8b llama3-8b --type f16 || synth 30b qwen3-30b-a3b --type q4_0
+    PEAK=off
+    IFS=';' read -ra sets <<< "${KERNELS_TESTS:--p 0 -n 128 -r 3 -b 4096 -ub 4096;-p 4096 -n 128 -r 3 -b 4096 -ub 4096}"
+    recorded=()
+    for set in "${sets[@]}"; do
+        read -ra tests <<< "$set"
+        for side in ${KERNELS_SIDES:-stock pipeshard}; do
+            way=(-ngl 99); [ $side = pipeshard ] && way=(--pipeshard --pipeshard-vram "${KERNELS_VRAM:-60G}")
+            recorded+=("$models/kernels.${#recorded[@]}")
+            export CUDA_INJECTION64_PATH="$bin/libkernels.so" KERNELS_OUT="${recorded[-1]}"
+            bench "recorded $side, $set" -m "$models/${KERNELS_MODEL:-30b}.gguf" "${tests[@]}" "${way[@]}"
+            unset CUDA_INJECTION64_PATH KERNELS_OUT
+        done
+    done
+    python3 kernels.py "${KERNELS_SHOW:-tokens}" "${recorded[@]}" > "$OUT/kernels.txt" 2>&1
+    rm -f "${recorded[@]}"
+    cat "$OUT/kernels.txt"
 fi
 
 if [[ $what == *fetch* ]]; then
