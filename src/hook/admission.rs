@@ -10,8 +10,14 @@ use crate::plan::{plan, KvPlacement};
 pub struct Retry {
     /// The output head stays on the host: its logits need no device memory then.
     pub output_on_host: bool,
-    /// Compute buffers to expect, in bytes.
+    /// Compute buffers to expect, in bytes: those that a try wanted.
     pub expected_scratch: u64,
+    /// The least that compute buffers are thought to become, in bytes, while no try has said it.
+    pub estimated_scratch: u64,
+    /// Tokens per ubatch that were decided for the first try, and hold for the next ones.
+    pub ubatch: Option<u32>,
+    /// Only llama.cpp's own ubatch, or the user's, is left to decide for.
+    pub own_ubatch: bool,
     /// Compute buffers before a scheduler was freed whose context may be about to make another, in bytes.
     pub freed_scratch: u64,
     /// The smallest plan there is, with all KV on the host: what the smallest budget that works is named for.
@@ -42,8 +48,9 @@ pub struct ContextSize {
     pub type_v: u32,
 }
 
-/// The first try, one with the output head on the host, some with what they taught about compute buffers, and the smallest.
-const TRIES: u32 = 6;
+/// The first try, one with the output head on the host, some with what they taught about compute buffers, one with llama.cpp's own
+/// ubatch, and the smallest.
+const TRIES: u32 = 7;
 
 impl Retry {
     /// Why the current try fails.
@@ -60,8 +67,11 @@ impl Retry {
     pub fn succeeded(&mut self) {
         self.tries = 0;
         self.expected_scratch = 0;
+        self.estimated_scratch = 0;
         self.freed_scratch = 0;
         self.wanted_scratch = 0;
+        self.ubatch = None;
+        self.own_ubatch = false;
         self.error = None;
     }
 }
@@ -73,6 +83,8 @@ impl Runtime {
             return false;
         }
         let mut input = self.plan_input(0);
+        // the buffers come after the cells, which cannot make room for them any more
+        input.scratch = input.scratch.max(self.retry.estimated_scratch);
         let mut placement = KvPlacement {
             layer,
             device: true,
@@ -173,11 +185,18 @@ impl Runtime {
         let knows_more = self.retry.wanted_scratch > self.retry.expected_scratch;
         if may_learn && !self.retry.output_on_host {
             self.retry.output_on_host = true;
-        } else if may_learn && knows_more && self.retry.tries + 1 < TRIES {
+        } else if may_learn && knows_more && self.retry.tries + 2 < TRIES {
             self.retry.expected_scratch = self.retry.wanted_scratch;
+            self.retry.estimated_scratch = 0;
+        } else if may_learn && self.retry.ubatch.is_some() && !self.retry.own_ubatch {
+            self.retry.own_ubatch = true;
+            self.retry.expected_scratch = 0;
+            self.retry.wanted_scratch = 0;
+            self.retry.estimated_scratch = 0;
         } else if may_learn && !self.retry.smallest {
             self.retry.smallest = true;
             self.retry.expected_scratch = 0;
+            self.retry.estimated_scratch = 0;
         } else {
             log::error(&error);
             if in_use {

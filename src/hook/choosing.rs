@@ -7,8 +7,8 @@ use super::runtime::Runtime;
 use crate::cost::Workload;
 use crate::inventory::{kv_bytes, DType, Inventory, KvLayer as CachedLayer};
 use crate::plan::{
-    adapt, estimate_scratch, search, usual_prompt, Decisions, Found, KvLayer, Placement, PlanError,
-    SearchInput, UbatchOption, GENERATED, UBATCHES,
+    adapt, estimate_excess, estimate_scratch, search, usual_prompt, Decisions, Found, KvLayer,
+    Placement, PlanError, SearchInput, UbatchOption, GENERATED, UBATCHES,
 };
 use crate::profile::{
     file_of_user, obtain, operations, Cache, Effort, Profile, ProfileError, Request,
@@ -37,9 +37,12 @@ impl Runtime {
             self.predict_nothing();
             return planned;
         }
-        // what a context that did not fit has taught is about the decisions that were made for it
-        if self.retry.tried() {
+        if self.retry.smallest {
             return wanted.ubatch;
+        }
+        // what a context that did not fit has taught is about the decisions that were made for it
+        if self.retry.tried() && !self.retry.own_ubatch {
+            return self.retry.ubatch.unwrap_or(wanted.ubatch);
         }
         // the buffers of a context that lives were reserved for the decisions that were made for it
         let held = self.ledger.now();
@@ -64,6 +67,7 @@ impl Runtime {
                     ));
                 }
                 let ubatch = found.ubatch;
+                self.retry.ubatch = (ubatch != wanted.ubatch).then_some(ubatch);
                 self.decisions = found.decisions;
                 self.prediction = Some(found.prediction);
                 ubatch
@@ -123,7 +127,7 @@ impl Runtime {
         let longest = wanted.batch.min(wanted.context);
         let larger = UBATCHES.iter().copied();
         let larger = larger.filter(|&size| size > wanted.ubatch && size <= longest);
-        let may_choose = self.config.ubatch_from_plan;
+        let may_choose = self.config.ubatch_from_plan && !self.retry.own_ubatch;
         let ubatches: Vec<UbatchOption> = std::iter::once(wanted.ubatch)
             .chain(larger.filter(|_| may_choose))
             .map(|ubatch| UbatchOption {
@@ -157,6 +161,9 @@ impl Runtime {
         self.measured = Some(profile);
         if let Ok(found) = &found {
             asked.workload.ubatch = found.ubatch;
+            let option = ubatches.iter().find(|o| o.ubatch == found.ubatch);
+            self.retry.estimated_scratch =
+                option.map_or(0, |o| o.scratch - estimate_excess(o.scratch).min(o.scratch));
             self.calibrating.context(Some(asked));
         }
         match found {
