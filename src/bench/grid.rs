@@ -3,7 +3,7 @@
 use super::models::ModelSpec;
 use super::place::Way;
 use super::search::Strategy;
-use super::types::{Approach, Test};
+use super::types::{Approach, Test, Work};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -316,15 +316,24 @@ impl Grid {
         }
     }
 
+    /// Generation in a process of its own, on both sides: CUDA's graphs were seen to run slower from a process's sixth context on
+    /// with stock llama.cpp, and from its fourth with pipeshard, and each test has a context.
     fn ceiling_steps(&self, steps: &mut Vec<Step>, model: usize, decode: &[Test], round: u32) {
         if !self.ceiling {
             return;
         }
         for &ubatch in &self.ubatches {
-            let tests = self.tests(&self.ubatches, ubatch, decode);
-            for approach in [Approach::AllInVram, Approach::PipeshardAll] {
-                let job = Job::new(model, None, approach, tests.clone()).ubatch(ubatch);
-                steps.push(Step::Run(job.in_round(round)));
+            let all = self.tests(&self.ubatches, ubatch, decode);
+            let (decodes, prompts): (Vec<Test>, Vec<Test>) =
+                all.into_iter().partition(|test| test.work == Work::Decode);
+            for tests in [prompts, decodes] {
+                if tests.is_empty() {
+                    continue;
+                }
+                for approach in [Approach::AllInVram, Approach::PipeshardAll] {
+                    let job = Job::new(model, None, approach, tests.clone()).ubatch(ubatch);
+                    steps.push(Step::Run(job.in_round(round)));
+                }
             }
         }
     }
@@ -437,13 +446,29 @@ mod tests {
     }
 
     #[test]
+    fn with_everything_in_vram_generations_have_processes_of_their_own() {
+        let steps = grid().steps(|_, _| 16, |_| vec![Strategy::Layers]);
+        let decodes = |test: &Test| test.work == Work::Decode;
+        for approach in [Approach::AllInVram, Approach::PipeshardAll] {
+            let jobs = steps.iter().filter_map(|step| match step {
+                Step::Run(job) if job.approach == approach => Some(job),
+                _ => None,
+            });
+            let jobs: Vec<&Job> = jobs.collect();
+            let generating = jobs.iter().filter(|job| job.tests.iter().any(decodes));
+            assert!(generating.clone().count() > 0);
+            assert!(generating
+                .into_iter()
+                .all(|job| job.tests.iter().all(decodes)));
+            assert!(jobs.iter().any(|job| !job.tests.iter().any(decodes)));
+        }
+    }
+
+    #[test]
     fn without_time_to_generate_nothing_is_generated() {
         let steps = grid().steps(|_, _| 0, |_| Vec::new());
         let generates = steps.iter().any(|step| match step {
-            Step::Run(job) => job
-                .tests
-                .iter()
-                .any(|t| t.work == super::super::types::Work::Decode),
+            Step::Run(job) => job.tests.iter().any(|t| t.work == Work::Decode),
             _ => false,
         });
         assert!(!generates);
