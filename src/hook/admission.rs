@@ -183,7 +183,9 @@ impl Runtime {
         // a saved plan says where everything goes: another try would go the same way
         let may_learn = self.retry.tries < TRIES && self.config.plan.is_none();
         let knows_more = self.retry.wanted_scratch > self.retry.expected_scratch;
-        if may_learn && !self.retry.output_on_host {
+        // much more than was estimated for the layers is wanted for logits
+        let wants_logits = self.retry.wanted_scratch / 2 > self.retry.estimated_scratch;
+        if may_learn && !self.retry.output_on_host && (wants_logits || !knows_more) {
             self.retry.output_on_host = true;
         } else if may_learn && knows_more && self.retry.tries + 2 < TRIES {
             self.retry.expected_scratch = self.retry.wanted_scratch;

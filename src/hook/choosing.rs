@@ -162,8 +162,11 @@ impl Runtime {
         if let Ok(found) = &found {
             asked.workload.ubatch = found.ubatch;
             let option = ubatches.iter().find(|o| o.ubatch == found.ubatch);
-            self.retry.estimated_scratch =
-                option.map_or(0, |o| o.scratch - estimate_excess(o.scratch).min(o.scratch));
+            let least = option.map_or(0, |o| o.scratch.saturating_sub(estimate_excess(o.scratch)));
+            // cells in host memory are copied into compute buffers for the device to attend to them, a layer at a time
+            let hosted = found.plan.kv.iter().filter(|layer| !layer.device);
+            let copied = hosted.map(|layer| layer.bytes).max().unwrap_or(0);
+            self.retry.estimated_scratch = least + copied;
             self.calibrating.context(Some(asked));
         }
         match found {
