@@ -14,6 +14,9 @@ pub struct Retry {
     pub expected_scratch: u64,
     /// The least that compute buffers are thought to become, in bytes, while no try has said it.
     pub estimated_scratch: u64,
+    /// Not all cells fit even without compute buffers, so they are placed with that estimate in mind. Else the first try finds
+    /// out whether all cells may stay.
+    pub cells_give_way: bool,
     /// Tokens per ubatch that were decided for the first try, and hold for the next ones.
     pub ubatch: Option<u32>,
     /// Only llama.cpp's own ubatch, or the user's, is left to decide for.
@@ -68,6 +71,7 @@ impl Retry {
         self.tries = 0;
         self.expected_scratch = 0;
         self.estimated_scratch = 0;
+        self.cells_give_way = false;
         self.freed_scratch = 0;
         self.wanted_scratch = 0;
         self.ubatch = None;
@@ -83,8 +87,10 @@ impl Runtime {
             return false;
         }
         let mut input = self.plan_input(0);
-        // the buffers come after the cells, which cannot make room for them any more
-        input.scratch = input.scratch.max(self.retry.estimated_scratch);
+        if self.retry.cells_give_way {
+            // the buffers come after the cells, which cannot make room for them any more
+            input.scratch = input.scratch.max(self.retry.estimated_scratch);
+        }
         let mut placement = KvPlacement {
             layer,
             device: true,
@@ -221,5 +227,65 @@ impl Runtime {
         log::info("the context did not fit as planned; planning it again with what is known now");
         self.replan();
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hook::config::Config;
+
+    /// A context whose layers' buffers are thought to need 300 bytes at least, with the ubatch that was chosen.
+    fn estimated() -> Runtime {
+        let mut runtime = Runtime::new(Config::default());
+        runtime.retry.estimated_scratch = 300;
+        runtime.retry.ubatch = Some(2048);
+        runtime
+    }
+
+    fn fails(runtime: &mut Runtime, wanted: u64) -> bool {
+        runtime.retry.wanted_scratch = wanted;
+        runtime.retry.fail("no room".to_owned());
+        runtime.context_failed()
+    }
+
+    #[test]
+    fn a_further_try_gives_up_one_thing_after_the_other() {
+        let mut runtime = estimated();
+        assert!(fails(&mut runtime, 370));
+        let retry = &runtime.retry;
+        assert_eq!((retry.expected_scratch, retry.output_on_host), (370, false));
+        assert!(fails(&mut runtime, 380));
+        assert!(runtime.retry.output_on_host);
+        assert!(fails(&mut runtime, 390));
+        assert_eq!(runtime.retry.expected_scratch, 390);
+        // nothing new was learned: the ubatch goes, and what was learned about it
+        assert!(!runtime.retry.own_ubatch);
+        assert!(fails(&mut runtime, 390));
+        assert!(runtime.retry.own_ubatch && !runtime.retry.smallest);
+        assert_eq!(runtime.retry.expected_scratch, 0);
+        assert!(fails(&mut runtime, 200));
+        assert!(runtime.retry.smallest);
+        // the end: the next context starts afresh
+        assert!(!fails(&mut runtime, 200));
+        assert!(!runtime.retry.tried() && !runtime.retry.smallest);
+    }
+
+    #[test]
+    fn logits_go_before_anything_is_learned_from_them() {
+        let mut runtime = estimated();
+        assert!(fails(&mut runtime, 1000));
+        let retry = &runtime.retry;
+        assert_eq!((retry.expected_scratch, retry.output_on_host), (0, true));
+    }
+
+    #[test]
+    fn a_context_that_works_leaves_nothing_behind() {
+        let mut runtime = estimated();
+        fails(&mut runtime, 370);
+        runtime.retry.succeeded();
+        let retry = &runtime.retry;
+        assert_eq!((retry.estimated_scratch, retry.expected_scratch), (0, 0));
+        assert!(!retry.tried() && retry.ubatch.is_none());
     }
 }

@@ -7,8 +7,8 @@ use super::runtime::Runtime;
 use crate::cost::Workload;
 use crate::inventory::{kv_bytes, DType, Inventory, KvLayer as CachedLayer};
 use crate::plan::{
-    adapt, estimate_excess, estimate_scratch, search, usual_prompt, Decisions, Found, KvLayer,
-    Placement, PlanError, SearchInput, UbatchOption, GENERATED, UBATCHES,
+    adapt, estimate_excess, estimate_scratch, plan, search, usual_prompt, Decisions, Found,
+    KvLayer, Placement, PlanError, SearchInput, UbatchOption, GENERATED, UBATCHES,
 };
 use crate::profile::{
     file_of_user, obtain, operations, Cache, Effort, Profile, ProfileError, Request,
@@ -167,6 +167,9 @@ impl Runtime {
             let hosted = found.plan.kv.iter().filter(|layer| !layer.device);
             let copied = hosted.map(|layer| layer.bytes).max().unwrap_or(0);
             self.retry.estimated_scratch = least + copied;
+            input.scratch = 0;
+            let bare = plan(&input);
+            self.retry.cells_give_way = bare.is_ok_and(|plan| plan.kv.iter().any(|l| !l.device));
             self.calibrating.context(Some(asked));
         }
         match found {
