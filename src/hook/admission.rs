@@ -68,15 +68,11 @@ impl Retry {
 
     /// The context works: the next one starts afresh.
     pub fn succeeded(&mut self) {
-        self.tries = 0;
-        self.expected_scratch = 0;
-        self.estimated_scratch = 0;
-        self.cells_give_way = false;
-        self.freed_scratch = 0;
-        self.wanted_scratch = 0;
-        self.ubatch = None;
-        self.own_ubatch = false;
-        self.error = None;
+        *self = Retry {
+            output_on_host: self.output_on_host,
+            smallest: self.smallest,
+            ..Retry::default()
+        };
     }
 }
 
@@ -196,7 +192,7 @@ impl Runtime {
         } else if may_learn && knows_more && self.retry.tries + 2 < TRIES {
             self.retry.expected_scratch = self.retry.wanted_scratch;
             self.retry.estimated_scratch = 0;
-        } else if may_learn && self.retry.ubatch.is_some() && !self.retry.own_ubatch {
+        } else if may_learn && self.retry.ubatch.take().is_some() {
             self.retry.own_ubatch = true;
             self.retry.expected_scratch = 0;
             self.retry.wanted_scratch = 0;

@@ -7,7 +7,7 @@ use super::runtime::Runtime;
 use crate::cost::Workload;
 use crate::inventory::{kv_bytes, DType, Inventory, KvLayer as CachedLayer};
 use crate::plan::{
-    adapt, estimate_excess, estimate_scratch, plan, search, usual_prompt, Decisions, Found,
+    adapt, estimate_excess, estimate_scratch, place_kv, search, usual_prompt, Decisions, Found,
     KvLayer, Placement, PlanError, SearchInput, UbatchOption, GENERATED, UBATCHES,
 };
 use crate::profile::{
@@ -37,11 +37,9 @@ impl Runtime {
             self.predict_nothing();
             return planned;
         }
-        if self.retry.smallest {
-            return wanted.ubatch;
-        }
         // what a context that did not fit has taught is about the decisions that were made for it
-        if self.retry.tried() && !self.retry.own_ubatch {
+        let search_anew = self.retry.own_ubatch && !self.retry.smallest;
+        if self.retry.tried() && !search_anew {
             return self.retry.ubatch.unwrap_or(wanted.ubatch);
         }
         // the buffers of a context that lives were reserved for the decisions that were made for it
@@ -168,8 +166,8 @@ impl Runtime {
             let copied = hosted.map(|layer| layer.bytes).max().unwrap_or(0);
             self.retry.estimated_scratch = least + copied;
             input.scratch = 0;
-            let bare = plan(&input);
-            self.retry.cells_give_way = bare.is_ok_and(|plan| plan.kv.iter().any(|l| !l.device));
+            let bare = place_kv(&input);
+            self.retry.cells_give_way = bare.is_ok_and(|kv| kv.iter().any(|layer| !layer.device));
             self.calibrating.context(Some(asked));
         }
         match found {
