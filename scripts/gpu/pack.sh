@@ -17,6 +17,7 @@ cp -P "$bin"/lib*.so* "$stage/bin/"
 cp -L "$cuda" "$stage/bin/libggml-cuda.so"
 strip --strip-debug "$stage"/bin/* 2>/dev/null || true
 cp scripts/gpu/visit.sh scripts/gpu/profile.sh scripts/gpu/kernels.py "$stage/"
+cc -O2 -Wall -shared -fPIC scripts/gpu/memory.c -o "$stage/bin/libmemory.so" -lpthread -ldl
 if [ -n "${CUPTI:-}" ]; then
     cupti=$(basename "$(ls "$CUPTI"/lib/libcupti.so.* | head -n 1)")
     cc -O2 -Wall -shared -fPIC -I"$CUPTI/include" -I"${CUDA_INCLUDE:?CUPTI needs cuda.h: set CUDA_INCLUDE}" scripts/gpu/kernels.c \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [fetch] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [fetch] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -263,8 +263,10 @@ if [[ $what == *fits* ]]; then
         read -ra tests <<< "$set"
         common=(-m "$models/${FITS_MODEL:-30b}.gguf" "${tests[@]}")
         for round in $(seq "${ROUNDS:-2}"); do
-            [[ ${FITS_SIDES:-both} == pipeshard ]] || bench "$round stock, $set" "${common[@]}" -ngl 99
-            bench "$round pipeshard, $set" "${common[@]}" "${ours[@]}" --pipeshard-report "$OUT/fits.json"
+            for side in ${SIDES:-stock pipeshard}; do
+                way=(-ngl 99); [ "$side" = pipeshard ] && way=("${ours[@]}" --pipeshard-report "$OUT/fits.json")
+                bench "$round $side, $set" "${common[@]}" "${way[@]}"
+            done
         done
     done
     # what is not pipeshard's own is tried on both sides
@@ -287,7 +289,7 @@ if [[ $what == *kernels* ]]; then
     recorded=()
     for set in "${sets[@]}"; do
         read -ra tests <<< "$set"
-        for side in ${KERNELS_SIDES:-stock pipeshard}; do
+        for side in ${SIDES:-stock pipeshard}; do
             way=(-ngl 99); [ $side = pipeshard ] && way=(--pipeshard --pipeshard-vram "${KERNELS_VRAM:-60G}")
             recorded+=("$models/kernels.${#recorded[@]}")
             export CUDA_INJECTION64_PATH="$bin/libkernels.so" KERNELS_OUT="${recorded[-1]}"
@@ -298,6 +300,19 @@ if [[ $what == *kernels* ]]; then
     python3 kernels.py "${KERNELS_SHOW:-tokens}" "${recorded[@]}" > "$OUT/kernels.txt" 2>&1
     rm -f "${recorded[@]}"
     cat "$OUT/kernels.txt"
+fi
+
+if [[ $what == *memory* ]]; then
+    # how much memory NVML and the driver say is in use, whenever that changes, beside what pipeshard's books say
+    [ "${MEMORY_MODEL:-8b}" = 8b ] && synth 8b llama3-8b --type f16 || synth 30b qwen3-30b-a3b --type q4_0
+    PEAK=off
+    read -ra tests <<< "${MEMORY_TESTS:--p 2048,16256 -n 32 -r 1 -b 16384}"
+    for budget in ${MEMORY_BUDGETS:-2G}; do
+        export LD_PRELOAD="$bin/libmemory.so"
+        bench "memory $budget" -m "$models/${MEMORY_MODEL:-8b}.gguf" "${tests[@]}" --pipeshard --pipeshard-vram "$budget" -v --pipeshard-report "$OUT/memory-$budget.json"
+        unset LD_PRELOAD
+    done
+    grep -aE "^--- bench|^memory |pipeshard: " "$OUT/visit.log" > "$OUT/memory.txt"
 fi
 
 if [[ $what == *fetch* ]]; then

@@ -1,6 +1,6 @@
 //! A pass under a plan, before it runs: what is computed where, what is copied, in which order.
 
-use super::steps::{OpId, Rows, Work};
+use super::steps::{OpId, Rows, Step, Work};
 use super::table::{at, or, Costs, Times};
 use super::types::PassShape;
 use crate::inventory::expected_distinct;
@@ -17,6 +17,8 @@ pub(super) const EMBEDDING_ELEMENT: f64 = 1.1e-9;
 const MANY_TOKENS: u32 = 64;
 /// Seconds of the host to submit the copy of one expert.
 const SUBMIT_EXPERT: f64 = 3e-6;
+/// Stores to a layer's cache: keys and values.
+const STORES: f64 = 2.0;
 /// Bytes of a logit.
 const LOGIT: f64 = 4.0;
 
@@ -112,6 +114,7 @@ impl Costs<'_> {
             let mut group = None;
             let mut shared = None;
             let mut link = 0.0;
+            let mut takes = step.takes;
             let (on, times) = match step.work {
                 Work::Small => (Processor::Gpu, None),
                 Work::Attention { layer, kind } => {
@@ -121,7 +124,9 @@ impl Costs<'_> {
                     if copied && sees > 0 {
                         link = self.cells_copied(times);
                         times.gpu += link;
-                        cell_bytes += times.bytes;
+                        cell_bytes += times.cells;
+                        acts.push(self.store(step, sees));
+                        takes = 0.0;
                     }
                     (processor(host && !copied), Some(times))
                 }
@@ -187,7 +192,7 @@ impl Costs<'_> {
                 copy_busy: seconds(busy),
                 link,
                 group,
-                takes: step.takes,
+                takes,
                 leaves: step.leaves,
                 rows: sees,
                 released: 0,
@@ -247,9 +252,27 @@ impl Costs<'_> {
         })
     }
 
-    /// Seconds to copy the cells that an attention reads from host memory.
+    /// Seconds to copy the cells that an attention is given from host memory.
     fn cells_copied(&self, times: Times) -> f64 {
-        at(times.bytes, self.profile.link.pinned.median)
+        at(times.cells, self.profile.link.pinned.median)
+    }
+
+    /// What the CPU does before cells in host memory are copied for `attention`: it puts those of the batch there, keys and values.
+    fn store(&self, attention: &Step, rows: u32) -> Act {
+        // what attention takes besides are queries, as many as it leaves
+        let cells = attention.takes - attention.leaves;
+        let seconds = self.small(Processor::Cpu, STORES, cells / STORES, rows);
+        Act {
+            on: Processor::Cpu,
+            seconds,
+            copy_busy: seconds,
+            link: 0.0,
+            group: None,
+            takes: cells,
+            leaves: 0.0,
+            rows,
+            released: 0,
+        }
     }
 
     /// From how many tokens on the device attends to `cells` cells of each sequence in host memory, which are copied for it: 1, 2

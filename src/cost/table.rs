@@ -18,6 +18,8 @@ pub(super) struct Times {
     pub cpu_copy_busy: f64,
     /// Bytes of weights or cells that are read.
     pub bytes: f64,
+    /// Bytes of all cells that an attention is given, those behind its first tokens too, which only the later ones look at.
+    pub cells: f64,
 }
 
 impl Times {
@@ -132,15 +134,21 @@ impl<'a> Costs<'a> {
         // a token sees the ones before it, so half of the batch on average
         let own = u64::from(each).div_ceil(2);
         let window = cache.window.map_or(u64::MAX, u64::from);
-        let seen = cells.min(window).saturating_add(own);
         // each sequence's tokens see its own cells alone
-        let (each, seen) = (each, seen.saturating_mul(u64::from(sequences)));
+        let behind = |own: u64| {
+            let cells = cells.min(window).saturating_add(own);
+            cells.saturating_mul(u64::from(sequences))
+        };
+        let (seen, given) = (behind(own), behind(u64::from(each)));
         if let Some(&times) = self.attention.borrow().get(&(kind, each, seen)) {
             return times;
         }
         let (type_k, type_v) = (self.model.type_k, self.model.type_v);
-        let op = cache.heads.attention(type_k, type_v, seen);
-        let times = self.times(&op, each, 0.0);
+        let over = |cells| cache.heads.attention(type_k, type_v, cells);
+        let times = Times {
+            cells: over(given).work(each).bytes,
+            ..self.times(&over(seen), each, 0.0)
+        };
         self.attention
             .borrow_mut()
             .insert((kind, each, seen), times);
@@ -158,6 +166,7 @@ impl<'a> Costs<'a> {
             cpu: cpu + traffic,
             cpu_copy_busy: busy.max(cpu) + traffic,
             bytes: op.work(rows).bytes,
+            cells: 0.0,
         }
     }
 }

@@ -103,8 +103,10 @@ impl Runtime {
         self.outcome.profiling += began.elapsed();
         let profile = profile?;
         let began = Instant::now();
-        let mut input = self.plan_problem(0);
         // no other context holds anything
+        self.pools.contexts_gone();
+        self.note_arena();
+        let mut input = self.plan_problem(0);
         input.kv_fixed = None;
         let (Some(type_k), Some(type_v)) =
             (DType::from_id(wanted.type_k), DType::from_id(wanted.type_v))
@@ -165,6 +167,8 @@ impl Runtime {
             let hosted = found.plan.kv.iter().filter(|layer| !layer.device);
             let copied = hosted.map(|layer| layer.bytes).max().unwrap_or(0);
             self.retry.estimated_scratch = least + copied;
+            self.pools.expect_ubatch(inventory, found.ubatch);
+            input.reserve = self.reserve();
             input.scratch = 0;
             let bare = place_kv(&input);
             self.retry.cells_give_way = bare.is_ok_and(|kv| kv.iter().any(|layer| !layer.device));

@@ -152,7 +152,14 @@ impl Runtime {
             self.outcome.page_lock_refused = Some(why);
         }
         self.outcome.page_locked_bytes += locked.bytes();
+        self.note_page_locked();
         locked
+    }
+
+    fn note_page_locked(&mut self) {
+        let pinned = self.units.iter().filter(|unit| unit.pinned());
+        let bytes = pinned.map(LoadedUnit::bytes).map(|bytes| bytes as u64);
+        self.pools.expect_page_locked(bytes.sum());
     }
 
     /// Says which files were written to while they are in use. Nobody can tell whether the weights are still the same.
@@ -196,6 +203,7 @@ impl Runtime {
         self.retry = Default::default();
         self.followed = Default::default();
         self.void_graphs();
+        self.note_page_locked();
         self.replan();
         self.note_arena();
     }

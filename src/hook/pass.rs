@@ -336,19 +336,20 @@ impl Runtime {
     /// Notices what the backend of a real device took on its own account: seldom, for it is a call to the driver. Where it is
     /// more than was kept for it, residents make room before the next batch.
     fn measure_pools(&mut self) {
-        if !self.pools.measurable() || !self.outcome.total_passes().is_power_of_two() {
+        if !self.pools.pass_ended() {
             return;
         }
         let Some(device) = self.device else { return };
-        let taken = self.pools.acted(self.outcome.total_passes());
-        let taken = taken.unwrap_or_else(|| {
+        let taken = self.pools.acted().unwrap_or_else(|| {
             let held = self.free_at_start.saturating_sub(device.memory().0);
-            held.saturating_sub(self.ledger.now().total() - self.pools.measured())
+            let booked = self.ledger.now().total() - self.pools.held();
+            held.saturating_sub(booked)
         });
-        if !self.pools.measure(taken) {
+        let too_much = self.pools.measure(taken);
+        self.note_arena();
+        if !too_much {
             return;
         }
-        self.note_arena();
         let before = self.pools;
         self.pools = before.with_measured();
         match plan(&self.plan_input(0)) {
@@ -362,7 +363,7 @@ impl Runtime {
                 log::warn(&format!(
                     "the backend of {} holds {} MiB on its own account, more than the budget leaves it: {error}",
                     device.name(),
-                    self.pools.measured() >> 20
+                    self.pools.held() >> 20
                 ));
             }
         }

@@ -214,7 +214,7 @@ impl Runtime {
             entry.graph.divided = divided;
             self.outcome.rewritten_nodes += nodes;
         }
-        self.pools.expect(entry.graph.pool_bytes);
+        self.pools.expect_product(entry.graph.pool_bytes);
         if !measuring {
             if let Some(device) = self.device {
                 self.choices.reserve(device, entry.graph.routings.bytes())?;
@@ -333,11 +333,12 @@ impl Decider<'_> {
 
     /// Fused attention over cells that are not in host memory stays on the device, also where all that it reads was computed by
     /// the CPU: llama.cpp asks where the layer's attention went, and gives up fusing for the whole model if it is elsewhere.
-    unsafe fn keep_attention_on_device(&self, node: *mut ffi::ggml_tensor) {
+    unsafe fn keep_attention_on_device(&mut self, node: *mut ffi::ggml_tensor) {
         let (sched, device) = (self.backends.sched, self.backends.device);
         if (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT && ffi::ggml_backend_supports_op(device, node)
         {
             ffi::ggml_backend_sched_set_tensor_backend(sched, node, device);
+            self.graph.pool_bytes = self.graph.pool_bytes.max(super::pools::bytes_for(node));
         }
     }
 

@@ -5,11 +5,16 @@ use crate::ffi;
 use crate::inventory::{Inventory, Role};
 
 /// Kernels' code, loaded when first used, streams and captured graphs, beyond what the device's context and matrix library hold,
-/// which are no part of the budget: 190 to 232 MiB were seen on an H100 with models of 32 and 48 layers, beside [`PRODUCTS`]. Too
-/// much costs a few residents, too little a budget that is overrun until it is noticed, and residents that move in mid-prompt.
-const CODE: u64 = 240 << 20;
-/// The pool was seen to keep so many times what the widest product takes, at 512, 2,048 and 4,096 tokens.
-const PRODUCTS: u64 = 2;
+/// which are no part of the budget: 59 to 81 MiB were seen on an H100 with models of 32, 48 and 64 layers, beside the page tables
+/// and pools below. Too much costs a few residents, too little a budget that is overrun until it is noticed, and residents that
+/// move in mid-prompt.
+const CODE: u64 = 112 << 20;
+/// The device's page tables have so many bytes for each page of host memory that it addresses, and lie in its own memory: 32 MiB
+/// were seen to go while 16 GB were page-locked.
+const PAGE: u64 = 4096;
+const PAGE_TABLE_ENTRY: u64 = 8;
+/// A pool grows in steps, beyond what the widest product takes: 1.06 times as much was seen at 512, 2,048 and 4,096 tokens.
+const POOL_EIGHTHS: u64 = 9;
 
 /// Book-keeping of the backend's own memory, in bytes.
 #[derive(Debug, Default, Clone, Copy)]
@@ -20,11 +25,16 @@ pub struct Pools {
     real: bool,
     /// What a simulated card's backend acts as if it took, behind the first pass.
     acted: Option<u64>,
+    /// Host memory that the device addresses.
+    page_locked: u64,
     /// For the widest product of the graphs that were seen.
     product: u64,
+    /// Passes of these graphs.
+    passes: u64,
     /// What was measured when it was more than expected and there was room for it.
     made_room_for: u64,
-    measured: u64,
+    held: u64,
+    most: u64,
 }
 
 impl Pools {
@@ -38,23 +48,45 @@ impl Pools {
         }
     }
 
+    /// So much host memory is page-locked for the device.
+    pub fn expect_page_locked(&mut self, bytes: u64) {
+        self.page_locked = bytes;
+    }
+
     /// A graph was seen whose widest product needs so much.
-    pub fn expect(&mut self, bytes: u64) {
+    pub fn expect_product(&mut self, bytes: u64) {
         self.product = self.product.max(bytes);
+    }
+
+    /// Ubatches of so many tokens of this model will be computed.
+    pub fn expect_ubatch(&mut self, inventory: &Inventory, ubatch: u32) {
+        self.expect_product(widest_product(inventory, ubatch));
+    }
+
+    /// No context is left, and a pool goes with its context.
+    pub fn contexts_gone(&mut self) {
+        (self.product, self.passes, self.held) = (0, 0, 0);
+    }
+
+    /// A pass has ended. True when it is time to ask the driver, which takes a moment.
+    pub fn pass_ended(&mut self) -> bool {
+        self.passes += 1;
+        (self.real || self.acted.is_some()) && self.passes.is_power_of_two()
     }
 
     /// The driver says that so much is held beside what is booked. True when that is more than ever before and more than was
     /// reserved.
     pub fn measure(&mut self, bytes: u64) -> bool {
-        let more = bytes > self.measured;
-        self.measured = self.measured.max(bytes);
+        let more = bytes > self.most;
+        self.held = bytes;
+        self.most = self.most.max(bytes);
         more && self.fixed.is_none() && bytes > self.reserve()
     }
 
     /// The same books with as much reserved as was measured.
     pub fn with_measured(&self) -> Self {
         Pools {
-            made_room_for: self.made_room_for.max(self.measured),
+            made_room_for: self.made_room_for.max(self.most),
             ..*self
         }
     }
@@ -64,7 +96,7 @@ impl Pools {
         match (self.fixed, self.real) {
             (Some(fixed), _) => fixed,
             (None, true) => {
-                let expected = CODE + PRODUCTS * self.product;
+                let expected = expected(self.page_locked, self.product);
                 expected.max(self.made_room_for)
             }
             (None, false) => self.made_room_for,
@@ -79,33 +111,42 @@ impl Pools {
         }
     }
 
-    /// The most that was seen to be held.
-    pub fn measured(&self) -> u64 {
-        self.measured
+    /// What was measured last; 0 before a context's first pass.
+    pub fn held(&self) -> u64 {
+        self.held
     }
 
-    /// Whether measuring makes sense.
-    pub fn measurable(&self) -> bool {
-        self.real || self.acted.is_some()
-    }
-
-    /// What a simulated card acts as if it held beside what is booked, after so many passes; none where the driver is asked.
-    pub fn acted(&self, passes: u64) -> Option<u64> {
-        self.acted.map(|bytes| if passes > 1 { bytes } else { 0 })
+    /// What a simulated card acts as if it held beside what is booked; none where the driver is asked.
+    pub fn acted(&self) -> Option<u64> {
+        self.acted
+            .map(|bytes| if self.passes > 1 { bytes } else { 0 })
     }
 }
 
-/// What a product on the device takes from the backend's pool: activations converted to the type that the kernel multiplies,
-/// and for weights that are not quantised a converted result.
+fn expected(page_locked: u64, product: u64) -> u64 {
+    let tables = page_locked / PAGE * PAGE_TABLE_ENTRY;
+    (CODE + tables).saturating_add((product / 8).saturating_mul(POOL_EIGHTHS))
+}
+
+/// What an operation on the device takes from the backend's pool: a product activations converted to the type that the kernel
+/// multiplies, and for weights that are not quantised a converted result; fused attention keys and values in halves, where the
+/// cache has them in another type.
 ///
 /// # Safety
 /// `node` is a valid node with valid sources.
 pub unsafe fn bytes_for(node: *const ffi::ggml_tensor) -> u64 {
+    let size = |n: i64| u64::try_from(n).unwrap_or(0);
+    if (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT {
+        let cells = [(*node).src[1], (*node).src[2]];
+        let converted = cells.iter().filter(|c| (***c).type_ != ffi::GGML_TYPE_F16);
+        return converted
+            .map(|c| 2 * (**c).ne.iter().map(|&n| size(n)).product::<u64>())
+            .sum();
+    }
     if !matches!((*node).op, ffi::GGML_OP_MUL_MAT | ffi::GGML_OP_MUL_MAT_ID) {
         return 0;
     }
     let weights = (*node).src[0];
-    let size = |n: i64| u64::try_from(n).unwrap_or(0);
     let rows = size((*node).ne[1]) * size((*node).ne[2]) * size((*node).ne[3]);
     let (width, height) = (size((*weights).ne[0]), size((*weights).ne[1]));
     product_bytes(
@@ -118,6 +159,10 @@ pub unsafe fn bytes_for(node: *const ffi::ggml_tensor) -> u64 {
 
 /// What is expected of a real card for a model that is not loaded, with ubatches of `ubatch` tokens, in bytes.
 pub fn expected_for(inventory: &Inventory, ubatch: u32) -> u64 {
+    expected(inventory.weight_bytes(), widest_product(inventory, ubatch))
+}
+
+fn widest_product(inventory: &Inventory, ubatch: u32) -> u64 {
     let products = inventory.tensors.iter().filter(|tensor| {
         // the output head sees the rows that get logits: few
         tensor.is_matrix() && !matches!(tensor.role, Role::TokenEmbedding | Role::Output)
@@ -131,7 +176,7 @@ pub fn expected_for(inventory: &Inventory, ubatch: u32) -> u64 {
         let quantised = !matches!(tensor.type_name.as_str(), "f32" | "f16" | "bf16");
         product_bytes(quantised, rows, tensor.shape[0], tensor.shape[1])
     });
-    CODE.saturating_add(widest.max().unwrap_or(0).saturating_mul(PRODUCTS))
+    widest.max().unwrap_or(0)
 }
 
 fn product_bytes(quantised: bool, rows: u64, width: u64, height: u64) -> u64 {
@@ -152,20 +197,49 @@ mod tests {
     #[test]
     fn the_simulated_gpu_has_no_pools() {
         let mut pools = Pools::new(None, false, None);
-        pools.expect(1 << 30);
+        pools.expect_product(1 << 30);
+        pools.expect_page_locked(1 << 40);
         assert_eq!(pools.reserve(), 0);
     }
 
     #[test]
     fn more_than_expected_is_noticed_once() {
         let mut pools = Pools::new(None, true, None);
-        pools.expect(20 << 20);
-        assert_eq!(pools.reserve(), CODE + (40 << 20));
+        pools.expect_product(32 << 20);
+        assert_eq!(pools.reserve(), CODE + (36 << 20));
         assert!(!pools.measure(CODE));
         assert!(pools.measure(CODE + (60 << 20)));
         assert!(!pools.measure(CODE + (60 << 20)));
-        assert_eq!(pools.reserve(), CODE + (40 << 20));
+        assert_eq!(pools.reserve(), CODE + (36 << 20));
         assert_eq!(pools.with_measured().reserve(), CODE + (60 << 20));
+    }
+
+    #[test]
+    fn the_tables_for_page_locked_memory_are_the_devices() {
+        let mut pools = Pools::new(None, true, None);
+        pools.expect_page_locked(16 << 30);
+        assert_eq!(pools.reserve(), CODE + (32 << 20));
+    }
+
+    #[test]
+    fn a_pool_goes_with_the_last_context() {
+        let mut pools = Pools::new(None, true, None);
+        pools.expect_product(20 << 20);
+        assert!(pools.pass_ended());
+        assert!(!pools.measure(CODE));
+        assert_eq!(pools.held(), CODE);
+        pools.contexts_gone();
+        assert_eq!((pools.held(), pools.reserve()), (0, CODE));
+        // the next one's first pass is looked at again
+        assert!(pools.pass_ended());
+    }
+
+    #[test]
+    fn the_driver_is_asked_ever_more_seldom() {
+        let mut pools = Pools::new(None, true, None);
+        let asked: Vec<u64> = (1..20).filter(|_| pools.pass_ended()).collect();
+        assert_eq!(asked, [1, 2, 4, 8, 16]);
+        assert!(!Pools::new(None, false, None).pass_ended());
     }
 
     #[test]
@@ -173,6 +247,6 @@ mod tests {
         let mut pools = Pools::new(Some(64 << 20), true, None);
         assert!(!pools.measure(1 << 30));
         assert_eq!(pools.reserve(), 64 << 20);
-        assert_eq!(pools.measured(), 1 << 30);
+        assert_eq!(pools.held(), 1 << 30);
     }
 }

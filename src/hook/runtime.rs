@@ -457,7 +457,7 @@ impl Runtime {
             return Err(failure);
         }
         let free = self.device.map_or(0, |d| d.memory().0);
-        let held = self.ledger.now().total() + self.reserve();
+        let held = self.ledger.now().total();
         let lowered =
             (held + free.saturating_sub(free / 32)).min(wanted.ledger.total().saturating_sub(1));
         log::warn(&format!(
@@ -480,7 +480,7 @@ impl Runtime {
                 .set_arena(arena.resident_bytes(), arena.slot_bytes());
         }
         self.ledger
-            .set_other(self.own_bytes() + self.fetcher_bytes() + self.pools.measured());
+            .set_other(self.own_bytes() + self.fetcher_bytes() + self.pools.held());
     }
 }
 
