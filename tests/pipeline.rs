@@ -53,6 +53,25 @@ fn slots_are_filled_over_and_over() {
 }
 
 #[test]
+fn what_the_backend_takes_is_found_once() {
+    const TAKEN: u64 = 8 << 20;
+    let eval = Eval::of(&synthetic("tiny-llama", &[]))
+        .prompts(&[96])
+        .arg("ubatch", 32)
+        .generate(8);
+    let stock = eval.answers();
+    let budget = all_streamed(&eval) + 2 * TAKEN;
+    let eval = eval.within(budget, "").env("PIPESHARD_RESERVE", "16M");
+    let other = |answers: &Answers| answers.report().peak.other;
+    let without = eval.answers();
+    let ours = eval.env("PIPESHARD_DEBUG_POOLS", "8").answers();
+    assert_eq!(stock.outcome(), ours.outcome());
+    // behind passes 2, 4 and 8 the driver is asked, and says the same
+    assert!(ours.report().passes.prompt + ours.report().passes.decode >= 8);
+    assert_eq!(other(&ours), other(&without) + TAKEN);
+}
+
+#[test]
 fn two_contexts_in_one_arena() {
     for shape in ["tiny-llama", "tiny-qwen3moe"] {
         let eval = Eval::of(&synthetic(shape, &[]))

@@ -340,12 +340,9 @@ impl Runtime {
             return;
         }
         let Some(device) = self.device else { return };
-        let taken = self.pools.acted().unwrap_or_else(|| {
-            let held = self.free_at_start.saturating_sub(device.memory().0);
-            let booked = self.ledger.now().total() - self.pools.held();
-            held.saturating_sub(booked)
-        });
-        let too_much = self.pools.measure(taken);
+        let held = self.free_at_start.saturating_sub(device.memory().0) + self.pools.acted();
+        let beside = self.ledger.now().total().saturating_sub(self.pools.held());
+        let too_much = self.pools.measure(held.saturating_sub(beside));
         self.note_arena();
         if !too_much {
             return;

@@ -116,10 +116,10 @@ impl Pools {
         self.held
     }
 
-    /// What a simulated card acts as if it held beside what is booked; none where the driver is asked.
-    pub fn acted(&self) -> Option<u64> {
-        self.acted
-            .map(|bytes| if self.passes > 1 { bytes } else { 0 })
+    /// What a simulated card acts as if its backend held.
+    pub fn acted(&self) -> u64 {
+        let acts = |_: &u64| self.passes > 1;
+        self.acted.filter(acts).unwrap_or(0)
     }
 }
 
