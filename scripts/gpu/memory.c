@@ -4,7 +4,6 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -20,7 +19,7 @@ static void *watch(void *unused) {
     (void)unused;
     void *nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW), *cuda = dlopen("libcuda.so.1", RTLD_NOW);
     if (!nvml || !cuda) return NULL;
-    call nvml_memory = (call)dlsym(nvml, "nvmlDeviceGetMemoryInfo"), nvml_v2 = (call)dlsym(nvml, "nvmlDeviceGetMemoryInfo_v2");
+    call nvml_memory = (call)dlsym(nvml, "nvmlDeviceGetMemoryInfo");
     call state = (call)dlsym(cuda, "cuDevicePrimaryCtxGetState"), retain = (call)dlsym(cuda, "cuDevicePrimaryCtxRetain");
     call current = (call)dlsym(cuda, "cuCtxSetCurrent"), driver_memory = (call)dlsym(cuda, "cuMemGetInfo_v2");
     void *gpu = NULL, *context = NULL;
@@ -29,19 +28,17 @@ static void *watch(void *unused) {
     size_t last_driver = 0;
     for (;; usleep(2000)) {
         unsigned long long m[3] = {0};
-        struct { unsigned version; unsigned long long total, reserved, free, used; } v2 = {.version = sizeof v2 | (2u << 24)};
         size_t free = 0, total = 0;
         unsigned flags = 0;
         int active = 0;
         nvml_memory(gpu, m);
-        if (nvml_v2) nvml_v2(gpu, &v2);
         // the process's own context, once it has one: asking does not make it
         if (!context && !state(0, &flags, &active) && active && !retain(&context, 0)) current(context);
         if (context) driver_memory(&free, &total);
         unsigned long long n = m[2] >> 20;
         size_t d = (total - free) >> 20;
         if (n != last_nvml || d != last_driver)
-            fprintf(stderr, "memory %8.3f nvml %6llu (reserved %llu, total %llu) driver %6zu of %zu\n", now(), n, v2.reserved >> 20, m[0] >> 20, d, total >> 20);
+            fprintf(stderr, "memory %8.3f nvml %6llu of %llu, driver %6zu of %zu\n", now(), n, m[0] >> 20, d, total >> 20);
         last_nvml = n;
         last_driver = d;
     }
@@ -49,5 +46,5 @@ static void *watch(void *unused) {
 
 __attribute__((constructor)) static void start(void) {
     pthread_t thread;
-    if (!getenv("MEMORY_OFF")) pthread_create(&thread, NULL, watch, NULL);
+    pthread_create(&thread, NULL, watch, NULL);
 }

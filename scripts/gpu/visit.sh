@@ -303,7 +303,7 @@ if [[ $what == *kernels* ]]; then
 fi
 
 if [[ $what == *memory* ]]; then
-    # how much memory NVML and the driver say is in use, whenever that changes, beside what pipeshard's books say
+    # how much memory NVML and the driver say is in use, whenever that changes, beside pipeshard's messages; its books are in the report
     [ "${MEMORY_MODEL:-8b}" = 8b ] && synth 8b llama3-8b --type f16 || synth 30b qwen3-30b-a3b --type q4_0
     PEAK=off
     read -ra tests <<< "${MEMORY_TESTS:--p 2048,16256 -n 32 -r 1 -b 16384}"

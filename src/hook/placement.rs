@@ -39,7 +39,7 @@ pub struct SplitGraph {
     /// Attentions of the device over cells that are copied from host memory. Each begins a split: the copies take memory from
     /// there on, wherever else is cut. How much that is depends on the number of cells, so compute buffers may still grow.
     pub over_host_cells: HashSet<usize>,
-    /// What the device's backend is expected to take from its own pool for the widest product, in bytes.
+    /// What the device's backend is expected to take from its own pool for the operation that needs most of it, in bytes.
     pub pool_bytes: u64,
     /// Which groups are read in part, by whose choice.
     pub routings: Routings,
@@ -334,11 +334,9 @@ impl Decider<'_> {
     /// Fused attention over cells that are not in host memory stays on the device, also where all that it reads was computed by
     /// the CPU: llama.cpp asks where the layer's attention went, and gives up fusing for the whole model if it is elsewhere.
     unsafe fn keep_attention_on_device(&mut self, node: *mut ffi::ggml_tensor) {
-        let (sched, device) = (self.backends.sched, self.backends.device);
-        if (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT && ffi::ggml_backend_supports_op(device, node)
-        {
-            ffi::ggml_backend_sched_set_tensor_backend(sched, node, device);
-            self.graph.pool_bytes = self.graph.pool_bytes.max(super::pools::bytes_for(node));
+        let fused = (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT;
+        if fused && ffi::ggml_backend_supports_op(self.backends.device, node) {
+            self.run_on_device(node, Placement::Resident);
         }
     }
 

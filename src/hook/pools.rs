@@ -1,5 +1,5 @@
-//! What the backend of a real device takes on its own account: kernels' code, libraries' work spaces, and a pool for converted
-//! activations. None of it is announced, so it is expected from the shapes, then noticed by asking the driver.
+//! What the backend of a real device takes on its own account: kernels' code, page tables for page-locked memory, and a pool for
+//! converted activations and cells. None of it is announced, so it is expected from the shapes, then noticed by asking the driver.
 
 use crate::ffi;
 use crate::inventory::{Inventory, Role};
@@ -33,7 +33,9 @@ pub struct Pools {
     passes: u64,
     /// What was measured when it was more than expected and there was room for it.
     made_room_for: u64,
+    /// What was measured last.
     held: u64,
+    /// The most that was ever measured.
     most: u64,
 }
 
