@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [fetch] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [fetch] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -313,6 +313,11 @@ if [[ $what == *memory* ]]; then
         unset LD_PRELOAD
     done
     grep -aE "^--- bench|^memory |pipeshard: " "$OUT/visit.log" > "$OUT/memory.txt"
+fi
+
+if [[ $what == *rest* ]]; then
+    # how fast the CPU's threads read memory behind a pause, by what they did in it
+    "$bin/rest" "$threads" "${REST_MIB:-1024}" | tee "$OUT/rest.txt" | tee -a "$OUT/visit.log"
 fi
 
 if [[ $what == *fetch* ]]; then

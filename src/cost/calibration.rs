@@ -5,28 +5,56 @@ const ENOUGH: u64 = 8;
 /// The part by which the measured time may differ from the predicted one.
 const TOLERANCE: f64 = 0.25;
 
+/// What a pass takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PassSeconds {
+    /// In all.
+    pub all: f64,
+    /// Of that, the CPU's splits.
+    pub cpu: f64,
+}
+
+impl PassSeconds {
+    fn is_time(self) -> bool {
+        let time = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
+        time(self.all) && time(self.cpu) && self.all > 0.0
+    }
+
+    fn add(&mut self, other: PassSeconds) {
+        self.all += other.all;
+        self.cpu += other.cpu;
+    }
+
+    fn by(self, passes: u64) -> PassSeconds {
+        let passes = passes.max(1) as f64;
+        PassSeconds {
+            all: self.all / passes,
+            cpu: self.cpu / passes,
+        }
+    }
+}
+
 /// Passes of one kind, and what they took.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Lane {
     passes: u64,
-    measured: f64,
-    predicted: f64,
+    measured: PassSeconds,
+    predicted: PassSeconds,
 }
 
 impl Lane {
-    /// A pass took so many seconds, and so many were predicted. Times that are none are left out.
-    pub fn record(&mut self, measured: f64, predicted: f64) {
-        let time = |seconds: f64| seconds.is_finite() && seconds > 0.0;
-        if time(measured) && time(predicted) {
+    /// What a pass took, and what was predicted. Times that are none are left out.
+    pub fn record(&mut self, measured: PassSeconds, predicted: PassSeconds) {
+        if measured.is_time() && predicted.is_time() {
             self.passes += 1;
-            self.measured += measured;
-            self.predicted += predicted;
+            self.measured.add(measured);
+            self.predicted.add(predicted);
         }
     }
 
     /// By which part the passes took longer than predicted, less than 0 where they were faster; none without passes.
     pub fn off_by(&self) -> Option<f64> {
-        (self.passes > 0).then(|| self.measured / self.predicted - 1.0)
+        (self.passes > 0).then(|| self.measured.all / self.predicted.all - 1.0)
     }
 
     /// [`Lane::off_by`], where enough passes say that it is too much.
@@ -40,15 +68,12 @@ impl Lane {
         self.passes
     }
 
-    /// What one of them took and what was predicted for it, on average, in seconds; 0 without passes.
-    pub fn seconds_per_pass(&self) -> (f64, f64) {
-        match self.passes {
-            0 => (0.0, 0.0),
-            passes => (
-                self.measured / passes as f64,
-                self.predicted / passes as f64,
-            ),
-        }
+    /// What one of them took and what was predicted for it, on average; 0 without passes.
+    pub fn seconds_per_pass(&self) -> (PassSeconds, PassSeconds) {
+        (
+            self.measured.by(self.passes),
+            self.predicted.by(self.passes),
+        )
     }
 }
 
@@ -72,21 +97,27 @@ impl Calibration {
 mod tests {
     use super::*;
 
+    /// A pass a quarter of which are the CPU's splits.
+    fn pass(all: f64) -> PassSeconds {
+        let cpu = all / 4.0;
+        PassSeconds { all, cpu }
+    }
+
     fn lane(passes: u64, measured: f64, predicted: f64) -> Lane {
         let mut lane = Lane::default();
-        (0..passes).for_each(|_| lane.record(measured, predicted));
+        (0..passes).for_each(|_| lane.record(pass(measured), pass(predicted)));
         lane
     }
 
     #[test]
     fn sums_of_both_are_compared() {
         let mut lane = lane(3, 2.0, 1.0);
-        lane.record(4.0, 5.0);
+        lane.record(pass(4.0), pass(5.0));
         assert_eq!(lane.off_by(), Some(0.25));
         assert_eq!(lane.passes(), 4);
-        assert_eq!(lane.seconds_per_pass(), (2.5, 2.0));
+        assert_eq!(lane.seconds_per_pass(), (pass(2.5), pass(2.0)));
         assert_eq!(Lane::default().off_by(), None);
-        assert_eq!(Lane::default().seconds_per_pass(), (0.0, 0.0));
+        assert_eq!(Lane::default().seconds_per_pass(), Default::default());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What passes of one shape take while the cache grows.
 
+use super::calibration::PassSeconds;
 use super::table::Costs;
 use super::types::PassShape;
 use crate::plan::Plan;
@@ -13,8 +14,8 @@ const STEP: u64 = 4;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Forecast {
     rows: u32,
-    /// Tokens of each sequence in the cache, ascending, and seconds.
-    knots: Vec<(u64, f64)>,
+    /// Tokens of each sequence in the cache, ascending, and what a pass takes then.
+    knots: Vec<(u64, PassSeconds)>,
 }
 
 impl Forecast {
@@ -26,7 +27,8 @@ impl Forecast {
         let all = std::iter::once(0).chain(between).chain(last);
         let knots = all.map(|cells| {
             let cost = costs.pass(plan, PassShape { cells, ..shape });
-            (cells, cost.seconds)
+            let (all, cpu) = (cost.seconds, cost.cpu);
+            (cells, PassSeconds { all, cpu })
         });
         Forecast {
             rows: shape.rows,
@@ -36,7 +38,7 @@ impl Forecast {
 
     /// The same whatever is in the cache.
     #[cfg(test)]
-    pub fn constant(rows: u32, seconds: f64) -> Forecast {
+    pub fn constant(rows: u32, seconds: PassSeconds) -> Forecast {
         Forecast {
             rows,
             knots: vec![(0, seconds)],
@@ -48,17 +50,21 @@ impl Forecast {
         self.rows
     }
 
-    /// Seconds of a pass whose sequences have so many tokens in the cache already.
-    pub fn seconds(&self, cells: u64) -> f64 {
+    /// What a pass takes whose sequences have so many tokens in the cache already.
+    pub fn seconds(&self, cells: u64) -> PassSeconds {
         let above = self.knots.partition_point(|(knot, _)| *knot < cells);
         let known = |at: usize| self.knots.get(at).copied();
         match (above.checked_sub(1).and_then(known), known(above)) {
             (Some((low, from)), Some((high, to))) => {
                 let share = (cells - low) as f64 / (high - low) as f64;
-                from + (to - from) * share
+                let between = |from: f64, to: f64| from + (to - from) * share;
+                PassSeconds {
+                    all: between(from.all, to.all),
+                    cpu: between(from.cpu, to.cpu),
+                }
             }
             (Some((_, seconds)), None) | (None, Some((_, seconds))) => seconds,
-            (None, None) => 0.0,
+            (None, None) => PassSeconds::default(),
         }
     }
 }

@@ -32,7 +32,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use calibration::{Calibration, Lane};
+pub use calibration::{Calibration, Lane, PassSeconds};
 pub use forecast::Forecast;
 pub use table::Costs;
 pub use types::{Limit, ModelShape, PassCost, PassShape, Prediction, Workload};

@@ -8,7 +8,10 @@
 
 use super::log;
 use super::runtime::Runtime;
-use crate::cost::{Calibration, Costs, Forecast, Lane, Limit, ModelShape, PassShape, Workload};
+use crate::cost::{
+    Calibration, Costs, Forecast, Lane, Limit, ModelShape, PassSeconds, PassShape, Workload,
+};
+use crate::ffi;
 use crate::inventory::Inventory;
 use crate::profile::{file_of_user, Cache, Origin, Profile};
 use crate::report::{CalibrationCounts, PassTimes, Predicted, ProfileKind, PROMPT_ROWS};
@@ -69,6 +72,10 @@ pub struct Calibrating {
     carving: u64,
     forecasts: Vec<Forecast>,
     began: Option<Instant>,
+    /// When the split began that the CPU computes now.
+    cpu_began: Option<Instant>,
+    /// What the CPU's splits of this pass took.
+    cpu: Duration,
     last: Option<Ended>,
 }
 
@@ -113,15 +120,33 @@ impl Calibrating {
         let earlier = pass.cells.saturating_sub(u64::from(pass.rows));
         let predicted = forecast.seconds(earlier / u64::from(sequences(pass.rows)));
         let idle = began.saturating_duration_since(before.at).as_secs_f64();
-        if idle <= SHORT.as_secs_f64() + LATE * predicted {
+        if idle <= SHORT.as_secs_f64() + LATE * predicted.all {
             let lane = match pass.rows >= PROMPT_ROWS {
                 true => &mut self.counts.prompt,
                 false => &mut self.counts.decode,
             };
             let measured = pass.at.saturating_duration_since(before.at);
-            lane.record(measured.as_secs_f64(), predicted);
+            let measured = PassSeconds {
+                all: measured.as_secs_f64(),
+                cpu: self.cpu.as_secs_f64(),
+            };
+            lane.record(measured, predicted);
         }
         false
+    }
+
+    /// A pass begins.
+    fn begins(&mut self, at: Option<Instant>) {
+        self.began = at;
+        self.cpu_began = None;
+        self.cpu = Duration::ZERO;
+    }
+
+    /// The CPU has computed the split that it began.
+    fn cpu_ends(&mut self, at: Option<Instant>) {
+        if let (Some(began), Some(at)) = (self.cpu_began.take(), at) {
+            self.cpu += at.saturating_duration_since(began);
+        }
     }
 
     /// A forecast was made, which took a while: the next pass is not compared with the end of this one.
@@ -144,7 +169,28 @@ impl Runtime {
 
     /// A pass is about to be submitted.
     pub fn calibration_begins(&mut self) {
-        self.calibrating.began = self.calibration_clock();
+        let now = self.calibration_clock();
+        self.calibrating.begins(now);
+    }
+
+    /// What `backend` is given next is complete; if it is the CPU, this call computes it.
+    pub fn calibration_split_begins(
+        &mut self,
+        backend: ffi::ggml_backend_t,
+        cpu: ffi::ggml_backend_t,
+    ) {
+        self.calibrating.cpu_began = match backend == cpu {
+            true => self.calibration_clock(),
+            false => None,
+        };
+    }
+
+    /// The split was computed or submitted.
+    pub fn calibration_split_ends(&mut self) {
+        if self.calibrating.cpu_began.is_some() {
+            let now = self.calibration_clock();
+            self.calibrating.cpu_ends(now);
+        }
     }
 
     /// The last split of a pass was submitted, and its inputs read, by this time; or it failed.
@@ -251,8 +297,10 @@ fn times(lane: &Lane) -> PassTimes {
     let (measured, predicted) = lane.seconds_per_pass();
     PassTimes {
         passes: lane.passes(),
-        measured_seconds_per_pass: measured,
-        predicted_seconds_per_pass: predicted,
+        measured_seconds_per_pass: measured.all,
+        predicted_seconds_per_pass: predicted.all,
+        measured_cpu_seconds_per_pass: measured.cpu,
+        predicted_cpu_seconds_per_pass: predicted.cpu,
         off_by: lane.off_by(),
         too_far_off: lane.too_far_off().is_some(),
     }
@@ -281,10 +329,15 @@ mod tests {
 
     const ROWS: u32 = 1;
 
+    const EXPECTED: PassSeconds = PassSeconds {
+        all: 0.010,
+        cpu: 0.004,
+    };
+
     /// Passes that take 10 ms each by prediction.
     fn with_forecast(rows: u32) -> Calibrating {
         let mut calibrating = Calibrating::default();
-        calibrating.forecast(Forecast::constant(rows, 0.010));
+        calibrating.forecast(Forecast::constant(rows, EXPECTED));
         calibrating
     }
 
@@ -292,11 +345,14 @@ mod tests {
     struct Clock(Instant);
 
     impl Clock {
-        /// A pass that begins after `idle` and takes `busy`.
+        /// A pass that begins after `idle` and takes `busy`, half of that for a split of the CPU.
         fn pass(&mut self, of: &mut Calibrating, rows: u32, idle: u64, busy: u64) -> bool {
             self.0 += Duration::from_millis(idle);
-            of.began = Some(self.0);
-            self.0 += Duration::from_millis(busy);
+            of.begins(Some(self.0));
+            self.0 += Duration::from_millis(busy) / 2;
+            of.cpu_began = Some(self.0);
+            self.0 += Duration::from_millis(busy) / 2;
+            of.cpu_ends(Some(self.0));
             of.ends(Ended {
                 sched: 1,
                 rows,
@@ -323,8 +379,11 @@ mod tests {
             "nothing is known of when the first began"
         );
         let (measured, predicted) = decode.seconds_per_pass();
-        assert!((measured - 0.015).abs() < 1e-9, "{measured}");
-        assert!((predicted - 0.010).abs() < 1e-9, "{predicted}");
+        let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-9, "{found}");
+        near(measured.all, 0.015);
+        near(measured.cpu, 0.005);
+        near(predicted.all, 0.010);
+        near(predicted.cpu, 0.004);
         assert!(calibrating.counts.too_far_off());
         assert_eq!(calibrating.counts.prompt, Lane::default());
     }
@@ -368,7 +427,7 @@ mod tests {
         let (mut calibrating, mut clock) = (Calibrating::default(), clock());
         assert!(!clock.pass(&mut calibrating, 3, 1, 10));
         assert!(clock.pass(&mut calibrating, 3, 1, 10));
-        calibrating.forecast(Forecast::constant(3, 0.010));
+        calibrating.forecast(Forecast::constant(3, EXPECTED));
         // pricing took a while
         assert!(!clock.pass(&mut calibrating, 3, 1, 10));
         assert_eq!(calibrating.counts, Calibration::default());

@@ -30,6 +30,9 @@ impl Runtime {
         split: usize,
         backend: ffi::ggml_backend_t,
     ) -> Result<(), PassError> {
+        if let Some(entry) = self.scheds.get(&sched) {
+            self.calibration_split_begins(backend, entry.cpu_backend);
+        }
         let trace = self.trace.clone();
         let since = trace.since();
         let result = self.split_before(sched, split, backend);
@@ -49,6 +52,7 @@ impl Runtime {
         backend: ffi::ggml_backend_t,
     ) -> Result<(), PassError> {
         self.outcome.splits += 1;
+        self.calibration_split_ends();
         let trace = self.trace.clone();
         trace.split_ends(self.stream(&trace, backend));
         let since = trace.since();

@@ -52,6 +52,10 @@ pub struct PassTimes {
     pub measured_seconds_per_pass: f64,
     /// What was predicted for the same passes.
     pub predicted_seconds_per_pass: f64,
+    /// Of what one took, the CPU's splits.
+    pub measured_cpu_seconds_per_pass: f64,
+    /// What was predicted for these.
+    pub predicted_cpu_seconds_per_pass: f64,
     /// Measured by predicted, less 1; null without passes.
     pub off_by: Option<f64>,
     /// Enough passes are more than a quarter off.
@@ -87,6 +91,20 @@ impl Predicted {
     }
 }
 
+impl PassTimes {
+    /// What the CPU's part took and was to take; nothing where it has none.
+    fn on_cpu(&self) -> String {
+        match self.measured_cpu_seconds_per_pass > 0.0 {
+            true => format!(
+                " (CPU {}, {} predicted)",
+                seconds(self.measured_cpu_seconds_per_pass),
+                seconds(self.predicted_cpu_seconds_per_pass)
+            ),
+            false => String::new(),
+        }
+    }
+}
+
 impl CalibrationCounts {
     /// What was measured beside what was predicted; none without passes.
     pub(super) fn sentence(&self) -> Option<String> {
@@ -95,9 +113,10 @@ impl CalibrationCounts {
         let told: Vec<String> = kinds
             .map(|(kind, times)| {
                 format!(
-                    "{kind} {} a pass, {} predicted, in {}",
+                    "{kind} {} a pass, {} predicted{}, in {}",
                     seconds(times.measured_seconds_per_pass),
                     seconds(times.predicted_seconds_per_pass),
+                    times.on_cpu(),
                     times.passes
                 )
             })
@@ -186,6 +205,8 @@ pub(super) mod tests {
             passes: 10,
             measured_seconds_per_pass: 0.02 * (1.0 + off_by),
             predicted_seconds_per_pass: 0.02,
+            measured_cpu_seconds_per_pass: 0.015 * (1.0 + off_by),
+            predicted_cpu_seconds_per_pass: 0.015,
             off_by: Some(off_by),
             too_far_off,
         }
@@ -212,7 +233,10 @@ pub(super) mod tests {
         };
         assert_eq!(counts.warning(ProfileKind::Measured), None);
         let told = counts.sentence().unwrap().replace('\u{a0}', " ");
-        assert_eq!(told, "decode 22.0 ms a pass, 20.0 ms predicted, in 10");
+        assert_eq!(
+            told,
+            "decode 22.0 ms a pass, 20.0 ms predicted (CPU 16.5 ms, 15.0 ms predicted), in 10"
+        );
         assert_eq!(CalibrationCounts::default().sentence(), None);
     }
 

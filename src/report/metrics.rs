@@ -188,6 +188,22 @@ impl Report {
             "tier",
             &kinds.map(|(tier, times)| (tier, times.predicted_seconds_per_pass)),
         );
+        text.gauge(
+            "measured_pass_cpu_seconds",
+            "What the CPU's part of one of these passes took on average",
+        )
+        .each(
+            "tier",
+            &kinds.map(|(tier, times)| (tier, times.measured_cpu_seconds_per_pass)),
+        );
+        text.gauge(
+            "predicted_pass_cpu_seconds",
+            "What was predicted for the CPU's part of one of these passes on average",
+        )
+        .each(
+            "tier",
+            &kinds.map(|(tier, times)| (tier, times.predicted_cpu_seconds_per_pass)),
+        );
     }
 
     fn life_metrics(&self, text: &mut Exposition) {
