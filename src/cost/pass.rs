@@ -104,7 +104,10 @@ impl Costs<'_> {
                         lanes.until(lanes.clock + act.seconds, false);
                         cost.gpu += act.seconds;
                     }
-                    Processor::Cpu => cost.cpu += lanes.compute_on_cpu(act),
+                    Processor::Cpu => {
+                        cost.cpu += lanes.compute_on_cpu(act) - act.device;
+                        cost.gpu += act.device;
+                    }
                 }
                 lanes.unread = base + act.released as usize;
                 if act.rows > 0 {
@@ -149,7 +152,7 @@ impl Costs<'_> {
             .acts
             .iter()
             .filter(|act| act.on == Processor::Cpu)
-            .map(|act| act.seconds)
+            .map(|act| act.seconds - act.device)
             .sum();
         // where two are equal the later one is named
         let least = [

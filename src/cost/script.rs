@@ -35,6 +35,8 @@ pub(super) struct Act {
     pub copy_busy: f64,
     /// Of these, seconds in which it copies cells and has the link to itself.
     pub link: f64,
+    /// Of these, seconds in which the device computes its share behind the CPU's.
+    pub device: f64,
     /// Position of the streamed group that it reads.
     pub group: Option<u32>,
     /// Elements per token that it takes and leaves, and the tokens.
@@ -80,6 +82,7 @@ pub(super) struct Script {
 /// A step whose experts are computed by both processors.
 struct Shared {
     seconds: f64,
+    device: f64,
     fetched_bytes: f64,
     cpu_bytes: f64,
 }
@@ -194,6 +197,7 @@ impl Costs<'_> {
                 seconds: seconds(alone),
                 copy_busy: seconds(busy),
                 link,
+                device: shared.map_or(0.0, |shared| shared.device),
                 group,
                 takes,
                 leaves: step.leaves,
@@ -250,6 +254,7 @@ impl Costs<'_> {
         };
         Some(Shared {
             seconds: fetched * SUBMIT_EXPERT + both + times.gpu * share,
+            device: times.gpu * share,
             fetched_bytes,
             cpu_bytes: times.bytes * (1.0 - share),
         })
@@ -270,6 +275,7 @@ impl Costs<'_> {
             seconds,
             copy_busy: seconds,
             link: 0.0,
+            device: 0.0,
             group: None,
             takes: cells,
             leaves: 0.0,
