@@ -37,3 +37,24 @@ fn a_rewrite_that_changes_nothing_changes_nothing() {
         }
     }
 }
+
+#[test]
+fn embeddings_that_several_threads_look_up_are_the_same() {
+    // below that many tokens a single thread looks them up
+    const MANY: u32 = 256;
+    for kind in ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k"] {
+        let eval = Eval::of(&synthetic("tiny-llama-768", &["--type", kind]))
+            .prompts(&[1, MANY - 1, MANY, MANY + 85])
+            .arg("ubatch", 512)
+            .generate(2);
+        let stock = eval.answers();
+        let within = eval.clone().within(eval.largest_budget(), "");
+        // also where this machine has too few processors for helpers
+        let ours = within.env("PIPESHARD_DEBUG_HELPERS", "3").answers();
+        assert_eq!(stock.outcome(), ours.outcome(), "{kind}");
+        let few = eval.clone().prompts(&[1, MANY - 1]);
+        let few = few.within(eval.largest_budget(), "").answers();
+        assert_eq!(few.report().rewritten_nodes, 0, "{kind}");
+        assert!(ours.report().rewritten_nodes >= 2, "{kind}");
+    }
+}

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define GGML_SCHED_HOOK_ABI 4
+#define GGML_SCHED_HOOK_ABI 5
 
 /* Why the thread that drives the scheduler is about to block until the device has caught up. */
 enum ggml_sched_host_wait {
@@ -104,6 +104,10 @@ struct ggml_sched_hook {
     void (*kv_gone)   (void * user, const void * owner);
     /* Did kv_on_host answer true for any KV of this layer? */
     bool (*layer_on_host)(void * user, const void * model, int layer);
+
+    /* Work of the host that the device waits for. Calls part(data, i) once for each i below `parts`, on this thread and on others
+     * side by side; all are over on return. */
+    void (*in_parts)(void * user, size_t parts, void (*part)(void * data, size_t i), void * data);
 
     /* Making a context failed. true: try again, the answers will differ. */
     bool (*context_failed)(void * user, const void * model);

@@ -10,9 +10,12 @@ use crate::profile::{Op, Processor};
 /// Seconds that the host takes to decide whether a token may look at a cell, when it fills the mask.
 pub(super) const MASK_LOOK: f64 = 4e-9;
 /// Seconds that the host takes for a cell that it copies from a row of the mask to the next one.
-const MASK_COPY: f64 = 0.6e-9;
-/// Seconds that the host takes for an element of an embedding, which one thread looks up.
+const MASK_COPY: f64 = 0.5e-9;
+/// Seconds that the host takes for an element of an embedding, which one thread looks up, and for one of many, which some share.
 pub(super) const EMBEDDING_ELEMENT: f64 = 1.1e-9;
+const SHARED_EMBEDDING_ELEMENT: f64 = 0.35e-9;
+/// Tokens from which on threads share them.
+const MANY_EMBEDDINGS: u32 = 256;
 /// A batch of a prompt, by which it is decided where it attends to cells in host memory.
 const MANY_TOKENS: u32 = 64;
 /// Seconds of the host to submit the copy of one expert.
@@ -325,8 +328,12 @@ impl Costs<'_> {
         };
         let width = f64::from(self.model.inventory.embedding_length);
         let embedded = rows * width;
+        let element = match shape.rows >= MANY_EMBEDDINGS {
+            true => SHARED_EMBEDDING_ELEMENT,
+            false => EMBEDDING_ELEMENT,
+        };
         let moved = at(embedded * 4.0, self.profile.link.pinned.median);
-        self.profile.overheads.pass.median + mask + embedded * EMBEDDING_ELEMENT + moved
+        self.profile.overheads.pass.median + mask + embedded * element + moved
     }
 
     /// The share of its experts that an operation fetches, where it fetches only those that were chosen.

@@ -20,6 +20,8 @@
 //! | [`outcome`] | the report |
 //! | [`saved`] | a saved plan that is followed |
 //! | [`rewrite`] | graph rewrites |
+//! | [`lookup`] | embeddings looked up by several threads |
+//! | [`helpers`] | these threads |
 
 pub mod admission;
 pub mod calibrating;
@@ -27,8 +29,10 @@ mod choosing;
 pub mod config;
 mod divide;
 mod fetching;
+mod helpers;
 pub mod library;
 pub mod log;
+mod lookup;
 pub mod models;
 pub mod outcome;
 pub mod panics;

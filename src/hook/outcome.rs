@@ -47,7 +47,7 @@ pub struct Outcome {
     pub contexts: u64,
     /// Models loaded.
     pub models: u64,
-    /// Nodes put into graphs by rewrites.
+    /// Nodes that rewrites put into graphs, or changed.
     pub rewritten_nodes: u64,
     /// Page-locked bytes.
     pub page_locked_bytes: u64,

@@ -5,6 +5,7 @@
 //! group begins is a new split asked for, so that the wait for its copy stands in front of it.
 
 use super::divide::{Divided, Divider};
+use super::lookup;
 use super::routing::Routings;
 use super::runtime::Runtime;
 use crate::arena::stacked_experts;
@@ -124,6 +125,8 @@ struct Decider<'a> {
     streaming: bool,
     /// See [`super::config::Debug::like_stock`].
     like_stock: bool,
+    /// Lookups that threads share.
+    lookups: u64,
 }
 
 impl Runtime {
@@ -190,6 +193,7 @@ impl Runtime {
             graph: &mut entry.graph,
             streaming: false,
             like_stock: self.config.debug.like_stock,
+            lookups: 0,
         };
         for &node in nodes {
             decider.count_rows(node);
@@ -200,6 +204,10 @@ impl Runtime {
         for &node in nodes {
             decider.decide(node);
         }
+        self.outcome.rewritten_nodes += match measuring {
+            true => 0,
+            false => decider.lookups,
+        };
         if let (false, 1, Some(fetcher)) = (measuring, decider.graph.rows, &self.fetcher) {
             let divider = Divider {
                 index: &self.index,
@@ -242,7 +250,7 @@ impl Runtime {
 impl Decider<'_> {
     /// How many rows the graph's operations with large weights see.
     unsafe fn count_rows(&mut self, node: *mut ffi::ggml_tensor) {
-        if is_view(node) || (*node).op == ffi::GGML_OP_GET_ROWS {
+        if is_view(node) || lookup::looks_up(node) {
             return;
         }
         let ids = sources(node).filter_map(|source| self.index.get(&(source as usize)));
@@ -267,7 +275,12 @@ impl Decider<'_> {
     }
 
     unsafe fn decide(&mut self, node: *mut ffi::ggml_tensor) {
-        if is_view(node) || (*node).op == ffi::GGML_OP_GET_ROWS {
+        if is_view(node) || lookup::looks_up(node) {
+            if lookup::share(node) {
+                let (sched, cpu) = (self.backends.sched, self.backends.cpu);
+                ffi::ggml_backend_sched_set_tensor_backend(sched, node, cpu);
+                self.lookups += 1;
+            }
             return;
         }
         let choice_for_cpu = self.cpu_choice && (*node).op == ffi::GGML_OP_ARGSORT;

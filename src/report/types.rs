@@ -79,7 +79,7 @@ pub struct Report {
     pub staged_bytes: u64,
     /// Times the arena took another shape while it was in use.
     pub recarvings: u64,
-    /// Nodes that graph rewrites put into graphs.
+    /// Nodes that graph rewrites put into graphs, or changed.
     pub rewritten_nodes: u64,
     /// Nodes with weights that were left to the scheduler.
     pub declined_nodes: u64,

@@ -53,9 +53,9 @@ fn a_mixture_that_does_not_fit() {
 
 #[test]
 fn what_fits_is_the_devices() {
-    // measured: 21300, 20200 and 20800 tokens per second of prompts of 4096, 512 and 2048
+    // measured: 23000, 24200 and 24400 tokens per second of prompts of 4096, 512 and 2048
     let model = LLAMA_8B.inventory();
-    for (prompt, expected) in [(4096, 18e3..24e3), (512, 18e3..24e3), (2048, 18e3..24e3)] {
+    for (prompt, expected) in [(4096, 21e3..26e3), (512, 20e3..26e3), (2048, 21e3..26e3)] {
         let found = predicted(&model, 60 * GIB, prompt);
         within(f64::from(prompt) / found.ttft, expected);
         assert_eq!(

@@ -3,6 +3,7 @@
 use super::shared_of;
 use crate::ffi;
 use crate::hook::admission::ContextSize;
+use crate::hook::helpers::Helpers;
 use crate::hook::{log, outcome};
 use crate::trace::record::HostWork;
 use std::ffi::c_void;
@@ -146,4 +147,30 @@ pub(super) unsafe extern "C" fn context_failed(user: *mut c_void, _model: *const
     shared.guard("context_failed", false, || {
         shared.lock_idle().context_failed()
     })
+}
+
+/// What a part of the host's work needs; the caller vouches for its use on several threads.
+struct Data(*mut c_void);
+
+// SAFETY: the contract of `in_parts`.
+unsafe impl Sync for Data {}
+
+impl Data {
+    fn pointer(&self) -> *mut c_void {
+        self.0
+    }
+}
+
+pub(super) unsafe extern "C" fn in_parts(
+    user: *mut c_void,
+    parts: usize,
+    part: Option<unsafe extern "C" fn(*mut c_void, usize)>,
+    data: *mut c_void,
+) {
+    let (Some(part), data) = (part, Data(data)) else {
+        return;
+    };
+    let work = |index| part(data.pointer(), index);
+    let all = || Helpers::of_process().share(parts, &work);
+    shared_of(user).guard_or("in_parts", (), all, all);
 }

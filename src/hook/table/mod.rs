@@ -80,6 +80,7 @@ pub const CALLBACKS: &[&str] = &[
     "kv_on_host",
     "kv_gone",
     "layer_on_host",
+    "in_parts",
     "context_failed",
 ];
 
@@ -119,6 +120,7 @@ pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi:
         kv_on_host: Some(llama::kv_on_host),
         kv_gone: Some(llama::kv_gone),
         layer_on_host: Some(llama::layer_on_host),
+        in_parts: Some(llama::in_parts),
         context_failed: Some(llama::context_failed),
     }
 }

@@ -1,0 +1,187 @@
+//! Work of the host that a few threads share while the device has nothing to do: the mask of a long prompt, its embeddings.
+//!
+//! A thread that slept may take milliseconds to wake up, so nobody waits for one: the caller begins at once, whoever is awake
+//! takes the next part, and who comes late finds nothing left.
+
+use parking_lot::{Condvar, Mutex};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Helpers at most: what they do is bound by memory soon.
+const MOST: usize = 3;
+/// Of so many processors one helps.
+const OF_PROCESSORS: usize = 4;
+
+/// Threads that wait for work to help with.
+pub struct Helpers {
+    board: Arc<Board>,
+    threads: usize,
+}
+
+#[derive(Default)]
+struct Board {
+    work: Mutex<Option<Arc<Work>>>,
+    posted: Condvar,
+}
+
+/// The parts of one call.
+struct Work {
+    /// Borrowed from the caller, who stays until all parts are over.
+    part: *const (dyn Fn(usize) + Sync),
+    parts: usize,
+    /// The first part that nobody has taken.
+    next: AtomicUsize,
+    /// Parts that are over.
+    over: AtomicUsize,
+}
+
+// SAFETY: `part` is called for parts that were taken only, of which the caller waits for each; it is `Sync`.
+unsafe impl Send for Work {}
+// SAFETY: as above; the rest is atomic.
+unsafe impl Sync for Work {}
+
+/// Ends the process where a part panics: the caller would wait for ever, or go on without what is missing.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+impl Work {
+    /// Does parts until none is left to take.
+    fn help(&self) {
+        loop {
+            let part = self.next.fetch_add(1, Ordering::Relaxed);
+            if part >= self.parts {
+                return;
+            }
+            let abort = AbortOnPanic;
+            // SAFETY: this part was taken and is not over, so the caller has not returned.
+            unsafe { (*self.part)(part) };
+            drop(abort);
+            self.over.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+impl Helpers {
+    /// Those of the process, started when they are asked for first.
+    pub fn of_process() -> &'static Helpers {
+        static HELPERS: OnceLock<Helpers> = OnceLock::new();
+        HELPERS.get_or_init(|| {
+            let wanted = std::env::var("PIPESHARD_DEBUG_HELPERS").ok();
+            let wanted = wanted.and_then(|count| count.parse().ok());
+            let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+            Helpers::start(wanted.unwrap_or(processors / OF_PROCESSORS).min(MOST))
+        })
+    }
+
+    /// As many threads as can be had, up to `most`. They live as long as the process.
+    fn start(most: usize) -> Helpers {
+        let board = Arc::<Board>::default();
+        let one = || {
+            let board = Arc::clone(&board);
+            let named = std::thread::Builder::new().name("pipeshard-helper".to_owned());
+            named.spawn(move || board.wait_and_help()).ok()
+        };
+        let threads = (0..most).map_while(|_| one()).count();
+        Helpers { board, threads }
+    }
+
+    /// Calls `part` once with each number below `parts`, on this thread and on those that are awake. All is over on return.
+    pub fn share(&self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
+        if self.threads == 0 || parts < 2 {
+            (0..parts).for_each(part);
+            return;
+        }
+        // SAFETY: the lifetime alone is forgotten; nobody calls it any more when this returns, see `Work`.
+        let part = unsafe {
+            std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(part)
+        };
+        let work = Arc::new(Work {
+            part,
+            parts,
+            next: AtomicUsize::new(0),
+            over: AtomicUsize::new(0),
+        });
+        *self.board.work.lock() = Some(Arc::clone(&work));
+        self.board.posted.notify_all();
+        work.help();
+        while work.over.load(Ordering::Acquire) < parts {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Board {
+    fn wait_and_help(&self) {
+        loop {
+            let mut posted = self.work.lock();
+            let work = loop {
+                match posted.take() {
+                    Some(work) if work.next.load(Ordering::Relaxed) < work.parts => break work,
+                    _ => self.posted.wait(&mut posted),
+                }
+            };
+            // the others may help as well
+            *posted = Some(Arc::clone(&work));
+            drop(posted);
+            work.help();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn each_part_is_done_once() {
+        for threads in [0, 1, 3] {
+            let helpers = Helpers::start(threads);
+            for parts in [0, 1, 2, 7, 1000] {
+                let done: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
+                helpers.share(parts, &|part| {
+                    done[part].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(done.iter().all(|d| d.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn others_help_and_nobody_waits_for_them() {
+        let helpers = Helpers::start(2);
+        let seen = Mutex::new(HashSet::new());
+        // parts that take long enough for others to wake up
+        helpers.share(64, &|_| {
+            seen.lock().insert(std::thread::current().id());
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        });
+        assert!(seen.lock().len() > 1, "all by itself");
+    }
+
+    #[test]
+    fn callers_on_several_threads_each_get_all_their_parts() {
+        let helpers = Helpers::start(2);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let sum = AtomicUsize::new(0);
+                        helpers.share(10, &|part| {
+                            sum.fetch_add(part, Ordering::Relaxed);
+                        });
+                        assert_eq!(sum.load(Ordering::Relaxed), 45);
+                    }
+                });
+            }
+        });
+    }
+}
