@@ -227,11 +227,13 @@ impl Grid {
                     }
                 }
             }
-            // the quick grid has them for the smallest budget, before it goes on to the next
-            self.cold_steps(&mut steps, of_budget, 1);
             let is_smallest = of_budget
                 .iter()
                 .all(|c| Some(&c.1) == self.budgets.iter().min());
+            // the quick grid has them for the smallest budget, before it goes on to the next, and for the others at last
+            if self.full_search || is_smallest {
+                self.cold_steps(&mut steps, of_budget, 1);
+            }
             if !self.full_search && is_smallest {
                 let dense =
                     |model| !matches!(strategies(model).first(), Some(Strategy::Experts { .. }));
@@ -245,6 +247,10 @@ impl Grid {
         }
         if self.full_search {
             self.same_steps(&mut steps, &cells);
+        } else {
+            let smallest = self.budgets.iter().min();
+            let others = cells.iter().copied().filter(|c| Some(&c.1) != smallest);
+            self.cold_steps(&mut steps, &others.collect::<Vec<_>>(), 1);
         }
         for round in 2..=self.rounds {
             self.cold_steps(&mut steps, &cells, round);
@@ -293,16 +299,12 @@ impl Grid {
         }
     }
 
-    /// Cold starts, in the quick grid with the smallest budget only.
+    /// Cold starts.
     fn cold_steps(&self, steps: &mut Vec<Step>, cells: &[(usize, u64)], round: u32) {
         if self.first_token == 0 {
             return;
         }
-        let smallest = self.budgets.iter().min().copied();
         for &(model, budget) in cells {
-            if !self.full_search && Some(budget) != smallest {
-                continue;
-            }
             let tests = vec![Test::first_token(self.first_token)];
             let job = |approach| Job::new(model, Some(budget), approach, tests.clone());
             let stock = job(Approach::FitMapped);
