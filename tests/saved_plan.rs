@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{finish, scratch, synthetic, tool, Answers, Eval, Finished, MIB};
+use common::{finish, finish_text, scratch, synthetic, tool, Answers, Eval, Finished, MIB};
 use pipeshard::plan::{SavedPlan, UnitClass};
 use std::path::{Path, PathBuf};
 
@@ -250,8 +250,8 @@ fn the_tools_take_the_flag_and_the_plans_budget_and_ubatch() {
             "1",
             "-no-cnv",
         ]);
-        command.args(["-c", "1024"]);
-        finish(command.args(more))
+        command.args(["-c", "1024"]).args(more);
+        command
     };
     let (plan, report) = (
         file.display().to_string(),
@@ -265,10 +265,10 @@ fn the_tools_take_the_flag_and_the_plans_budget_and_ubatch() {
         "--pipeshard-report",
         &report,
     ];
-    let run = completion(&flags);
+    let run = finish_text(|| completion(&flags));
     assert!(run.succeeded(), "{}", run.stderr);
     assert!(run.said().contains("saved plan"), "{}", run.stderr);
-    let stock = completion(&["--no-repack"]);
+    let stock = finish_text(|| completion(&["--no-repack"]));
     assert_eq!(run.stdout, stock.stdout);
     let text = std::fs::read_to_string(&report_file).expect("a report");
     let report: pipeshard::report::Report = serde_json::from_str(&text).expect("of this build");
@@ -284,6 +284,6 @@ fn the_tools_take_the_flag_and_the_plans_budget_and_ubatch() {
         .map(|unit| unit.name.clone())
         .expect("a large resident");
     let rule = format!("^{}$=CPU", name.replace('.', "\\."));
-    let overridden = completion(&[&flags[..], &["-ot", &rule]].concat());
+    let overridden = finish(&mut completion(&[&flags[..], &["-ot", &rule]].concat()));
     refused(&overridden, &[&name, "-ot", "not followed"]);
 }

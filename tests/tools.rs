@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{finish, scratch, smollm2, synthetic, tool, Finished};
+use common::{finish, finish_text, scratch, smollm2, synthetic, tool, Finished};
 use pipeshard::report::Report;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -11,13 +11,15 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 fn completion(flags: &[&str]) -> Finished {
-    let mut command = tool("llama-completion");
-    command.arg("-m").arg(smollm2());
-    command.args(["-p", "The capital of France is", "-n", "32", "--temp", "0"]);
-    command
-        .args(["-c", "512", "-t", "1", "-no-cnv"])
-        .args(flags);
-    let finished = finish(&mut command);
+    let finished = finish_text(|| {
+        let mut command = tool("llama-completion");
+        command.arg("-m").arg(smollm2());
+        command.args(["-p", "The capital of France is", "-n", "32", "--temp", "0"]);
+        command
+            .args(["-c", "512", "-t", "1", "-no-cnv"])
+            .args(flags);
+        command
+    });
     assert!(finished.succeeded(), "{}", finished.stderr);
     finished
 }

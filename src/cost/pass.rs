@@ -8,6 +8,9 @@ use crate::plan::Plan;
 use crate::profile::Processor;
 use std::collections::VecDeque;
 
+/// Seconds without work behind which the CPU's threads sleep.
+const RESTED: f64 = 0.02;
+
 const NOTHING: PassCost = PassCost {
     seconds: 0.0,
     gpu: 0.0,
@@ -54,6 +57,8 @@ impl Costs<'_> {
             unread: 0,
             chosen: VecDeque::new(),
             clock: 0.0,
+            cpu_over: 0.0,
+            wake: self.profile.overheads.cpu_wake.median,
         };
         let ahead = |copy: &Copy| start == Start::Filled && copy.first_lap && copy.choice.is_none();
         for (at, _) in script.copies.iter().enumerate().filter(|(_, c)| ahead(c)) {
@@ -183,6 +188,10 @@ struct Lanes<'s> {
     /// Copies whose experts are known, and which have no place yet.
     chosen: VecDeque<usize>,
     clock: f64,
+    /// When the CPU computed last.
+    cpu_over: f64,
+    /// Seconds more that it takes behind a rest.
+    wake: f64,
 }
 
 impl Lanes<'_> {
@@ -265,7 +274,12 @@ impl Lanes<'_> {
             _ if backlog > 0.0 => backlog + act.seconds * (1.0 - backlog / act.copy_busy),
             _ => act.seconds,
         };
+        let seconds = match self.clock - self.cpu_over >= RESTED {
+            true => seconds + self.wake,
+            false => seconds,
+        };
         self.until(self.clock + seconds, true);
+        self.cpu_over = self.clock;
         seconds
     }
 }

@@ -142,9 +142,8 @@ impl Costs<'_> {
                 Work::Weights { unit, op } => {
                     let unit = unit as usize;
                     let class = plan.units.get(unit).map(|unit| unit.class);
-                    let dense =
-                        matches!(class, Some(UnitClass::Attention | UnitClass::FeedForward));
-                    let tier = match (step.rows, dense && streaming) {
+                    let of_layer = class != Some(UnitClass::Output);
+                    let tier = match (step.rows, of_layer && streaming) {
                         (Rows::Outputs, false) => few,
                         _ => all,
                     };

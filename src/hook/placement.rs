@@ -315,10 +315,10 @@ impl Decider<'_> {
         let rows = rows(node);
         let placement = match large {
             Some(id) => {
-                // The last layer of a prompt sees few rows; what is read for each of them streams with the rest all the same.
-                let class = self.plan.units[id.index()].class;
-                let dense = matches!(class, UnitClass::Attention | UnitClass::FeedForward);
-                let rows = match dense && self.streaming && !self.like_stock {
+                // The last layer of a prompt sees few rows; what it reads streams with the rest all the same: the CPU would have to
+                // wake up for it.
+                let of_layer = self.plan.units[id.index()].class != UnitClass::Output;
+                let rows = match of_layer && self.streaming && !self.like_stock {
                     true => self.graph.rows,
                     false => rows,
                 };

@@ -140,6 +140,11 @@ impl ChoiceReader {
         wait: bool,
     ) -> Result<bool, PassError> {
         let indices = routing.indices;
+        if ffi::ggml_is_empty(indices) {
+            // the last layer of a batch whose results nobody wants
+            routing.chosen.clear();
+            return Ok(false);
+        }
         let backend = ffi::ggml_backend_sched_get_tensor_backend(sched, indices);
         let bytes = ffi::ggml_nbytes(indices);
         let room = self.memory.as_ref().filter(|m| m.size() >= bytes as u64);

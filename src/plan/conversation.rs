@@ -6,10 +6,13 @@ pub const UBATCHES: [u32; 4] = [512, 1024, 2048, 4096];
 pub const GENERATED: u32 = 64;
 /// The most tokens of its prompt.
 const LONGEST_PROMPT: u32 = 16384;
+/// Contexts of so few tokens are made for one prompt.
+const SHORT_CONTEXT: u64 = 128;
 
-/// Tokens of the prompt in a context of so many: three quarters, at most [`LONGEST_PROMPT`].
+/// Tokens of the prompt in a context of so many: three quarters, all of a short one, at most [`LONGEST_PROMPT`].
 pub fn usual_prompt(context: u64) -> u32 {
-    let share = u32::try_from(context - context / 4).unwrap_or(u32::MAX);
+    let share = (context - context / 4).max(context.min(SHORT_CONTEXT));
+    let share = u32::try_from(share).unwrap_or(u32::MAX);
     share.clamp(1, LONGEST_PROMPT)
 }
 
@@ -22,5 +25,13 @@ mod tests {
         assert_eq!(usual_prompt(4096), 3072);
         assert_eq!(usual_prompt(1 << 40), LONGEST_PROMPT);
         assert_eq!(usual_prompt(0), 1);
+    }
+
+    #[test]
+    fn a_short_context_is_for_a_prompt_that_fills_it() {
+        assert_eq!(usual_prompt(8), 8);
+        assert_eq!(usual_prompt(32), 32);
+        assert_eq!(usual_prompt(140), 128);
+        assert_eq!(usual_prompt(256), 192);
     }
 }

@@ -142,6 +142,7 @@ fn nonsense(profile: &Profile) -> Option<String> {
         paid.to_gpu,
         paid.launch,
         paid.cpu_op,
+        paid.cpu_wake,
         paid.pass,
     ];
     let figures = quantities.iter().map(|quantity| quantity.median);

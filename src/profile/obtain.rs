@@ -186,6 +186,7 @@ fn round(profile: &mut Profile) {
         &mut paid.to_gpu,
         &mut paid.launch,
         &mut paid.cpu_op,
+        &mut paid.cpu_wake,
         &mut paid.pass,
     ] {
         figure(&mut quantity.median);

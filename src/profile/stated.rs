@@ -87,6 +87,7 @@ impl Rates {
                 to_gpu: Quantity::stated(ASSUMED_TO_GPU),
                 launch: Quantity::stated(self.launch),
                 cpu_op: Quantity::stated(ASSUMED_CPU_OP),
+                cpu_wake: Quantity::stated(0.0),
                 pass: Quantity::stated(ASSUMED_PASS),
             },
             cpu: Roofline {

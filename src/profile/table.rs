@@ -149,6 +149,7 @@ fn rates(profile: &Profile) -> Table {
     row("hand-over to the GPU", time(paid.to_gpu));
     row("tiny operation of the GPU", time(paid.launch));
     row("tiny operation of the CPU", time(paid.cpu_op));
+    row("CPU behind a rest, more", time(paid.cpu_wake));
     row("pass in which nothing is computed", time(paid.pass));
     for (name, line) in [("GPU", profile.gpu), ("CPU", profile.cpu)] {
         let best = [si(line.bytes, "B/s"), String::new()];

@@ -95,6 +95,9 @@ pub struct Overheads {
     pub launch: Quantity,
     /// A CPU operation that does next to nothing: waking and joining the threads.
     pub cpu_op: Quantity,
+    /// How much longer the CPU takes for what it computes behind a rest in which its threads slept.
+    #[serde(default)]
+    pub cpu_wake: Quantity,
     /// A pass in which nothing is computed: what llama.cpp, the scheduler and the hook do on the host for each.
     pub pass: Quantity,
 }

@@ -104,6 +104,19 @@ impl Finished {
     }
 }
 
+/// Runs a tool of llama.cpp's that generates text, until all of it was written: the tools, stock ones too, leave that to a thread which
+/// is not always done when the process ends. What was generated ends with an empty line.
+pub fn finish_text(command: impl Fn() -> Command) -> Finished {
+    let mut finished = finish(&mut command());
+    for _ in 0..20 {
+        if finished.stdout.ends_with("\n\n") || !finished.succeeded() {
+            break;
+        }
+        finished = finish(&mut command());
+    }
+    finished
+}
+
 /// Runs a process to its end, or ends it after a while.
 pub fn finish(command: &mut Command) -> Finished {
     command

@@ -78,7 +78,7 @@ pub struct PlanArgs {
     #[arg(long)]
     pub kv_unified: bool,
 
-    /// Tokens of the prompt to predict for, of each sequence [default: three quarters of the context, 16384 at most]
+    /// Tokens of the prompt to predict for, of each sequence [default: three quarters of the context, all of a short one, 16384 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt: Option<u32>,
 

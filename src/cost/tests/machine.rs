@@ -66,6 +66,7 @@ impl Machine {
                 to_gpu: stated(self.hand_over),
                 launch: stated(self.launch),
                 cpu_op: stated(self.launch),
+                cpu_wake: stated(0.0),
                 pass: stated(self.pass),
             },
             cpu: Roofline {

@@ -1,8 +1,9 @@
 //! Real shapes on the machine that they were measured on (docs/benchmarks.md).
 
-use super::machine::{planned, shape, Machine, GIB, LLAMA_8B, QWEN_235B_A22B, QWEN_30B_A3B};
+use super::machine::{place, planned, shape, Machine, GIB, LLAMA_8B, QWEN_235B_A22B, QWEN_30B_A3B};
 use crate::cost::{Costs, Limit, PassShape, Prediction, Workload};
 use crate::inventory::Inventory;
+use crate::plan::Placement;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -140,4 +141,28 @@ fn a_pass_of_a_large_mixture_is_priced_in_less_than_a_millisecond() {
             best(rows)
         );
     }
+}
+
+#[test]
+fn a_cpu_that_rested_takes_longer_once() {
+    let model = LLAMA_8B.inventory();
+    let seconds = |on_host: &str, wake: f64, rows: u32| {
+        let mut plan = planned(&model, 60 * GIB, 4096, 4096);
+        place(&mut plan, Placement::Host, |name| name.starts_with(on_host));
+        let mut profile = Machine::measured().profile();
+        profile.overheads.cpu_wake.median = wake;
+        let pass = PassShape {
+            rows,
+            sequences: 1,
+            cells: 0,
+            outputs: 1,
+        };
+        Costs::new(shape(&model), &profile)
+            .pass(&plan, pass)
+            .seconds
+    };
+    let later = |on_host, rows| seconds(on_host, 5e-3, rows) - seconds(on_host, 0.0, rows);
+    within(later("output.", 4096), 4.9e-3..5.1e-3);
+    // it has no time to rest
+    within(later("blk.", 1), -1e-9..1e-9);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::clock::{middle, seconds_of, Pace};
+use super::clock::{middle, quantity, seconds_of, Pace};
 use super::engine::Engine;
 use super::error::MeasureError;
 use super::graph::Graph;
@@ -12,6 +12,9 @@ use crate::profile::{Curve, Op, Point, Processor, Quantity};
 
 /// Operations in one graph at most.
 const MOST_NODES: usize = 256;
+/// A rest behind which threads sleep, however long they are told to spin by default.
+const REST: Duration = Duration::from_millis(60);
+const RESTS: usize = 5;
 
 /// One processor, its memory, and how it is to be measured.
 pub(super) struct Bench<'e, 'b> {
@@ -29,6 +32,16 @@ pub(super) struct Bench<'e, 'b> {
     pub longest: f64,
     /// Batch sizes up to which the copy lane's influence is measured.
     pub busy_up_to: u32,
+}
+
+/// What reading memory takes.
+pub(super) struct Read {
+    /// Seconds of one operation.
+    pub alone: Quantity,
+    /// The same while copies are under way, and what the link gets meanwhile.
+    pub busy: Option<Beside>,
+    /// Seconds more for all of some behind a rest.
+    pub wake: Quantity,
 }
 
 /// Graphs that are run in turn, how many operations each has, and about how many seconds it takes.
@@ -122,13 +135,13 @@ impl<'b> Bench<'_, 'b> {
         series.map(|series| self.time(&series)).transpose()
     }
 
-    /// Batch 1 alone and beside copies: seconds of one operation, and the link's bytes per second meanwhile.
+    /// Batch 1 alone, beside copies, and behind a rest.
     pub fn read(
         &self,
         op: &Op,
         traffic: &Traffic<'b>,
         filler: &mut Filler<'_, 'b>,
-    ) -> Result<Option<(Quantity, Option<Beside>)>, MeasureError> {
+    ) -> Result<Option<Read>, MeasureError> {
         let Some(operands) = self.place.prepare(op, filler)? else {
             return Ok(None);
         };
@@ -136,9 +149,10 @@ impl<'b> Bench<'_, 'b> {
         let Some(series) = self.series(&operands, 1, guess)? else {
             return Ok(None);
         };
-        let time = self.time(&series)?;
-        let busy = self.time_beside(&series, time.median, traffic)?;
-        Ok(Some((time, busy)))
+        let alone = self.time(&series)?;
+        let busy = self.time_beside(&series, alone.median, traffic)?;
+        let wake = self.wake(&series, alone.median)?;
+        Ok(Some(Read { alone, busy, wake }))
     }
 
     /// Graphs of a length that is worth measuring. `guess`: seconds of one operation, rather too few than too many.
@@ -217,6 +231,18 @@ impl<'b> Bench<'_, 'b> {
             median: all.median / (series.nodes * submits) as f64,
             ..all
         })
+    }
+
+    /// By how many seconds longer all operations take behind a rest.
+    fn wake(&self, series: &Series<'b>, alone: f64) -> Result<Quantity, MeasureError> {
+        let mut longer = Vec::with_capacity(RESTS);
+        for turn in 0..RESTS {
+            std::thread::sleep(REST);
+            let graph = &series.graphs[turn % series.graphs.len()];
+            let took = seconds_of(|| self.engine.run(graph))?;
+            longer.push((took - alone * series.nodes as f64).max(0.0));
+        }
+        Ok(quantity(&mut longer))
     }
 
     /// The same while copies are under way; the median of some.

@@ -20,13 +20,13 @@ use std::time::Duration;
 
 use clock::{rate, Pace};
 pub(crate) use copies::{page_locked, Copies, SharedPages};
-use curves::Bench;
+use curves::{Bench, Read};
 use engine::Engine;
 pub use error::MeasureError;
 use place::{Filler, Place, Room};
 use traffic::Traffic;
 
-use super::types::{Curve, HostMemory, Link, Op, Overheads, Processor, Roofline};
+use super::types::{Curve, HostMemory, Link, Op, Overheads, Processor, Quantity, Roofline};
 use super::Effort;
 use crate::lanes::device::{Buffer, Device, Memory};
 
@@ -125,7 +125,7 @@ pub fn measure(
     let span = settings.pinned.min(64 * MIB);
     let mut link = session.traffic.measure(device, span, pace)?;
     progress(1, steps);
-    let memory = session.memory(&mut link)?;
+    let (memory, cpu_wake) = session.memory(&mut link)?;
     progress(2, steps);
     // what it costs to wake threads and to wait depends on what else runs at that moment, and so does the link
     let mut overheads = vec![session.overheads()?];
@@ -139,7 +139,10 @@ pub fn measure(
     curves.extend(session.curves(second, &|done| progress(done_first + done, steps))?);
     overheads.push(session.overheads()?);
     session.traffic.measure_again(&mut link, span, pace);
-    let overheads = overheads::middle_of(&overheads);
+    let overheads = Overheads {
+        cpu_wake,
+        ..overheads::middle_of(&overheads)
+    };
     let cpu = Roofline {
         bytes: memory.cpu.median.max(best(&curves, Processor::Cpu).0),
         flops: best(&curves, Processor::Cpu).1,
@@ -373,8 +376,9 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// What the CPU reads, alone and while the copy lane does as well; what that gets meanwhile is put into `link`.
-    fn memory(&self, link: &mut Link) -> Result<HostMemory, MeasureError> {
+    /// What the CPU reads, alone and while the copy lane does as well; what that gets meanwhile is put into `link`. And how much longer
+    /// it takes behind a rest.
+    fn memory(&self, link: &mut Link) -> Result<(HostMemory, Quantity), MeasureError> {
         let room = self.settings.host_weights / 4;
         let op = Op::Product {
             type_name: "f16".to_owned(),
@@ -383,8 +387,11 @@ impl<'s> Session<'s> {
         };
         let mut filler = Filler::new(&self.traffic, self.settings.threads);
         let mut memory = HostMemory::default();
+        let mut wake = Quantity::default();
         let bench = self.cpu_bench();
-        if let Some((alone, busy)) = bench.read(&op, &self.traffic, &mut filler)? {
+        if let Some(read) = bench.read(&op, &self.traffic, &mut filler)? {
+            let Read { alone, busy, .. } = read;
+            wake = read.wake;
             let bytes = op.work(1).bytes;
             memory.cpu = rate(bytes, alone);
             memory.cpu_copy_busy = memory.cpu;
@@ -394,7 +401,7 @@ impl<'s> Session<'s> {
                 link.pinned_cpu_busy.median = busy.link;
             }
         }
-        Ok(memory)
+        Ok((memory, wake))
     }
 
     fn overheads(&self) -> Result<Overheads, MeasureError> {
