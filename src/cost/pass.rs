@@ -8,8 +8,8 @@ use crate::plan::Plan;
 use crate::profile::Processor;
 use std::collections::VecDeque;
 
-/// Seconds without work behind which the CPU's threads sleep.
-const RESTED: f64 = 0.02;
+/// Seconds without work behind which the CPU has rested.
+const RESTED: f64 = 0.1;
 
 const NOTHING: PassCost = PassCost {
     seconds: 0.0,
