@@ -59,6 +59,11 @@ fn a_budget_that_is_no_size() {
             &["--pipeshard-vram", &format!("'{budget}' is no size")],
         );
     }
+    let eval = Eval::of(&model()).prompts(&[7, 1100]).generate(3);
+    assert_refused(
+        &eval.run(),
+        &["1100 tokens", "context of 1024", "--ctx 1102"],
+    );
     let eval = Eval::of(&model()).arg("vram", "lots").arg("sim", "vram=1G");
     assert_refused(&eval.run(), &["'lots' is no size"]);
 }

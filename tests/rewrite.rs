@@ -58,3 +58,23 @@ fn embeddings_that_several_threads_look_up_are_the_same() {
         assert!(ours.report().rewritten_nodes >= 2, "{kind}");
     }
 }
+
+#[test]
+fn masks_that_are_written_in_parts_are_the_same() {
+    // layers with and without a window, whose cells are left behind in the middle of a part
+    let eval = Eval::of(&synthetic("tiny-gemma3", &[]))
+        .prompts(&[1500])
+        .arg("ubatch", 1536)
+        .arg("ctx", 1536)
+        .generate(1);
+    let stock = eval.answers();
+    let within = eval.clone().within(eval.largest_budget(), "");
+    for helpers in ["0", "3"] {
+        let ours = within.clone().env("PIPESHARD_DEBUG_HELPERS", helpers);
+        assert_eq!(
+            stock.outcome(),
+            ours.answers().outcome(),
+            "{helpers} helpers"
+        );
+    }
+}

@@ -119,8 +119,23 @@ pub fn run(args: EvalArgs) -> Result<(), String> {
     Ok(())
 }
 
+/// llama.cpp ends the process where a batch is longer than its context.
+fn fits(args: &EvalArgs) -> Result<(), String> {
+    let longest = args.prompts.iter().max().copied().unwrap_or(0);
+    // the last token is generated and not evaluated
+    let needed = u64::from(longest) + u64::from(args.generate.saturating_sub(1));
+    match needed > u64::from(args.ctx) {
+        true => Err(format!(
+            "a prompt of {longest} tokens and {} generated ones do not fit into a context of {}: give --ctx {needed} or more",
+            args.generate, args.ctx
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Evaluates in this process.
 pub fn evaluate(args: &EvalArgs) -> Result<EvalResult, String> {
+    fits(args)?;
     let set = |name: &str, value: &str| std::env::set_var(name, value);
     if let Some(budget) = args.vram {
         set("LLAMA_ARG_PIPESHARD", "1");
