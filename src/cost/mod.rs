@@ -34,6 +34,7 @@ mod tests;
 
 pub use calibration::{Calibration, Lane, PassSeconds};
 pub use forecast::Forecast;
+pub(crate) use script::MANY_EMBEDDINGS;
 pub use table::Costs;
 pub use types::{Limit, ModelShape, PassCost, PassShape, Prediction, Workload};
 

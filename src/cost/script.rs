@@ -14,8 +14,8 @@ const MASK_COPY: f64 = 0.5e-9;
 /// Seconds that the host takes for an element of an embedding, which one thread looks up, and for one of many, which some share.
 pub(super) const EMBEDDING_ELEMENT: f64 = 1.1e-9;
 const SHARED_EMBEDDING_ELEMENT: f64 = 0.35e-9;
-/// Tokens from which on threads share them.
-const MANY_EMBEDDINGS: u32 = 256;
+/// Tokens from which on threads share them: waking some is worth it.
+pub(crate) const MANY_EMBEDDINGS: u32 = 256;
 /// A batch of a prompt, by which it is decided where it attends to cells in host memory.
 const MANY_TOKENS: u32 = 64;
 /// Seconds of the host to submit the copy of one expert.

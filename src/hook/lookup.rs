@@ -6,13 +6,12 @@
 //! helpers that nobody waits for.
 
 use super::helpers::Helpers;
+use crate::cost::MANY_EMBEDDINGS;
 use crate::ffi;
 use half::slice::HalfFloatSliceExt;
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 
-/// Tokens from which on waking threads is worth it.
-const MANY: i64 = 256;
 /// Tokens that a thread takes at a time.
 const AT_A_TIME: usize = 64;
 
@@ -58,7 +57,7 @@ unsafe fn is_lookup_of_many(node: *const ffi::ggml_tensor) -> bool {
         && ffi::ggml_backend_buffer_get_usage(buffer) == ffi::GGML_BACKEND_BUFFER_USAGE_WEIGHTS
         && matches!((*weights).ne, [_, _, 1, 1])
         && list.type_ == ffi::GGML_TYPE_I32
-        && list.ne[0] >= MANY
+        && list.ne[0] >= i64::from(MANY_EMBEDDINGS)
         && matches!(list.ne, [_, 1, 1, 1])
         && (*node).type_ == ffi::GGML_TYPE_F32
         && (*node).nb[0] == std::mem::size_of::<f32>()

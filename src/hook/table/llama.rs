@@ -149,28 +149,18 @@ pub(super) unsafe extern "C" fn context_failed(user: *mut c_void, _model: *const
     })
 }
 
-/// What a part of the host's work needs; the caller vouches for its use on several threads.
-struct Data(*mut c_void);
-
-// SAFETY: the contract of `in_parts`.
-unsafe impl Sync for Data {}
-
-impl Data {
-    fn pointer(&self) -> *mut c_void {
-        self.0
-    }
-}
-
 pub(super) unsafe extern "C" fn in_parts(
     user: *mut c_void,
     parts: usize,
     part: Option<unsafe extern "C" fn(*mut c_void, usize)>,
     data: *mut c_void,
 ) {
-    let (Some(part), data) = (part, Data(data)) else {
+    let Some(part) = part else {
         return;
     };
-    let work = |index| part(data.pointer(), index);
+    // an address: the caller vouches for its use on several threads
+    let data = data as usize;
+    let work = |index| part(data as *mut c_void, index);
     let all = || Helpers::of_process().share(parts, &work);
     shared_of(user).guard_or("in_parts", (), all, all);
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use clock::{rate, Pace};
 pub(crate) use copies::{page_locked, Copies, SharedPages};
-use curves::{Bench, Read};
+use curves::Bench;
 use engine::Engine;
 pub use error::MeasureError;
 use place::{Filler, Place, Room};
@@ -390,7 +390,7 @@ impl<'s> Session<'s> {
         let mut wake = Quantity::default();
         let bench = self.cpu_bench();
         if let Some(read) = bench.read(&op, &self.traffic, &mut filler)? {
-            let Read { alone, busy, .. } = read;
+            let (alone, busy) = (read.alone, read.busy);
             wake = read.wake;
             let bytes = op.work(1).bytes;
             memory.cpu = rate(bytes, alone);

@@ -52,8 +52,8 @@ pub(super) fn middle_of(moments: &[Overheads]) -> Overheads {
         to_gpu: of(|o| o.to_gpu),
         launch: of(|o| o.launch),
         cpu_op: of(|o| o.cpu_op),
-        cpu_wake: of(|o| o.cpu_wake),
         pass: of(|o| o.pass),
+        ..Overheads::default()
     }
 }
 
@@ -116,8 +116,8 @@ pub(super) fn measure(
         to_gpu: quantity(&mut to_gpu),
         launch,
         cpu_op,
-        // measured with what reads the host's memory
-        cpu_wake: Quantity::default(),
         pass: Quantity::stated(ASSUMED_PASS),
+        // a rest is measured with what reads the host's memory
+        ..Overheads::default()
     })
 }
