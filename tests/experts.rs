@@ -221,6 +221,95 @@ fn single_tokens_share_their_experts_between_device_and_cpu() {
     }
 }
 
+/// Batches of `rows` tokens, whose experts are divided like those of single tokens.
+fn small_batches(prompts: &[u32], fetched: u32, rows: u32) -> Eval {
+    let eval = single_tokens(fetched).prompts(prompts);
+    eval.env("PIPESHARD_DEBUG_FETCHED_ROWS", &rows.to_string())
+}
+
+#[test]
+fn small_batches_share_their_experts_between_device_and_cpu() {
+    for (prompts, fetched, rows) in [
+        (&[2, 5, 8][..], 2, 8),
+        (&[3, 16, 4], 3, 16),
+        (&[12, 2], 1, 12),
+    ] {
+        let eval = small_batches(prompts, fetched, rows).generate(0);
+        let stock = many_experts(prompts).generate(0).answers();
+        let smallest = hardly_any(&eval);
+        for (budget, seed) in [(smallest, 1), (smallest + 6 * MIB, 2)] {
+            let delays = format!("delay=300,seed={seed}");
+            let ours = eval.clone().within(budget, &delays).answers();
+            assert_eq!(
+                stock.outcome(),
+                ours.outcome(),
+                "{fetched} for {prompts:?} at {budget} bytes"
+            );
+            ours.assert_healthy(budget);
+            let report = ours.report();
+            let experts = report.experts;
+            // three tensors for each of at least two layers; what tokens choose alike is fetched once
+            let tokens: u32 = prompts.iter().sum();
+            let most = u64::from(tokens * fetched) * 3 * 6;
+            assert!(
+                experts.beside_cpu >= 3 * 2 * u64::from(fetched),
+                "{report:?}"
+            );
+            assert!(experts.beside_cpu < most, "{report:?}");
+            assert_eq!(report.host_waits.expert_choices, 0);
+            assert_eq!(report.bytes_streamed, experts.bytes_beside_cpu);
+        }
+    }
+}
+
+#[test]
+fn small_batches_single_tokens_and_prompts_take_turns() {
+    let prompts = [5, 1, 40, 8, 9, 2];
+    let stock = many_experts(&prompts).generate(3).answers();
+    let eval = small_batches(&prompts, 2, 8).generate(3);
+    let budget = hardly_any(&eval);
+    for choice in ["0", "1"] {
+        let ours = eval.clone().within(budget, "delay=300");
+        let ours = ours.env("PIPESHARD_DEBUG_CPU_CHOICE", choice).answers();
+        assert_eq!(stock.outcome(), ours.outcome());
+        ours.assert_healthy(budget);
+        assert!(ours.report().experts.beside_cpu > 0);
+    }
+}
+
+#[test]
+fn batches_that_are_larger_than_there_is_memory_for_are_not_divided() {
+    let stock = many_experts(&[9]).generate(0).answers();
+    let eval = small_batches(&[9], 2, 8).generate(0);
+    let budget = hardly_any(&eval);
+    let ours = eval.within(budget, "delay=300").answers();
+    assert_eq!(stock.outcome(), ours.outcome());
+    assert_eq!(ours.report().experts.beside_cpu, 0);
+}
+
+/// ggml's CPU backend computes k-quants another way from eight rows of an expert on.
+#[test]
+fn batches_are_not_divided_where_that_would_change_a_bit() {
+    let shape = [
+        "--type=experts=q4_K",
+        "--experts=5",
+        "--expert-feed-forward=256",
+    ];
+    let of = |prompts: &[u32]| Eval::of(&synthetic("tiny-qwen3moe", &shape)).prompts(prompts);
+    let divided = |prompts: &[u32]| {
+        let eval = of(prompts).env("PIPESHARD_DEBUG_DECODE_STREAM", "0");
+        let eval = eval.env("PIPESHARD_DEBUG_FETCHED_EXPERTS", "2");
+        eval.env("PIPESHARD_DEBUG_FETCHED_ROWS", "12")
+    };
+    let budget = hardly_any(&divided(&[7])) + 4 * MIB;
+    for (prompts, shared) in [(&[7, 3], true), (&[12, 8], false)] {
+        let ours = divided(prompts).within(budget, "delay=300").answers();
+        assert_eq!(of(prompts).answers().outcome(), ours.outcome());
+        let beside_cpu = ours.report().experts.beside_cpu;
+        assert_eq!(beside_cpu > 0, shared, "{prompts:?}: {:?}", ours.report());
+    }
+}
+
 #[test]
 fn where_nothing_can_be_divided_the_cpu_computes_all_experts() {
     let stock = many_experts(&[1, 3]).generate(8).answers();

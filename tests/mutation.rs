@@ -127,6 +127,19 @@ fn the_device_waits_until_its_experts_are_fetched() {
 }
 
 #[test]
+fn the_device_waits_until_the_experts_of_a_batch_are_fetched() {
+    let eval = chosen_experts(6).generate(0);
+    let eval = eval.env("PIPESHARD_DEBUG_DECODE_STREAM", "0");
+    let budget = streamed(&eval) + 2 * MIB;
+    assert_needed("filled", &eval, |seed| {
+        let delays = format!("delay=1000,seed={seed}");
+        let ours = eval.clone().within(budget, &delays);
+        let ours = ours.env("PIPESHARD_DEBUG_FETCHED_EXPERTS", "2");
+        ours.env("PIPESHARD_DEBUG_FETCHED_ROWS", "8")
+    });
+}
+
+#[test]
 fn the_cpu_waits_for_the_results_that_it_reads() {
     // of a token the CPU computes what is not resident
     let eval = prompt(32).generate(2);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [fetch] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [fetch] [shared] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -348,6 +348,43 @@ if [[ $what == *fetch* ]]; then
     done
     grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench" "$OUT/visit.log" > "$OUT/planned.txt"
     tar -C "$OUT" -czf "$OUT/reports.tar.gz" $(cd "$OUT" && ls report-*.json) && rm "$OUT"/report-*.json
+fi
+
+if [[ $what == *shared* ]]; then
+    # experts of a few tokens that both processors compute: the same bits whatever the delays, near those of the device alone
+    synth tiny-qwen3moe tiny-qwen3moe
+    synth tiny-qwen3moe-f16 tiny-qwen3moe --type f16
+    export PIPESHARD_DEBUG_FETCHED_EXPERTS=2 PIPESHARD_DEBUG_FETCHED_ROWS=16
+    same_bits "shared by a few" tiny-qwen3moe "${FETCH_MIB:-30}" experts.beside_cpu --prompt 2,5,8,16,33 --generate 2
+    PIPESHARD_RESERVE=0 verify "tiny-qwen3moe f16, shared by a few, against all in VRAM" tiny-qwen3moe-f16 "${FETCH_F16_MIB:-40}M" \
+        --prompt 2,5,8,16 --reference gpu --tolerance 0.05
+    unset PIPESHARD_DEBUG_FETCHED_EXPERTS PIPESHARD_DEBUG_FETCHED_ROWS
+    # sequences side by side, in turn: as planned; the CPU computes all experts; the device fetches all that were chosen; stock
+    synth 30b qwen3-30b-a3b --type q4_0
+    for round in $(seq "${ROUNDS:-2}"); do
+        for count in ${SEQUENCES:-2 4 8}; do
+            for way in planned cpu device stock; do
+                given=(--pipeshard --pipeshard-vram "${BUDGET:-8G}" --pipeshard-report "$OUT/shared-$count-$way.json" -v)
+                case $way in
+                    cpu) export PIPESHARD_DEBUG_FETCHED_ROWS=1 PIPESHARD_DEBUG_EXPERT_ROWS=32 ;;
+                    device) export PIPESHARD_DEBUG_FETCHED_ROWS=1 PIPESHARD_DEBUG_EXPERT_ROWS=2 ;;
+                    stock) given=(-ngl 99 -ncmoe "${NCMOE:-28}") ;;
+                esac
+                log timeout 60 "$bin/llama-batched-bench" -m "$models/30b.gguf" -t "$threads" -c $((count * 512)) -b 2048 -ub 512 -npp 256 -ntg "${GENERATE:-32}" \
+                    -npl "$count" -pps "${given[@]}"
+                unset PIPESHARD_DEBUG_FETCHED_ROWS PIPESHARD_DEBUG_EXPERT_ROWS
+                note "$round $count sequences, $way: $(grep -aE '^\| +256 ' "$OUT/visit.log" | tail -n 1 | awk -F'|' '{print $9}') tokens/s"
+            done
+        done
+        for prompt in ${SHORT_PROMPTS:-8 16}; do
+            common=(-m "$models/30b.gguf" -p "$prompt" -n 0 -r "${REPEAT:-6}" -b 4096)
+            bench "$round pp$prompt planned" "${common[@]}" --pipeshard --pipeshard-vram "${BUDGET:-8G}" -v
+            PIPESHARD_DEBUG_FETCHED_ROWS=1 PIPESHARD_DEBUG_EXPERT_ROWS=2 bench "$round pp$prompt device" "${common[@]}" --pipeshard --pipeshard-vram "${BUDGET:-8G}" -v
+            bench "$round pp$prompt stock" "${common[@]}" -ub 4096 -lm none -ngl 99 -ncmoe "${NCMOE:-28}"
+        done
+    done
+    grep -aE "pipeshard: (planned|ubatches|measuring|nothing)|--- bench|batched-bench" "$OUT/visit.log" > "$OUT/planned.txt"
+    tar -C "$OUT" -czf "$OUT/shared.tar.gz" $(cd "$OUT" && ls shared-*.json) && rm "$OUT"/shared-*.json
 fi
 
 if [[ $what == *cells* ]]; then

@@ -1,6 +1,7 @@
 //! A loaded weight and its copy on the device.
 
 use crate::ffi;
+use crate::inventory::DType;
 use crate::lanes::copy::{bytes_tensor, CopyTask};
 use crate::lanes::device::Buffer;
 
@@ -70,6 +71,13 @@ impl LoadedUnit {
         let (ne, nb) = (self.device.ne, self.device.nb);
         let experts = u32::try_from(ne[2]).ok().filter(|&n| n > 1 && ne[3] == 1)?;
         (nb[2].checked_mul(experts as usize) == Some(self.bytes)).then_some(experts)
+    }
+
+    /// How many rows at once the CPU multiplies it with one by one, at most.
+    pub fn rows_one_by_one(&self) -> u32 {
+        let kind = u32::try_from(self.device.type_).ok();
+        let kind = kind.and_then(DType::from_id);
+        kind.map_or(1, DType::rows_one_by_one)
     }
 
     /// Offsets where one page-locked range ends and the next begins.

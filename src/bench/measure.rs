@@ -159,29 +159,36 @@ pub fn low_point(sampler: &Sampler, result: &Timed) -> Instant {
     low.unwrap_or(result.from)
 }
 
-/// What was predicted of these tests, by a report.
+/// What was predicted of these tests, by a report; nothing where a process has several of a kind, for the report is of all.
 ///
 /// Of a generation: what was predicted for the very passes that ran. Of a prompt: the same where it took several passes alike;
 /// else what the plan was chosen by, where that was for a prompt of this length.
 pub fn predicted_of(report: &Report, repeats: Repeats, tests: &[Test]) -> Option<Predicted> {
-    let prompt = tests.iter().find(|t| t.work == Work::Prompt)?.tokens;
-    let decode = tests.iter().find(|t| t.work == Work::Decode)?;
+    let only = |work: Work| {
+        let mut of_work = tests.iter().filter(|t| t.work == work);
+        of_work.next().filter(|_| of_work.next().is_none())
+    };
+    let (prompt, decode) = (only(Work::Prompt), only(Work::Decode));
     let chosen = report.predicted.as_ref();
     let passes = report.calibration.unwrap_or_default();
-    let chosen = chosen.filter(|p| {
-        let off = f64::from(p.prompt_tokens) / f64::from(prompt.max(1)) - 1.0;
-        off.abs() <= SAME_LENGTH
+    let chosen = chosen.filter(|chosen| {
+        prompt.is_none_or(|prompt| {
+            let off = f64::from(chosen.prompt_tokens) / f64::from(prompt.tokens.max(1)) - 1.0;
+            off.abs() <= SAME_LENGTH
+        })
     });
-    // the warm-up is a prompt, too
-    let per_prompt = report.passes.prompt as f64 / f64::from(repeats.runs());
-    let of_passes = passes.prompt.predicted_seconds_per_pass * per_prompt.ceil();
-    let of_pass = passes.decode.predicted_seconds_per_pass;
-    let found = Predicted {
-        ttft: positive(of_passes).or(chosen.map(|p| p.ttft)),
-        tps: positive(of_pass)
-            .map(|seconds| f64::from(decode.sequences) / seconds)
-            .or(chosen.map(|p| p.tps)),
-    };
+    let ttft = prompt.and_then(|_| {
+        // the warm-up is a prompt, too
+        let per_prompt = report.passes.prompt as f64 / f64::from(repeats.runs());
+        let of_passes = passes.prompt.predicted_seconds_per_pass * per_prompt.ceil();
+        positive(of_passes).or(chosen.map(|p| p.ttft))
+    });
+    let tps = decode.and_then(|decode| {
+        let of_pass = positive(passes.decode.predicted_seconds_per_pass);
+        let of_pass = of_pass.map(|seconds| f64::from(decode.sequences) / seconds);
+        of_pass.or(chosen.map(|p| p.tps))
+    });
+    let found = Predicted { ttft, tps };
     (found != Predicted::default()).then_some(found)
 }
 
@@ -310,6 +317,14 @@ mod tests {
         report.predicted = Some(chosen(16384));
         let found = predicted_of(&report, repeats(2, true), &tests).unwrap();
         assert_eq!((found.ttft, found.tps), (Some(3.0), Some(7.0)));
+        // a process of its own for each
+        let prompt = predicted_of(&report, repeats(2, true), &tests[..1]).unwrap();
+        assert_eq!((prompt.ttft, prompt.tps), (Some(3.0), None));
+        let decode = predicted_of(&report, repeats(2, true), &tests[1..]).unwrap();
+        assert_eq!((decode.ttft, decode.tps), (None, Some(7.0)));
+        // of which one?
+        let prompts = [Test::prompt(16256), Test::prompt(16384)];
+        assert_eq!(predicted_of(&report, repeats(2, true), &prompts), None);
         // of another prompt
         report.predicted = Some(chosen(12288));
         assert_eq!(predicted_of(&report, repeats(2, true), &tests), None);

@@ -14,7 +14,7 @@
 //! | [`store`] | results in a file, so that a run can be taken up again |
 //! | [`setup`] | models and the machine |
 //! | [`runner`], [`jobs`], [`rounds`], [`measure`] | all of it in turn |
-//! | [`placements`] | how good the plan's choice and its predictions were |
+//! | [`placements`], [`predictions`] | how good the plan's choice was, and what it predicted |
 //! | [`analysis`], [`targets`], [`verdicts`] | ratios, bounds, what was to be reached and whether it was |
 //! | [`table`], [`export`], [`plot`] | for people, for programs, as pictures |
 //!
@@ -34,6 +34,7 @@ pub mod models;
 pub mod place;
 pub mod placements;
 pub mod plot;
+pub mod predictions;
 pub mod process;
 pub mod repeats;
 pub mod rounds;

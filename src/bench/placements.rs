@@ -1,5 +1,4 @@
-//! How far the placement that the planner chose is from the best of those that it was told to take, and its predictions from
-//! what was measured.
+//! How far the placement that the planner chose is from the best of those that it was told to take.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -14,9 +13,6 @@ use super::types::{budget_text, Approach, Measurement, Predicted, Test, Work};
 
 /// The chosen placement may be slower than the best by this part.
 const WITHIN: f64 = 0.05;
-/// The median and the worst error that predictions may have.
-const MEDIAN_ERROR: f64 = 0.10;
-const WORST_ERROR: f64 = 0.25;
 
 /// One placement at one point: a prompt, and the generation behind it, from one load.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -141,32 +137,11 @@ fn at(point: &Point, name: &str) -> String {
     )
 }
 
-fn percent(part: f64) -> String {
+pub(super) fn percent(part: f64) -> String {
     format!("{:.0} %", part * 100.0)
 }
 
-/// Relative errors of a prediction, ascending, and where.
-fn errors(
-    points: &[Point],
-    error: impl Fn(&Placed, &Predicted) -> Option<f64>,
-) -> Vec<(f64, String)> {
-    let mut all = Vec::new();
-    for point in points {
-        for placed in &point.placements {
-            let found = placed.predicted.as_ref().and_then(|p| error(placed, p));
-            all.extend(found.map(|e| (e.abs(), at(point, &placed.name))));
-        }
-    }
-    all.sort_by(|a, b| a.0.total_cmp(&b.0));
-    all
-}
-
-fn median(errors: &[(f64, String)]) -> Option<f64> {
-    let values: Vec<f64> = errors.iter().map(|error| error.0).collect();
-    Stats::of(&values).map(|stats| stats.median)
-}
-
-fn verdict(met: bool) -> &'static str {
+pub(super) fn verdict(met: bool) -> &'static str {
     if met {
         "met"
     } else {
@@ -228,29 +203,6 @@ pub fn render(points: &[Point]) -> String {
             );
         }
     }
-    let mut predictions = |what: &str, errors: Vec<(f64, String)>| {
-        if let (Some(median), Some((worst, place))) = (median(&errors), errors.last()) {
-            let _ = writeln!(
-                text,
-                "Predicted {what}: off by {} at the median of {} and {} at worst ({place}); \
-                 at most {} and {} were to be: {}",
-                percent(median),
-                errors.len(),
-                percent(*worst),
-                percent(MEDIAN_ERROR),
-                percent(WORST_ERROR),
-                verdict(median <= MEDIAN_ERROR && *worst <= WORST_ERROR)
-            );
-        }
-    };
-    predictions(
-        "TTFT",
-        errors(points, |placed, p| Some(p.ttft? / placed.ttft.median - 1.0)),
-    );
-    predictions(
-        "TPS",
-        errors(points, |placed, p| Some(p.tps? * placed.token.median - 1.0)),
-    );
     text
 }
 
@@ -336,15 +288,6 @@ mod tests {
             text.contains("at 0 of 1 points, at worst 64 % behind"),
             "{text}"
         );
-        // errors of 10 %, 50 % and 0 %, and of 0 %, 0 % and 20 %
-        assert!(
-            text.contains("Predicted TTFT: off by 10 % at the median of 3 and 50 % at worst"),
-            "{text}"
-        );
-        assert!(
-            text.contains("TPS: off by 0 % at the median of 3 and 20 %"),
-            "{text}"
-        );
         assert!(text.lines().all(|l| l.chars().count() < 170), "{text}");
     }
 
@@ -353,7 +296,6 @@ mod tests {
         let [prompt, _] = both("", 1.0, 0.1, (1.0, 10.0));
         assert!(points(&[prompt]).is_empty());
         assert_eq!(render(&[]), "");
-        assert_eq!(median(&[]), None);
     }
 
     #[test]

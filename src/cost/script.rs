@@ -3,7 +3,7 @@
 use super::steps::{OpId, Rows, Step, Work};
 use super::table::{at, or, Costs, Times};
 use super::types::PassShape;
-use crate::inventory::expected_distinct;
+use crate::inventory::{expected_distinct, DType};
 use crate::plan::{Placement, Plan, Tier, UnitClass};
 use crate::profile::{Op, Processor};
 
@@ -18,8 +18,8 @@ const SHARED_EMBEDDING_ELEMENT: f64 = 0.35e-9;
 pub(crate) const MANY_EMBEDDINGS: u32 = 256;
 /// A batch of a prompt, by which it is decided where it attends to cells in host memory.
 const MANY_TOKENS: u32 = 64;
-/// Seconds of the host to submit the copy of one expert.
-const SUBMIT_EXPERT: f64 = 3e-6;
+/// Seconds of the host to submit the copy of two experts.
+const SUBMIT_EXPERTS: f64 = 3e-6;
 /// Stores to a layer's cache: keys and values.
 const STORES: f64 = 2.0;
 /// How many times as long a store takes as reading and writing its floats would: they are converted, by threads that slept until
@@ -110,10 +110,7 @@ impl Costs<'_> {
         let mut copies: Vec<Copy> = Vec::new();
         let mut acts: Vec<Act> = Vec::with_capacity(self.steps.steps.len());
         let (mut cpu_bytes, mut fetched_bytes, mut cell_bytes) = (0.0, 0.0, 0.0);
-        let by_both = match rows {
-            1 => plan.shared_with_device(),
-            _ => Vec::new(),
-        };
+        let by_both = plan.shared_with_device(rows);
         let mut head_on_device = false;
         for step in &self.steps.steps {
             let sees = match step.rows {
@@ -174,7 +171,7 @@ impl Costs<'_> {
                     }
                     let times = self.product(op, sees);
                     if host && by_both.get(unit).copied().unwrap_or(false) {
-                        shared = self.by_both(op, times, plan.fetched_experts);
+                        shared = self.by_both(op, times, plan.fetched_experts, sees);
                     }
                     (processor(host), Some(times))
                 }
@@ -234,31 +231,36 @@ impl Costs<'_> {
         }
     }
 
-    /// An operation on a token's experts of which the device fetches so many: the link and the CPU read host memory side by side.
-    fn by_both(&self, op: OpId, times: Times, fetched: u32) -> Option<Shared> {
-        let Op::Experts { used, .. } = self.steps.ops[usize::from(op)] else {
+    /// An operation on the experts of each of `rows` tokens, of which the device fetches so many for a token: the link and the CPU
+    /// read host memory side by side.
+    fn by_both(&self, op: OpId, times: Times, fetched: u32, rows: u32) -> Option<Shared> {
+        let Op::Experts { experts, used, .. } = self.steps.ops[usize::from(op)] else {
             return None;
         };
-        let fetched = f64::from(fetched.min(used.checked_sub(1)?));
-        let share = fetched / f64::from(used);
+        let fetched = fetched.min(used.checked_sub(1)?);
+        let whole = expected_distinct(experts, used, rows).max(f64::MIN_POSITIVE);
+        // what several tokens choose alike is fetched, or read, once for them
+        let copies = expected_distinct(experts, fetched, rows);
+        let rest = expected_distinct(experts, used - fetched, rows) / whole;
+        let share = f64::from(fetched) / f64::from(used);
         let link = &self.profile.link;
-        let fetched_bytes = times.bytes * share;
+        let fetched_bytes = times.bytes * copies / whole;
         let link = at(
             fetched_bytes,
             or(link.pinned_cpu_busy.median, link.pinned.median),
         );
         // slower while the link reads as well, and as always behind that
         let (alone, busy) = (times.cpu, times.cpu_copy_busy.max(times.cpu));
-        let (alone, busy) = (alone * (1.0 - share), busy * (1.0 - share));
+        let (alone, busy) = (alone * rest, busy * rest);
         let both = match busy > link {
             true => link + (1.0 - link / busy) * alone,
             false => link,
         };
         Some(Shared {
-            seconds: fetched * SUBMIT_EXPERT + both + times.gpu * share,
+            seconds: (copies / 2.0).ceil() * SUBMIT_EXPERTS + both + times.gpu * share,
             device: times.gpu * share,
             fetched_bytes,
-            cpu_bytes: times.bytes * (1.0 - share),
+            cpu_bytes: times.bytes * rest,
         })
     }
 
@@ -311,6 +313,16 @@ impl Costs<'_> {
             _ => None,
         });
         used.max().unwrap_or(0)
+    }
+
+    /// Tokens whose experts may be divided between the CPU and the device without a change of any bit, at most.
+    pub(crate) fn divisible_rows(&self) -> u32 {
+        let ops = self.steps.ops.iter();
+        let rows = ops.filter_map(|op| match op {
+            Op::Experts { type_name, .. } => Some(DType::from_name(type_name)?.rows_one_by_one()),
+            _ => None,
+        });
+        rows.min().unwrap_or(u32::MAX)
     }
 
     /// Seconds of the host before a pass: the graph, the mask, the embeddings.

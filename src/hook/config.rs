@@ -69,6 +69,8 @@ pub struct Debug {
     pub chosen_percent: Option<u32>,
     /// So many of a token's experts are fetched by the device where the CPU has them (`PIPESHARD_DEBUG_FETCHED_EXPERTS`).
     pub fetched_experts: Option<u32>,
+    /// The same for each token of batches of up to so many (`PIPESHARD_DEBUG_FETCHED_ROWS`).
+    pub fetched_rows: Option<u32>,
     /// A plan that is taken whatever it is predicted to cost (`PIPESHARD_DEBUG_CANDIDATE`).
     pub candidate: Option<Candidate>,
     /// Percent of the ring that decode streams through (`PIPESHARD_DEBUG_DECODE_STREAM`).
@@ -227,6 +229,7 @@ impl Config {
                 expert_rows: number("PIPESHARD_DEBUG_EXPERT_ROWS")?,
                 chosen_percent: number("PIPESHARD_DEBUG_CHOSEN_PERCENT")?,
                 fetched_experts: number("PIPESHARD_DEBUG_FETCHED_EXPERTS")?,
+                fetched_rows: number("PIPESHARD_DEBUG_FETCHED_ROWS")?,
                 candidate: get("PIPESHARD_DEBUG_CANDIDATE")
                     .map(|name| {
                         Candidate::named(&name).ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! A token's experts divided between the device and the CPU: a graph rewrite.
+//! The experts of a few tokens divided between the device and the CPU: a graph rewrite.
 //!
 //! In a layer whose experts are on the host, the operations on them
 //!
@@ -6,16 +6,16 @@
 //! up = experts(x, chosen)   gate = experts(x, chosen)   activation(gate, up)   down = experts(activation, chosen)
 //! ```
 //!
-//! are put in twice: on the CPU for the last of the chosen ones, then on the device for the first, which it fetches while the CPU
-//! computes; and the results, side by side in the order of choice, take the place of the whole. So the sum over experts is formed
-//! from the same terms in the same order. What does not look like that (biases, adapters, results that somebody else reads) is left
+//! are put in twice: on the CPU for the last of those that each token has chosen, then on the device for the first, which it fetches
+//! while the CPU computes; and the results, side by side in the order of choice, take the place of the whole. So the sum over experts
+//! is formed from the same terms in the same order. What does not look like that (biases, adapters, results that somebody else reads) is left
 //! to the CPU as a whole.
 
 use super::placement::{graph_nodes, is_view, sources, Backends};
 use crate::arena::unit::LoadedUnit;
 use crate::ffi;
-use crate::lanes::fetch::{ExpertFetcher, ExpertStack, KitId};
-use crate::plan::{ExpertLayer, UnitId, KITS};
+use crate::lanes::fetch::{ChoiceLayout, ExpertFetcher, ExpertStack};
+use crate::plan::{ExpertLayer, UnitId};
 use std::collections::{HashMap, HashSet};
 
 type Tensor = *mut ffi::ggml_tensor;
@@ -29,11 +29,13 @@ const LEAVES: usize = 4;
 #[derive(Debug)]
 pub struct DividedLayer {
     /// Where its experts are fetched to.
-    pub kit: KitId,
+    pub kit: usize,
     /// Its tensors of experts.
     pub stacks: Vec<ExpertStack>,
     /// The router's choice.
     pub chosen: Tensor,
+    /// How the choices of the tokens lie in it.
+    pub choice: ChoiceLayout,
 }
 
 /// What a split does for a divided layer, by the layer's index.
@@ -153,6 +155,7 @@ pub(super) struct Divider<'a> {
 /// The operations on one layer's experts.
 struct Found<'a> {
     layer: &'a ExpertLayer,
+    choice: ChoiceLayout,
     gate: Tensor,
     /// None where one tensor holds both.
     up: Option<Tensor>,
@@ -223,7 +226,7 @@ impl Divider<'_> {
 
     /// The layers whose operations look as expected.
     unsafe fn find(&self, nodes: &[Tensor]) -> Vec<Found<'_>> {
-        let (_, layout) = self.fetcher.shape();
+        let layout = self.fetcher.layout();
         let mut readers: HashMap<usize, Vec<(Tensor, usize)>> = HashMap::new();
         for &node in nodes {
             for (slot, &source) in (*node).src.iter().enumerate() {
@@ -257,7 +260,7 @@ impl Divider<'_> {
         readers: &HashMap<usize, Vec<(Tensor, usize)>>,
         layers: &'l [ExpertLayer],
     ) -> Option<Found<'l>> {
-        let (fetched, _) = self.fetcher.shape();
+        let fetched = self.fetcher.shape().experts;
         let last = self.unit_of(down)?;
         let activation = (*down).src[1];
         if !is_inner(activation) || self.unit_of(activation).is_some() {
@@ -274,12 +277,21 @@ impl Divider<'_> {
         let layer = layers.iter().find(|layer| layer.units == units)?;
         let alike = |up: Tensor| (*up).src[1] == (*gate).src[1] && (*up).src[2] == (*gate).src[2];
         let (chosen, x) = ((*gate).src[2], (*gate).src[1]);
-        let one_row = |tensor: Tensor| matches!((*tensor).ne, [_, 1, 1, 1]);
-        let one_token = one_row(x) && one_row(chosen);
-        let a_row = (*chosen).type_ == ffi::GGML_TYPE_I32 && (*chosen).nb[0] == 4;
+        let choice = ChoiceLayout {
+            rows: usize::try_from((*chosen).ne[1]).ok()?,
+            stride: (*chosen).nb[1],
+        };
+        let tokens = (*chosen).ne[1];
+        let of_tokens = matches!((*x).ne, [_, 1, of, 1] if of == tokens)
+            && matches!((*chosen).ne, [_, _, 1, 1]);
+        let rows = (*chosen).type_ == ffi::GGML_TYPE_I32 && (*chosen).nb[0] == 4;
         let used = u32::try_from((*chosen).ne[0]).ok()?;
         let whole = (*down).src[2] == chosen && up.is_none_or(alike);
-        if !(one_token && a_row && whole && used > fetched && fetched > 0) {
+        // else an expert that many chose would be computed another way by each for its share of them
+        let one_by_one = |&unit: &usize| tokens <= i64::from(self.units[unit].rows_one_by_one());
+        let few = self.fetcher.serves(choice) && units.iter().all(one_by_one);
+        let few = few && used > fetched && fetched > 0;
+        if !(of_tokens && rows && whole && few) {
             return None;
         }
         // nobody else looks at what is in between
@@ -301,6 +313,7 @@ impl Divider<'_> {
         }
         Some(Found {
             layer,
+            choice,
             gate,
             up,
             activation,
@@ -316,19 +329,13 @@ impl Divider<'_> {
         found: &Found<'_>,
         divided: &mut Divided,
     ) -> Option<Vec<Tensor>> {
-        let (fetched, layout) = self.fetcher.shape();
+        let fetched = self.fetcher.shape().experts;
         let count = i64::from(fetched);
         let context = context.raw;
         let (chosen, x) = ((*found.gate).src[2], (*found.gate).src[1]);
-        let used = (*chosen).ne[0];
-        let same_kind = divided
-            .layers
-            .iter()
-            .filter(|l| l.kit.kind == found.layer.kind);
-        let kit = KitId {
-            kind: found.layer.kind,
-            turn: same_kind.count() % KITS,
-        };
+        let [used, tokens, ..] = (*chosen).ne;
+        let kit = found.layer.kit;
+        let places = &self.fetcher.layout().kits[kit];
         let at = |bytes: u64| self.fetcher.memory().base().wrapping_add(bytes as usize);
         let place = |tensor: Tensor, bytes: u64| {
             (*tensor).buffer = self.fetcher.memory().raw();
@@ -342,8 +349,9 @@ impl Divider<'_> {
             let unit = &self.units[id];
             let experts = unit.experts()?;
             let ([columns, rows, ..], kind) = ((*source).ne, (*source).type_);
-            let target = ffi::ggml_new_tensor_3d(context, kind, columns, rows, count);
-            let target = place(target, layout.kits[kit.kind][kit.turn][position]);
+            let most = (count * tokens).min(i64::from(experts));
+            let target = ffi::ggml_new_tensor_3d(context, kind, columns, rows, most);
+            let target = place(target, places.tensors[position]);
             Some(ExpertStack {
                 host: unit.host(),
                 each: unit.bytes() / experts as usize,
@@ -381,13 +389,14 @@ impl Divider<'_> {
             context,
             chosen,
             used - count,
-            1,
+            tokens,
             (*chosen).nb[1],
             4 * fetched as usize,
         );
-        let numbers = ffi::ggml_new_tensor_2d(context, ffi::GGML_TYPE_I32, count, 1);
+        let numbers = ffi::ggml_new_tensor_2d(context, ffi::GGML_TYPE_I32, count, tokens);
+        let numbers = place(numbers, places.numbers);
         let on_cpu = part(rest, &|of, _| (*of).src[0]);
-        let on_device = part(place(numbers, 0), &|_, stack| stack.target);
+        let on_device = part(numbers, &|_, stack| stack.target);
         let (cpu_result, device_result) = (*on_cpu.last()?, *on_device.last()?);
         let both = ffi::ggml_concat(context, device_result, cpu_result, 1);
         ffi::ggml_set_name(both, (*found.down).name.as_ptr());
@@ -424,6 +433,7 @@ impl Divider<'_> {
             kit,
             stacks: stacks.into_iter().flatten().collect(),
             chosen,
+            choice: found.choice,
         });
         Some(order)
     }

@@ -1,11 +1,11 @@
-//! Experts that the device fetches for single tokens: their memory, and what a pass has to do for them.
+//! Experts that the device fetches for a few tokens: their memory, and what a pass has to do for them.
 
 use super::log;
 use super::pass::PassError;
 use super::runtime::{Runtime, Sched};
 use crate::ffi;
-use crate::lanes::fetch::{ExpertFetcher, NoSuchExpert};
-use crate::plan::FetchLayout;
+use crate::lanes::fetch::{ExpertFetcher, FetchShape, NoSuchExpert};
+use crate::plan::{FetchLayout, Plan};
 
 impl From<NoSuchExpert> for PassError {
     fn from(wrong: NoSuchExpert) -> Self {
@@ -23,11 +23,19 @@ impl Runtime {
         memory.next_multiple_of(self.granularity())
     }
 
+    /// What the plan fetches, if anything.
+    fn fetches(&self) -> Option<FetchShape> {
+        let shape = |plan: &Plan| FetchShape {
+            experts: plan.fetched_experts,
+            rows: plan.fetched_rows,
+        };
+        let shape = self.plan.as_ref().map(shape);
+        shape.filter(|shape| shape.experts > 0)
+    }
+
     /// Whether the plan fetches other experts than there is memory for.
     pub(super) fn fetches_otherwise(&self) -> bool {
-        let wanted = self.plan.as_ref().map_or(0, |plan| plan.fetched_experts);
-        let have = self.fetcher.as_ref().map_or(0, |fetcher| fetcher.shape().0);
-        wanted != have
+        self.fetches() != self.fetcher.as_ref().map(ExpertFetcher::shape)
     }
 
     /// Makes memory for the experts that the plan fetches, or gives it back.
@@ -38,10 +46,12 @@ impl Runtime {
         self.drain();
         self.outcome.note_fetched(self.fetcher.take());
         self.void_graphs();
-        let wanted = self.plan.as_ref().map_or(0, |plan| plan.fetched_experts);
-        if let (Some(device), 1..) = (self.device, wanted) {
-            let layout = FetchLayout::new(&self.plan_units, wanted, device.alignment());
-            match ExpertFetcher::open(device, layout, wanted, self.config.debug.dropped_wait) {
+        if let (Some(device), Some(wanted)) = (self.device, self.fetches()) {
+            let layout = FetchLayout::new(&self.plan_units, wanted.most(), device.alignment());
+            let stacked = self.plan_units.iter().map(|unit| unit.expert_count);
+            let stacked = stacked.max().unwrap_or(0);
+            let dropped = self.config.debug.dropped_wait;
+            match ExpertFetcher::open(device, layout, wanted, stacked, dropped) {
                 Ok(fetcher) => self.fetcher = Some(fetcher),
                 Err(why) => {
                     log::warn(&format!(
@@ -78,7 +88,7 @@ impl Runtime {
             unsafe {
                 let (begin, before) =
                     (trace.fetch_begins(fetcher.stream()), fetcher.counters.bytes);
-                fetcher.fetch(layer.kit, &layer.stacks)?;
+                fetcher.fetch(layer.kit, &layer.stacks, layer.choice)?;
                 trace.fetched(begin, fetcher.stream(), fetcher.counters.bytes - before);
             }
         }

@@ -4,7 +4,7 @@
 //! pass being submitted on another thread, and for the choice of experts where only those are fetched.
 
 use super::log;
-use super::runtime::Runtime;
+use super::runtime::{Runtime, Sched};
 use crate::arena::unit::LoadedUnit;
 use crate::ffi;
 use crate::lanes::copy::DroppedWait;
@@ -13,6 +13,7 @@ use crate::lanes::hand_over::{Ends, HostWait};
 use crate::lanes::mapped_file::Shrunk;
 use crate::lanes::ring::RingError;
 use crate::plan::{plan, Placement, UnitClass};
+use std::collections::HashMap;
 
 /// Why a pass cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,16 @@ pub enum PassError {
         /// How many there are.
         experts: u32,
     },
+}
+
+/// A scheduler and its compute lane, if it computes on the device.
+fn lanes_of(
+    scheds: &mut HashMap<usize, Sched>,
+    sched: usize,
+) -> Option<(&mut Sched, ffi::ggml_backend_t)> {
+    let entry = scheds.get_mut(&sched)?;
+    let compute = *entry.device_backends.first()?;
+    Some((entry, compute))
 }
 
 impl Runtime {
@@ -105,10 +116,8 @@ impl Runtime {
         if self.config.debug.stock_hand_over {
             return no;
         }
-        let (Some(device), Some(entry)) = (self.device, self.scheds.get_mut(&sched)) else {
-            return no;
-        };
-        let Some(&compute) = entry.device_backends.first() else {
+        let lanes = lanes_of(&mut self.scheds, sched);
+        let (Some(device), Some((entry, compute))) = (self.device, lanes) else {
             return no;
         };
         let ends = Ends {
@@ -134,18 +143,15 @@ impl Runtime {
         split: usize,
         backend: ffi::ggml_backend_t,
     ) -> HostWait {
-        let Some(entry) = self.scheds.get_mut(&sched) else {
-            return HostWait::Nothing;
-        };
-        let Some(&compute) = entry.device_backends.first() else {
+        let Some((entry, compute)) = lanes_of(&mut self.scheds, sched) else {
             return HostWait::Nothing;
         };
         let divided = &entry.graph.divided;
         if let (Some(layer), Some(fetcher)) = (divided.share(split).fetches, &self.fetcher) {
-            let chosen = divided.layers[layer].chosen;
+            let layer = &divided.layers[layer];
             let raw = sched as ffi::ggml_backend_sched_t;
-            let made_by = ffi::ggml_backend_sched_get_tensor_backend(raw, chosen);
-            if fetcher.ask(compute, made_by, chosen) {
+            let made_by = ffi::ggml_backend_sched_get_tensor_backend(raw, layer.chosen);
+            if fetcher.ask(compute, made_by, layer.chosen, layer.choice) {
                 entry.hand_over.expect_results();
             }
         }
@@ -163,10 +169,7 @@ impl Runtime {
     /// # Safety
     /// As for [`Self::inputs_copied`].
     pub unsafe fn inputs_read(&mut self, sched: usize) -> HostWait {
-        let Some(entry) = self.scheds.get_mut(&sched) else {
-            return HostWait::Nothing;
-        };
-        let Some(&compute) = entry.device_backends.first() else {
+        let Some((entry, compute)) = lanes_of(&mut self.scheds, sched) else {
             return HostWait::Nothing;
         };
         entry.hand_over.before_host_goes_on(compute)
@@ -290,10 +293,7 @@ impl Runtime {
     pub fn pass_end(&mut self, sched: usize, result: ffi::ggml_status) {
         let ok = result == ffi::GGML_STATUS_SUCCESS;
         let device = self.device;
-        let Some(entry) = self.scheds.get_mut(&sched) else {
-            return;
-        };
-        let Some(&compute) = entry.device_backends.first() else {
+        let Some((entry, compute)) = lanes_of(&mut self.scheds, sched) else {
             return;
         };
         if entry.pass_done.is_none() {

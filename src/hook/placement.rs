@@ -208,11 +208,12 @@ impl Runtime {
             true => 0,
             false => decider.lookups,
         };
-        if let (false, 1, Some(fetcher)) = (measuring, decider.graph.rows, &self.fetcher) {
+        let few = (1..=plan.fetched_rows).contains(&decider.graph.rows);
+        if let (false, true, Some(fetcher)) = (measuring, few, &self.fetcher) {
             let divider = Divider {
                 index: &self.index,
                 units: decider.units,
-                shared: &plan.shared_with_device(),
+                shared: &plan.shared_with_device(decider.graph.rows),
                 fetcher,
                 backends,
                 on_cpu: &decider.on_cpu,

@@ -44,6 +44,11 @@ impl Runtime {
         if let Some(fetched) = debug.fetched_experts {
             input.fetched_experts = fetched;
         }
+        if let Some(rows) = debug.fetched_rows {
+            input.fetched_rows = rows;
+            let streamed = input.expert_min_rows.unwrap_or(input.stream_min_rows);
+            input.expert_min_rows = Some(streamed.max(rows.saturating_add(1)));
+        }
         if self.models.len() != 1 || debug.like_stock {
             input.fetched_experts = 0;
         }

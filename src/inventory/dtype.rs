@@ -90,6 +90,15 @@ impl DType {
             .find(|dtype| dtype.name.eq_ignore_ascii_case(name))
     }
 
+    /// How many rows at once ggml's CPU backend multiplies one by one, at most. Beyond, it may take blocks of 256 elements in tiles,
+    /// whose sums it forms in another order (ggml-cpu/tiled/tiled.cpp).
+    pub fn rows_one_by_one(&self) -> u32 {
+        match self.block {
+            256.. => 7,
+            _ => u32::MAX,
+        }
+    }
+
     /// Bytes of one row of `elements`; a partial block counts as a whole one. Saturates.
     pub fn row_bytes(&self, elements: u64) -> u64 {
         elements

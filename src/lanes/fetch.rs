@@ -1,12 +1,15 @@
 //! Chosen experts on their way to the device, while the CPU computes others of the same layer.
 //!
-//! A stream of its own, so that they do not wait behind what the copy lane has in hand. Two kits of memory take turns: the copies
-//! for a kit wait until the device has read what it held before, and the device waits until it is filled.
+//! A stream of its own, so that they do not wait behind what the copy lane has in hand. Layers take turns in a kit of memory: the
+//! copies for it wait until the device has read what it held before, and the device waits until it is filled.
 
 use crate::ffi;
 use crate::lanes::copy::{bytes_tensor, host_buffer, pieces, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event, Stream};
-use crate::plan::{FetchLayout, KITS, NUMBERS_BYTES};
+use crate::plan::{FetchLayout, NUMBERS_BYTES};
+
+/// Bytes of an expert's number.
+const NUMBER: usize = 4;
 
 /// One tensor of a layer's experts.
 #[derive(Debug, Clone, Copy)]
@@ -23,13 +26,36 @@ pub struct ExpertStack {
     pub target: *mut ffi::ggml_tensor,
 }
 
-/// Which memory a layer's experts are fetched to.
+/// How much is fetched for a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KitId {
-    /// Index in [`FetchLayout::kits`].
-    pub kind: usize,
-    /// Which of its kits.
-    pub turn: usize,
+pub struct FetchShape {
+    /// Experts for each token: the first of those that it has chosen.
+    pub experts: u32,
+    /// Tokens, at most.
+    pub rows: u32,
+}
+
+impl FetchShape {
+    /// The most experts of a tensor.
+    pub fn most(&self) -> u32 {
+        self.experts.saturating_mul(self.rows)
+    }
+}
+
+/// The tokens of a pass, and how their choices lie behind each other.
+#[derive(Debug, Clone, Copy)]
+pub struct ChoiceLayout {
+    /// Tokens.
+    pub rows: usize,
+    /// Bytes from the choice of one token to that of the next.
+    pub stride: usize,
+}
+
+impl ChoiceLayout {
+    /// Bytes from the first number of all to the last that is fetched.
+    fn bytes(&self, experts: u32) -> usize {
+        self.rows.saturating_sub(1) * self.stride + NUMBER * experts as usize
+    }
 }
 
 /// The router's choice makes no sense.
@@ -47,6 +73,10 @@ struct Kit {
     read: Event,
     /// The latter has been recorded.
     was_read: bool,
+    /// For each token, where in the kit its experts are; and what that is copied to.
+    numbers: Buffer,
+    numbers_target: Box<ffi::ggml_tensor>,
+    numbers_sent: bool,
 }
 
 /// What was fetched.
@@ -69,16 +99,94 @@ impl FetchCounters {
     }
 }
 
+/// Which experts a kit holds, in which places.
+#[derive(Debug)]
+struct Places {
+    /// By expert, its place; none for an expert that is not in the kit.
+    of: Vec<Option<u32>>,
+    /// By place, its expert.
+    held: Vec<u32>,
+}
+
+impl Places {
+    fn new(stacked: u32, most: u32) -> Self {
+        Places {
+            of: vec![None; stacked as usize],
+            held: Vec::with_capacity(most as usize),
+        }
+    }
+
+    fn clear(&mut self) {
+        for expert in self.held.drain(..) {
+            self.of[expert as usize] = None;
+        }
+    }
+
+    /// Gives an expert a place, unless it has one. False: there is no such expert.
+    fn add(&mut self, expert: i32) -> bool {
+        let number = u32::try_from(expert).ok();
+        let known = number.and_then(|number| self.of.get_mut(number as usize));
+        let (Some(known), Some(number)) = (known, number) else {
+            return false;
+        };
+        if known.is_none() {
+            *known = Some(0);
+            self.held.push(number);
+        }
+        true
+    }
+
+    /// Puts all in ascending order.
+    fn sort(&mut self) {
+        self.held.sort_unstable();
+        for (place, &expert) in self.held.iter().enumerate() {
+            self.of[expert as usize] = Some(place as u32);
+        }
+    }
+
+    /// The place of an expert that was added.
+    fn of(&self, expert: i32) -> u32 {
+        let number = usize::try_from(expert).ok();
+        let place = number.and_then(|number| *self.of.get(number)?);
+        place.unwrap_or(0)
+    }
+}
+
+/// Neighbouring places that one command fills, with their experts, which are ascending: two, which are always the same distance
+/// apart, unless page-locked memory ends between them.
+fn commands<'a>(
+    held: &'a [u32],
+    each: usize,
+    seams: &'a [usize],
+) -> impl Iterator<Item = (usize, &'a [u32])> + 'a {
+    let mut place = 0;
+    std::iter::from_fn(move || {
+        let rest = held.get(place..).filter(|rest| !rest.is_empty())?;
+        let in_one = |pair: &[u32]| {
+            let (from, to) = (pair[0] as usize * each, (pair[1] as usize + 1) * each);
+            !seams.iter().any(|&seam| from < seam && seam < to)
+        };
+        let count = match rest {
+            [_, _, ..] if in_one(&rest[..2]) => 2,
+            _ => 1,
+        };
+        let first = place;
+        place += count;
+        Some((first, &rest[..count]))
+    })
+}
+
 /// Fetches experts.
 #[derive(Debug)]
 pub struct ExpertFetcher {
     stream: Stream,
     memory: Buffer,
     layout: FetchLayout,
-    fetched: u32,
-    kits: Vec<[Kit; KITS]>,
+    shape: FetchShape,
+    kits: Vec<Kit>,
     /// The choice, as it comes back from the device.
     chosen: Buffer,
+    places: Places,
     dropped: Option<DroppedWait>,
     /// What was fetched so far.
     pub counters: FetchCounters,
@@ -88,11 +196,12 @@ pub struct ExpertFetcher {
 unsafe impl Send for ExpertFetcher {}
 
 impl ExpertFetcher {
-    /// Memory for `fetched` experts of each tensor of a layer, as `layout` says.
+    /// Memory for what `shape` says of each tensor of a layer, as `layout` has it. `stacked`: experts of a tensor, at most.
     pub fn open(
         device: Device,
         layout: FetchLayout,
-        fetched: u32,
+        shape: FetchShape,
+        stacked: u32,
         dropped: Option<DroppedWait>,
     ) -> Result<Self, String> {
         let refused = |what: &str| format!("{} refused {what} for fetched experts", device.name());
@@ -102,49 +211,52 @@ impl ExpertFetcher {
         // what kernels read behind the last expert
         memory.clear(0);
         let event = || Event::new(device).ok_or_else(|| refused("an event"));
-        let kit = || -> Result<Kit, String> {
+        let kit = |at: u64| -> Result<Kit, String> {
+            let numbers = host_buffer(device, NUMBERS_BYTES)?;
+            numbers.clear(0);
+            let target = memory.base().wrapping_add(at as usize);
             Ok(Kit {
                 filled: event()?,
                 read: event()?,
                 was_read: false,
+                numbers,
+                numbers_target: bytes_tensor(&memory, target, NUMBERS_BYTES),
+                numbers_sent: false,
             })
         };
-        let kinds = layout.kits.iter().map(|_| Ok([kit()?, kit()?]));
-        let kits = kinds.collect::<Result<_, String>>()?;
-        let chosen = host_buffer(device, NUMBERS_BYTES)?;
+        let kits = layout.kits.iter().map(|held| kit(held.numbers));
+        let kits = kits.collect::<Result<_, String>>()?;
+        // a token's choice may be a part of all experts in order
+        let row = NUMBER as u64 * u64::from(stacked.max(shape.experts));
+        let chosen = host_buffer(device, row * u64::from(shape.rows.max(1)))?;
         chosen.clear(0);
-        let fetcher = ExpertFetcher {
+        Ok(ExpertFetcher {
             stream,
             memory,
             layout,
-            fetched,
+            shape,
             kits,
             chosen,
+            places: Places::new(stacked, shape.most()),
             dropped,
             counters: FetchCounters::default(),
-        };
-        fetcher.write_numbers();
-        Ok(fetcher)
+        })
     }
 
-    /// Fetched experts lie in the order in which they were chosen: the first is number 0 to the device.
-    fn write_numbers(&self) {
-        let numbers: Vec<i32> = (0..self.fetched as i32).collect();
-        let mut tensor = bytes_tensor(&self.memory, self.memory.base(), NUMBERS_BYTES);
-        // SAFETY: the tensor lies in this memory and is at least as long as the numbers, which are read before this returns.
-        unsafe {
-            ffi::ggml_backend_tensor_set(
-                &mut *tensor,
-                numbers.as_ptr().cast(),
-                0,
-                4 * numbers.len(),
-            )
-        };
+    /// How many experts it fetches for a layer.
+    pub fn shape(&self) -> FetchShape {
+        self.shape
     }
 
-    /// How many experts it fetches for a token and layer, and where they go.
-    pub fn shape(&self) -> (u32, &FetchLayout) {
-        (self.fetched, &self.layout)
+    /// Where they go.
+    pub fn layout(&self) -> &FetchLayout {
+        &self.layout
+    }
+
+    /// Whether it can fetch for so many tokens whose choices lie like that.
+    pub fn serves(&self, choice: ChoiceLayout) -> bool {
+        let room = self.chosen.size() >= choice.bytes(self.shape.experts) as u64;
+        room && (1..=self.shape.rows as usize).contains(&choice.rows)
     }
 
     /// The memory that they go to.
@@ -162,77 +274,117 @@ impl ExpertFetcher {
         self.stream.synchronize();
     }
 
-    /// Begins to find out what a token has chosen. True if the host has to wait for `compute` before [`Self::fetch`].
+    /// Begins to find out what the tokens have chosen. True if the host has to wait for `compute` before [`Self::fetch`].
     ///
     /// # Safety
     /// `indices` has memory and has been computed, or will be by what `compute`, a live backend, was given; it has at least as many
-    /// numbers in a row as are fetched. `made_by` is the backend that computes it.
+    /// numbers in a row as are fetched, and lies as `choice` says, for which [`Self::serves`]. `made_by` is the backend that computes
+    /// it.
     pub unsafe fn ask(
         &self,
         compute: ffi::ggml_backend_t,
         made_by: ffi::ggml_backend_t,
         indices: *const ffi::ggml_tensor,
+        choice: ChoiceLayout,
     ) -> bool {
-        let bytes = 4 * self.fetched as usize;
+        let bytes = choice.bytes(self.shape.experts);
+        let target = self.chosen.base().cast();
         if made_by == compute {
-            ffi::ggml_backend_tensor_get_async(
-                compute,
-                indices,
-                self.chosen.base().cast(),
-                0,
-                bytes,
-            );
+            ffi::ggml_backend_tensor_get_async(compute, indices, target, 0, bytes);
             return true;
         }
-        ffi::ggml_backend_tensor_get(indices, self.chosen.base().cast(), 0, bytes);
+        ffi::ggml_backend_tensor_get(indices, target, 0, bytes);
         false
     }
 
-    /// Submits the copies of the first chosen experts to a kit, behind what still reads it.
+    /// Submits the copies of the first experts that each token has chosen to a kit, behind what still reads it; what several have
+    /// chosen once.
     ///
     /// # Safety
-    /// What was asked for has arrived. The stacks' memory is page-locked and stays until the copies are made; their targets lie in
-    /// the kit.
-    pub unsafe fn fetch(&mut self, kit: KitId, stacks: &[ExpertStack]) -> Result<(), NoSuchExpert> {
+    /// What was asked for has arrived, in the same layout. The stacks' memory is page-locked and stays until the copies are made;
+    /// their targets lie in the kit.
+    pub unsafe fn fetch(
+        &mut self,
+        kit: usize,
+        stacks: &[ExpertStack],
+        choice: ChoiceLayout,
+    ) -> Result<(), NoSuchExpert> {
         let stream = self.stream.raw();
-        let chosen = self.chosen.base().cast::<i32>();
-        let state = &self.kits[kit.kind][kit.turn];
+        let state = &mut self.kits[kit];
         if state.was_read && self.dropped != Some(DroppedWait::Read) {
             state.read.hold(stream);
         }
-        for stack in stacks {
-            for place in 0..self.fetched as usize {
-                let expert = chosen.add(place).read_unaligned();
-                let known = usize::try_from(expert).ok();
-                let known = known.filter(|&expert| expert < stack.experts as usize);
-                let Some(known) = known else {
-                    return Err(NoSuchExpert {
-                        expert,
-                        experts: stack.experts,
-                    });
-                };
-                let from = known * stack.each;
-                for (begin, end) in pieces(from, from + stack.each, &*stack.seams) {
-                    let to = place * stack.each + (begin - from);
-                    let source = stack.host.add(begin).cast();
-                    let length = end - begin;
-                    ffi::ggml_backend_tensor_set_async(stream, stack.target, source, to, length);
-                }
-                self.counters.experts += 1;
-                self.counters.bytes += stack.each as u64;
+        if std::mem::take(&mut state.numbers_sent) {
+            // long since: what is chosen now follows from what the device has computed with them
+            state.filled.synchronize();
+        }
+        self.places.clear();
+        let experts = stacks.iter().map(|stack| stack.experts).min().unwrap_or(0);
+        let each = self.shape.experts as usize;
+        let chosen = self.chosen.base();
+        let all = (0..choice.rows).flat_map(|row| (0..each).map(move |place| (row, place)));
+        let expert_at = |row, place| {
+            let at = chosen.add(row * choice.stride + NUMBER * place);
+            at.cast::<i32>().read_unaligned()
+        };
+        for (row, place) in all.clone() {
+            let expert = expert_at(row, place);
+            if !(self.places.add(expert) && expert < experts as i32) {
+                return Err(NoSuchExpert { expert, experts });
             }
         }
+        self.places.sort();
+        let numbers = state.numbers.base().cast::<u32>();
+        for (index, (row, place)) in all.enumerate() {
+            let number = self.places.of(expert_at(row, place));
+            numbers.add(index).write_unaligned(number);
+        }
+        let bytes = NUMBER * choice.rows * each;
+        let target = &mut *state.numbers_target;
+        ffi::ggml_backend_tensor_set_async(stream, target, numbers.cast(), 0, bytes);
+        state.numbers_sent = true;
+        for stack in stacks {
+            self.copy(stream, stack);
+        }
+        let fetched = (stacks.len() * self.places.held.len()) as u64;
+        self.counters.experts += fetched;
+        let bytes = stacks.iter().map(|stack| stack.each as u64).sum::<u64>();
+        self.counters.bytes += bytes * self.places.held.len() as u64;
+        let state = &self.kits[kit];
         state.filled.record(stream);
         Ok(())
+    }
+
+    /// Submits the copies of one tensor's experts that have places.
+    ///
+    /// # Safety
+    /// As for [`Self::fetch`]; the experts exist.
+    unsafe fn copy(&self, stream: ffi::ggml_backend_t, stack: &ExpertStack) {
+        let (each, target) = (stack.each, stack.target);
+        for (place, experts) in commands(&self.places.held, each, &*stack.seams) {
+            let from = experts[0] as usize * each;
+            if let [first, second] = *experts {
+                let (source, apart) = (stack.host.add(from).cast(), (second - first) as usize);
+                let (to, stride) = (place * each, apart * each);
+                ffi::ggml_backend_tensor_set_2d_async(
+                    stream, target, source, to, each, 2, each, stride,
+                );
+                continue;
+            }
+            for (begin, end) in pieces(from, from + each, &*stack.seams) {
+                let (source, to) = (stack.host.add(begin).cast(), place * each + (begin - from));
+                ffi::ggml_backend_tensor_set_async(stream, target, source, to, end - begin);
+            }
+        }
     }
 
     /// Makes `compute` wait until the kit is filled.
     ///
     /// # Safety
     /// `compute` is a live backend of the device; the kit was fetched to.
-    pub unsafe fn wait_until_filled(&self, kit: KitId, compute: ffi::ggml_backend_t) {
+    pub unsafe fn wait_until_filled(&self, kit: usize, compute: ffi::ggml_backend_t) {
         if self.dropped != Some(DroppedWait::Filled) {
-            self.kits[kit.kind][kit.turn].filled.hold(compute);
+            self.kits[kit].filled.hold(compute);
         }
     }
 
@@ -240,9 +392,53 @@ impl ExpertFetcher {
     ///
     /// # Safety
     /// `compute` is a live backend of the device.
-    pub unsafe fn was_read(&mut self, kit: KitId, compute: ffi::ggml_backend_t) {
-        let state = &mut self.kits[kit.kind][kit.turn];
+    pub unsafe fn was_read(&mut self, kit: usize, compute: ffi::ggml_backend_t) {
+        let state = &mut self.kits[kit];
         state.read.record(compute);
         state.was_read = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_several_tokens_choose_has_one_place() {
+        let mut places = Places::new(8, 6);
+        for chosen in [[5, 2, 5, 7, 2, 0], [1, 1, 6, 1, 1, 1]] {
+            assert!(chosen.iter().all(|&expert| places.add(expert)));
+            assert!(!places.add(8) && !places.add(-1));
+            places.sort();
+            let held = places.held.clone();
+            assert!(held.windows(2).all(|pair| pair[0] < pair[1]), "{held:?}");
+            assert!(chosen
+                .iter()
+                .all(|&expert| held[places.of(expert) as usize] == expert as u32));
+            places.clear();
+        }
+        assert_eq!(places.held.len(), 0);
+        assert!(places.of.iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn a_command_fills_two_places_unless_page_locked_memory_ends_between_them() {
+        let of = |held, seams| commands(held, 10, seams).collect::<Vec<_>>();
+        assert_eq!(of(&[], &[]), []);
+        assert_eq!(of(&[3], &[]), [(0, &[3][..])]);
+        let held = &[1, 4, 5, 7, 9];
+        assert_eq!(of(held, &[]), [(0, &[1, 4][..]), (2, &[5, 7]), (4, &[9])]);
+        // in front of the first, between the third and the fourth, and in the fifth
+        assert_eq!(
+            of(held, &[10, 60, 95]),
+            [(0, &[1, 4][..]), (2, &[5]), (3, &[7]), (4, &[9])]
+        );
+    }
+
+    #[test]
+    fn choices_are_read_from_the_first_to_the_last() {
+        let rows = |rows| ChoiceLayout { rows, stride: 512 };
+        assert_eq!(rows(1).bytes(4), 16);
+        assert_eq!(rows(3).bytes(4), 1040);
     }
 }

@@ -21,6 +21,9 @@ pub struct Decisions {
     /// [`PlanInput::fetched_experts`].
     #[serde(default)]
     pub fetched_experts: u32,
+    /// [`PlanInput::fetched_rows`]; none leaves it.
+    #[serde(default)]
+    pub fetched_rows: Option<u32>,
     /// [`PlanInput::host_cells_min_rows`]; none leaves it.
     #[serde(default)]
     pub host_cells_min_rows: Option<u32>,
@@ -44,6 +47,9 @@ impl PlanInput {
             self.stream_min_rows = rows;
         }
         self.fetched_experts = decisions.fetched_experts;
+        if let Some(rows) = decisions.fetched_rows {
+            self.fetched_rows = rows;
+        }
         if let Some(rows) = decisions.host_cells_min_rows {
             self.host_cells_min_rows = rows;
         }

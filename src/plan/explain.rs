@@ -78,11 +78,18 @@ impl Plan {
             }
             writeln!(text)?;
         }
-        let shared = self.shared_with_device().iter().any(|&shared| shared);
-        if tier.contains(1) && shared {
+        let shared = self.shared_with_device(tier.min_rows);
+        if shared.contains(&true) {
+            let most = self
+                .fetched_rows
+                .min(tier.max_rows.unwrap_or(self.fetched_rows));
+            let who = match (tier.min_rows, most) {
+                (1, 1) => "a single token".to_owned(),
+                (_, most) => format!("each of up to {most} tokens"),
+            };
             writeln!(
                 text,
-                "  Of the experts that a single token chooses in a layer on the host, {} are fetched",
+                "  Of the experts that {who} chooses in a layer on the host, {} are fetched",
                 self.fetched_experts
             )?;
         }

@@ -1,21 +1,20 @@
 //! Layers whose experts are on the host, computed by both: of the experts that a token has chosen the device fetches some and
-//! computes them while the CPU computes the others.
+//! computes them while the CPU computes the others. The same goes for each token of a small batch.
 //!
-//! What is fetched lies in two *kits* in turn, so that the copies for one layer need not wait for the layer before. A kit has
-//! room for the same number of experts of each of a layer's tensors. Layers whose experts differ in size have kits of their own.
+//! What is fetched for a layer lies side by side in a *kit*, which has room for the same number of experts of each of the layer's
+//! tensors. Layers take turns in it, for what the next one chooses follows from what this one has computed. Layers whose
+//! experts differ in size have kits of their own.
 
 use super::chunks::round_up;
 use super::types::{Placement, Plan, PlanInput, Unit, UnitClass};
 use std::collections::BTreeMap;
 
-/// Bytes in front of the kits: the numbers of the fetched experts in them, which are 0, 1, 2 and so on.
-pub const NUMBERS_BYTES: u64 = 256;
-/// Kits of each kind, used in turn.
-pub const KITS: usize = 2;
+/// The most experts that are fetched for a layer.
+pub const MOST_FETCHED: u32 = 256;
+/// Bytes of their numbers, which lie in front of each kit.
+pub const NUMBERS_BYTES: u64 = 4 * MOST_FETCHED as u64;
 /// No device has so many bytes.
 const TOO_MUCH: u64 = 1 << 56;
-/// The most experts that are fetched for a token and layer.
-pub const MOST_FETCHED: u32 = (NUMBERS_BYTES / 4) as u32;
 
 /// A layer's tensors of experts, in order of use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +23,17 @@ pub struct ExpertLayer {
     pub layer: u32,
     /// Indices of its units.
     pub units: Vec<usize>,
-    /// Which kind of kit it uses.
-    pub kind: usize,
+    /// Index of its kit.
+    pub kit: usize,
+}
+
+/// Where fetched experts lie, in bytes from the beginning of the allocation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchKit {
+    /// For each token, where in the kit its experts are.
+    pub numbers: u64,
+    /// The experts of each of a layer's tensors.
+    pub tensors: Vec<u64>,
 }
 
 /// Where fetched experts lie, in bytes of one allocation.
@@ -33,8 +41,8 @@ pub struct ExpertLayer {
 pub struct FetchLayout {
     /// All layers with experts.
     pub layers: Vec<ExpertLayer>,
-    /// Per kind and kit: where each tensor's experts begin.
-    pub kits: Vec<[Vec<u64>; KITS]>,
+    /// One for each size of experts.
+    pub kits: Vec<FetchKit>,
     /// The size of the allocation.
     pub bytes: u64,
 }
@@ -55,31 +63,30 @@ impl FetchLayout {
             let each = unit.bytes / u64::from(unit.expert_count);
             let padding = unit.device_bytes.saturating_sub(unit.bytes);
             // sizes are somebody else's words until the planner has checked their sum
-            let bytes = each.saturating_mul(u64::from(fetched));
+            let bytes = each.saturating_mul(u64::from(fetched.min(unit.expert_count)));
             let bytes = bytes.saturating_add(padding).min(TOO_MUCH);
             (each, round_up(bytes, alignment))
         };
-        let mut kinds: Vec<Vec<(u64, u64)>> = Vec::new();
-        let mut layout = FetchLayout {
-            bytes: NUMBERS_BYTES,
-            ..Self::default()
-        };
+        let mut sizes_of_kits: Vec<Vec<(u64, u64)>> = Vec::new();
+        let mut layout = FetchLayout::default();
         for (layer, units) in layers {
             let sizes: Vec<(u64, u64)> = units.iter().map(room).collect();
-            let known = kinds.iter().position(|kind| *kind == sizes);
-            let kind = known.unwrap_or_else(|| {
-                layout.kits.push(std::array::from_fn(|_| {
-                    let place = |&(_, bytes): &(u64, u64)| {
-                        let at = layout.bytes;
-                        layout.bytes = at.saturating_add(bytes);
-                        at
-                    };
-                    sizes.iter().map(place).collect()
-                }));
-                kinds.push(sizes);
-                kinds.len() - 1
+            let known = sizes_of_kits.iter().position(|known| *known == sizes);
+            let kit = known.unwrap_or_else(|| {
+                let mut place = |bytes: u64| {
+                    let at = layout.bytes;
+                    layout.bytes = at.saturating_add(bytes);
+                    at
+                };
+                let kit = FetchKit {
+                    numbers: place(round_up(NUMBERS_BYTES, alignment)),
+                    tensors: sizes.iter().map(|&(_, bytes)| place(bytes)).collect(),
+                };
+                layout.kits.push(kit);
+                sizes_of_kits.push(sizes);
+                layout.kits.len() - 1
             });
-            layout.layers.push(ExpertLayer { layer, units, kind });
+            layout.layers.push(ExpertLayer { layer, units, kit });
         }
         layout
     }
@@ -92,9 +99,16 @@ impl PlanInput {
         fixed.unwrap_or(self.fetched_experts).min(MOST_FETCHED)
     }
 
+    /// Tokens of a batch for each of which that is done, at most.
+    pub fn fetched_rows(&self) -> u32 {
+        let fixed = self.fixed.as_ref().map(|fixed| fixed.fetched_rows);
+        let rows = fixed.unwrap_or(self.fetched_rows).max(1);
+        rows.min(MOST_FETCHED / self.fetched().max(1))
+    }
+
     /// Device memory for fetched experts, in bytes.
     pub fn fetch_bytes(&self) -> u64 {
-        match self.fetched() {
+        match self.fetched() * self.fetched_rows() {
             0 => 0,
             count => {
                 let layout = FetchLayout::new(&self.units, count, self.alignment);
@@ -105,14 +119,15 @@ impl PlanInput {
 }
 
 impl Plan {
-    /// For each unit, whether it belongs to a layer of whose chosen experts the device fetches some for a token: one whose
-    /// experts are all on the host then.
-    pub fn shared_with_device(&self) -> Vec<bool> {
+    /// For each unit, whether it belongs to a layer of whose chosen experts the device fetches some for each token of a batch of
+    /// `rows`: one whose experts are all on the host then.
+    pub fn shared_with_device(&self, rows: u32) -> Vec<bool> {
         let mut shared = vec![false; self.units.len()];
-        let Some(tier) = self.tier(1).filter(|_| self.fetched_experts > 0) else {
+        let few = self.fetched_experts > 0 && rows <= self.fetched_rows;
+        let Some(tier) = self.tier(rows.max(1)).filter(|_| few) else {
             return shared;
         };
-        for layer in FetchLayout::new(&self.units, self.fetched_experts, 1).layers {
+        for layer in FetchLayout::new(&self.units, 1, 1).layers {
             let on_host = |&unit: &usize| tier.placements[unit] == Placement::Host;
             if layer.units.iter().all(on_host) {
                 layer.units.iter().for_each(|&unit| shared[unit] = true);
@@ -140,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_of_one_size_share_kits_and_others_have_their_own() {
+    fn layers_of_one_size_share_a_kit_and_others_have_their_own() {
         let units = [
             expert(0, 8000, 0),
             expert(0, 1600, 64),
@@ -150,13 +165,19 @@ mod tests {
             expert(2, 2400, 64),
         ];
         let layout = FetchLayout::new(&units, 3, 256);
-        let kinds: Vec<usize> = layout.layers.iter().map(|l| l.kind).collect();
-        assert_eq!(kinds, [0, 0, 1]);
+        let kits: Vec<usize> = layout.layers.iter().map(|l| l.kit).collect();
+        assert_eq!(kits, [0, 0, 1]);
         // three of 1000 bytes, and three of 200 with the padding
-        assert_eq!(layout.kits[0], [vec![256, 3328], vec![4096, 7168]]);
-        assert_eq!(layout.kits[1][0], [7936, 11008]);
-        assert_eq!(layout.bytes, 16128);
+        let kit = |numbers, tensors: [u64; 2]| FetchKit {
+            numbers,
+            tensors: tensors.to_vec(),
+        };
+        assert_eq!(layout.kits, [kit(0, [1024, 4096]), kit(4864, [5888, 8960])]);
+        assert_eq!(layout.bytes, 9984);
         assert!(FetchLayout::new(&[], 3, 256).layers.is_empty());
+        // there are no more than eight
+        let all = FetchLayout::new(&units, 8, 256);
+        assert_eq!(FetchLayout::new(&units, 40, 256), all);
     }
 
     proptest! {
@@ -168,24 +189,32 @@ mod tests {
                 .map(|(at, &(each, padding))| expert(at as u32 / 2, each * 8, padding))
                 .collect();
             let layout = FetchLayout::new(&units, fetched, 256);
-            let mut taken = vec![(0, NUMBERS_BYTES)];
+            let mut taken = Vec::new();
             let mut seen = vec![false; layout.kits.len()];
             for layer in &layout.layers {
-                if std::mem::replace(&mut seen[layer.kind], true) {
+                if std::mem::replace(&mut seen[layer.kit], true) {
                     continue;
                 }
-                for kit in &layout.kits[layer.kind] {
-                    for (&at, &unit) in kit.iter().zip(&layer.units) {
-                        let unit = &units[unit];
-                        let bytes = unit.bytes / 8 * u64::from(fetched) + unit.device_bytes - unit.bytes;
-                        prop_assert!(at % 256 == 0);
-                        taken.push((at, at + bytes));
-                    }
+                let kit = &layout.kits[layer.kit];
+                taken.push((kit.numbers, kit.numbers + NUMBERS_BYTES));
+                for (&at, &unit) in kit.tensors.iter().zip(&layer.units) {
+                    let unit = &units[unit];
+                    let bytes = unit.bytes / 8 * u64::from(fetched) + unit.device_bytes - unit.bytes;
+                    prop_assert!(at % 256 == 0);
+                    taken.push((at, at + bytes));
                 }
             }
             taken.sort_unstable();
             prop_assert!(taken.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{:?}", taken);
             prop_assert!(taken.last().is_some_and(|last| last.1 <= layout.bytes));
+        }
+
+        #[test]
+        fn numbers_have_room_whatever_is_asked_for(fetched in 0u32..600, rows in 0u32..600) {
+            let mut input = PlanInput::new(vec![expert(0, 8000, 0)], Vec::new(), 1 << 30);
+            (input.fetched_experts, input.fetched_rows) = (fetched, rows);
+            prop_assert!(input.fetched_rows() >= 1);
+            prop_assert!(input.fetched() * input.fetched_rows() <= MOST_FETCHED);
         }
     }
 
@@ -194,20 +223,27 @@ mod tests {
         let units: Vec<Unit> = (0..6).map(|layer| expert(layer, 8 << 20, 0)).collect();
         let mut input = PlanInput::new(units, Vec::new(), 40 << 20);
         let without = plan(&input).expect("a plan");
-        assert_eq!(without.shared_with_device(), [false; 6]);
+        assert_eq!(without.shared_with_device(1), [false; 6]);
         input.fetched_experts = 2;
         let with = plan(&input).expect("a plan");
-        // two kits of two experts of 1 MiB each, and the numbers
-        assert_eq!(with.ledger.reserve, 6 << 20);
+        // a kit of two experts of 1 MiB each, and the numbers
+        assert_eq!(with.ledger.reserve, 4 << 20);
         // a smaller budget works without
         assert_eq!(with.minimum_budget, without.minimum_budget);
         input.budget = with.minimum_budget;
         assert_eq!(plan(&input).expect("a plan").fetched_experts, 0);
         input.budget = 40 << 20;
         assert!(with.ledger.total() <= input.budget);
-        let shared = with.shared_with_device();
+        let shared = with.shared_with_device(1);
         let host = |at: usize| with.tier(1).expect("a tier").placements[at] == Placement::Host;
         assert!(shared.contains(&true));
         assert!((0..6).all(|at| shared[at] == host(at)));
+        // for single tokens only, unless batches are asked for
+        assert_eq!(with.shared_with_device(2), [false; 6]);
+        input.fetched_rows = 3;
+        let batches = plan(&input).expect("a plan");
+        assert_eq!(batches.ledger.reserve, 8 << 20);
+        assert!(batches.shared_with_device(3).contains(&true));
+        assert_eq!(batches.shared_with_device(4), [false; 6]);
     }
 }

@@ -30,6 +30,9 @@ pub struct FixedPlan {
     /// Experts that are fetched for a token and layer.
     #[serde(default)]
     pub fetched_experts: u32,
+    /// Tokens side by side whose experts are fetched like that.
+    #[serde(default = "super::types::single_tokens")]
+    pub fetched_rows: u32,
     /// [`PlanInput::host_cells_min_rows`].
     #[serde(default = "super::types::host_cells_min_rows")]
     pub host_cells_min_rows: u32,
@@ -77,6 +80,7 @@ impl FixedPlan {
                 .collect(),
             tiers: plan.tiers.iter().map(tier).collect(),
             fetched_experts: plan.fetched_experts,
+            fetched_rows: plan.fetched_rows,
             host_cells_min_rows: plan.host_cells_min_rows,
             dropped_percent: 0,
         }
@@ -232,6 +236,7 @@ impl<'a> Work<'a> {
             ring,
             kv,
             fetched_experts: input.fetched(),
+            fetched_rows: input.fetched_rows(),
             host_cells_min_rows: self.fixed.host_cells_min_rows,
             ledger,
         }

@@ -51,7 +51,7 @@ pub use conversation::{usual_prompt, GENERATED, UBATCHES};
 pub use decisions::Decisions;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::{estimate_excess, estimate_scratch};
-pub use fetching::{ExpertLayer, FetchLayout, KITS, NUMBERS_BYTES};
+pub use fetching::{ExpertLayer, FetchLayout, NUMBERS_BYTES};
 pub use fixed::FixedPlan;
 pub use read::ReadPlanError;
 pub use saved::{

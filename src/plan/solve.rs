@@ -306,6 +306,7 @@ impl<'a> Problem<'a> {
                 0 => 0,
                 _ => input.fetched(),
             },
+            fetched_rows: input.fetched_rows(),
             host_cells_min_rows: input.host_cells_min_rows,
             ledger,
         }

@@ -155,6 +155,9 @@ pub struct PlanInput {
     /// device, and the others by the CPU meanwhile.
     #[serde(default)]
     pub fetched_experts: u32,
+    /// The same holds for each token of a batch of up to so many.
+    #[serde(default = "single_tokens")]
+    pub fetched_rows: u32,
     /// Batches of at least so many tokens attend on the device to cells that are in host memory, which are copied for it; smaller
     /// ones on the CPU.
     #[serde(default = "host_cells_min_rows")]
@@ -191,6 +194,7 @@ impl PlanInput {
             expert_min_rows: None,
             chosen_percent: 90,
             fetched_experts: 0,
+            fetched_rows: single_tokens(),
             host_cells_min_rows: host_cells_min_rows(),
             chunk_target: 64 * MIB,
             fixed: None,
@@ -199,6 +203,10 @@ impl PlanInput {
 }
 
 pub(super) fn host_cells_min_rows() -> u32 {
+    1
+}
+
+pub(super) fn single_tokens() -> u32 {
     1
 }
 
@@ -372,6 +380,9 @@ pub struct Plan {
     /// [`PlanInput::fetched_experts`].
     #[serde(default)]
     pub fetched_experts: u32,
+    /// [`PlanInput::fetched_rows`].
+    #[serde(default = "single_tokens")]
+    pub fetched_rows: u32,
     /// [`PlanInput::host_cells_min_rows`].
     #[serde(default = "host_cells_min_rows")]
     pub host_cells_min_rows: u32,

@@ -16,7 +16,7 @@ use crate::bench::placements;
 use crate::bench::runner::{self, Settings};
 use crate::bench::sweep::{middle_first, GridKind, Sweep, CANDIDATES};
 use crate::bench::verdicts::{verdicts, Met};
-use crate::bench::{link, plot, table};
+use crate::bench::{link, plot, predictions, table};
 use crate::sim::SimSpec;
 use crate::size::ByteSize;
 
@@ -329,7 +329,8 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
     }
     let points = placements::points(&results.measurements);
     let text = table::render(&results.machine, &cells, &verdicts, &results.notes)
-        + &placements::render(&points);
+        + &placements::render(&points)
+        + &predictions::render(&results.measurements);
     println!("{text}");
     let path = |name: &str| settings.folder.join(name);
     let said =

@@ -52,10 +52,7 @@ pub fn layer_rows(plan: &Plan, rows: u32) -> Vec<LayerRow> {
         .chain(plan.kv.iter().map(|kv| kv.layer))
         .collect();
     let columns = columns(plan);
-    let shared = match rows {
-        0 | 1 => plan.shared_with_device(),
-        _ => Vec::new(),
-    };
+    let shared = plan.shared_with_device(rows);
     let mut found: Vec<(Vec<u32>, LayerRow)> = Vec::new();
     for layer in layers {
         let part = |class: &UnitClass| part(plan, (prompt, decode), &shared, *class, Some(layer));

@@ -2,7 +2,7 @@
 
 use super::super::decisions::Decisions;
 use super::super::solve::plan;
-use super::super::types::{Placement, StreamShare, UnitClass};
+use super::super::types::{Placement, Plan, StreamShare, UnitClass};
 use super::{Search, GAIN};
 use crate::cost::PassShape;
 
@@ -10,6 +10,10 @@ use crate::cost::PassShape;
 const SHARES: [u32; 13] = [0, 10, 20, 30, 40, 50, 60, 65, 70, 75, 80, 90, 100];
 /// Batch sizes that may have a share of their own.
 const BATCHES: [u32; 4] = [2, 4, 8, 16];
+/// Batches of up to so many tokens may have their experts divided between the device and the CPU.
+const FETCHED_ROWS: [u32; 5] = [2, 4, 7, 8, 16];
+/// How much more a change of the conversation's score counts than the same change of all batches together.
+const CONVERSATION_WEIGHT: f64 = 10.0;
 /// Batch sizes from which on everything may be streamed.
 const THRESHOLDS: [u32; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
 
@@ -37,14 +41,37 @@ impl Search<'_> {
         if self.all_fits() {
             return false;
         }
+        let rows = self.workload.sequences;
+        let several = rows > 1 && self.may_divide(rows);
         for fetched_experts in 0..self.costs.experts_used() {
             let decisions = Decisions {
                 fetched_experts,
                 ..self.decisions.clone()
             };
+            let decisions = match several && fetched_experts > 0 {
+                true => self.divided(decisions, rows),
+                false => decisions,
+            };
             better |= decisions != self.decisions && self.attempt(decisions);
         }
         better
+    }
+
+    /// Whether batches of so many tokens may have their experts divided.
+    fn may_divide(&self, rows: u32) -> bool {
+        let most = FETCHED_ROWS.last().copied().unwrap_or(1);
+        rows <= most.min(self.costs.divisible_rows())
+    }
+
+    /// The same decisions, but batches of up to so many tokens leave experts on the host, for the device to fetch some.
+    fn divided(&self, decisions: Decisions, rows: u32) -> Decisions {
+        let streamed = decisions.expert_min_rows.or(self.input.expert_min_rows);
+        let streamed = streamed.unwrap_or(self.input.stream_min_rows);
+        Decisions {
+            fetched_rows: Some(rows),
+            expert_min_rows: Some(streamed.max(rows + 1)),
+            ..decisions
+        }
     }
 
     /// Batches between generation and prompts: the share that each streams, and where streaming everything begins.
@@ -59,6 +86,39 @@ impl Search<'_> {
         }
         for experts in [false, true] {
             self.tune_threshold(experts);
+        }
+        self.tune_fetched_rows();
+    }
+
+    /// Up to how many tokens the device relieves the CPU of experts for each of them, as it does for a single one. What is
+    /// fetched takes memory from everything else.
+    fn tune_fetched_rows(&mut self) {
+        if self.plan.fetched_experts == 0 {
+            return;
+        }
+        let in_all = |search: &Self, plan: &Plan, score: f64| {
+            let batches = BATCHES
+                .iter()
+                .map(|&rows| search.pass_seconds(plan, rows).ln());
+            batches.sum::<f64>() + CONVERSATION_WEIGHT * score.ln()
+        };
+        let mut best = (in_all(self, &self.plan, self.score) - GAIN, None);
+        for rows in FETCHED_ROWS {
+            if !self.may_divide(rows) {
+                continue;
+            }
+            let priced = self.price(self.divided(self.decisions.clone(), rows));
+            // fewer than were asked for, where all have no room
+            let whole = |priced: &super::Priced| priced.plan.fetched_rows == rows;
+            if let Some(priced) = priced.filter(whole) {
+                let seconds = in_all(self, &priced.plan, priced.score);
+                if seconds < best.0 {
+                    best = (seconds, Some(priced));
+                }
+            }
+        }
+        if let Some(priced) = best.1 {
+            self.take(priced);
         }
     }
 
@@ -146,9 +206,14 @@ impl Search<'_> {
 
     /// Seconds of a pass of `rows` tokens, each of a sequence of its own.
     fn batch_seconds(&self, decisions: &Decisions, rows: u32) -> f64 {
-        let Ok(made) = plan(&self.input.with(decisions)) else {
-            return f64::INFINITY;
-        };
+        match plan(&self.input.with(decisions)) {
+            Ok(made) => self.pass_seconds(&made, rows),
+            Err(_) => f64::INFINITY,
+        }
+    }
+
+    /// The same under a plan that was made.
+    fn pass_seconds(&self, made: &Plan, rows: u32) -> f64 {
         let cells = u64::from(self.workload.prompt / rows.max(1));
         let shape = PassShape {
             rows,
@@ -156,6 +221,6 @@ impl Search<'_> {
             cells,
             outputs: rows,
         };
-        self.costs.pass(&made, shape).seconds
+        self.costs.pass(made, shape).seconds
     }
 }

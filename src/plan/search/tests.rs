@@ -372,10 +372,15 @@ fn experts_are_fetched_where_link_and_cpu_do_not_take_from_each_other() {
         "{:?}",
         apart.decisions
     );
-    assert!(apart.plan.shared_with_device().contains(&true));
+    assert!(apart.plan.shared_with_device(1).contains(&true));
     assert!(apart.prediction.decode.bytes_streamed > 0);
+    // several tokens side by side as well, up to where both would read nearly all experts
+    let rows = apart.plan.fetched_rows;
+    assert!((2..=16).contains(&rows), "{:?}", apart.decisions);
+    assert!(apart.plan.shared_with_device(rows).contains(&true));
     let shared = fetched(0.5);
     assert_eq!(shared.plan.fetched_experts, 0, "{:?}", shared.decisions);
+    assert_eq!(shared.plan.fetched_rows, 1);
     assert!(apart.prediction.tps > shared.prediction.tps * 1.05);
 }
 

@@ -203,5 +203,5 @@ fn a_plan_that_fetches_experts_keeps_their_memory_when_it_is_bound() {
     let again = plan(&bound(&input, &made, 0)).expect("the same plan");
     assert_eq!(again.fetched_experts, 2);
     assert_eq!(again.ledger, made.ledger);
-    assert_eq!(again.shared_with_device(), made.shared_with_device());
+    assert_eq!(again.shared_with_device(1), made.shared_with_device(1));
 }
