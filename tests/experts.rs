@@ -257,7 +257,6 @@ fn small_batches_share_their_experts_between_device_and_cpu() {
             );
             assert!(experts.beside_cpu < most, "{report:?}");
             assert_eq!(report.host_waits.expert_choices, 0);
-            assert_eq!(report.bytes_streamed, experts.bytes_beside_cpu);
         }
     }
 }
@@ -293,20 +292,33 @@ fn batches_are_not_divided_where_that_would_change_a_bit() {
     let shape = [
         "--type=experts=q4_K",
         "--experts=5",
-        "--expert-feed-forward=256",
+        // sums of enough blocks that their order shows
+        "--embedding=2048",
+        "--expert-feed-forward=1024",
+        "--layers=3",
     ];
-    let of = |prompts: &[u32]| Eval::of(&synthetic("tiny-qwen3moe", &shape)).prompts(prompts);
+    let of = |prompts: &[u32]| {
+        let eval = Eval::of(&synthetic("tiny-qwen3moe", &shape));
+        eval.prompts(prompts).generate(0)
+    };
     let divided = |prompts: &[u32]| {
         let eval = of(prompts).env("PIPESHARD_DEBUG_DECODE_STREAM", "0");
         let eval = eval.env("PIPESHARD_DEBUG_FETCHED_EXPERTS", "2");
         eval.env("PIPESHARD_DEBUG_FETCHED_ROWS", "12")
     };
-    let budget = hardly_any(&divided(&[7])) + 4 * MIB;
+    let budget = hardly_any(&divided(&[7])) + 20 * MIB;
     for (prompts, shared) in [(&[7, 3], true), (&[12, 8], false)] {
         let ours = divided(prompts).within(budget, "delay=300").answers();
         assert_eq!(of(prompts).answers().outcome(), ours.outcome());
         let beside_cpu = ours.report().experts.beside_cpu;
-        assert_eq!(beside_cpu > 0, shared, "{prompts:?}: {:?}", ours.report());
+        // two of each tensor for the one row that the last layer sees
+        let last_layer = prompts.len() as u64 * 2 * 3;
+        assert_eq!(
+            beside_cpu > last_layer,
+            shared,
+            "{prompts:?}: {:?}",
+            ours.report()
+        );
     }
 }
 
