@@ -354,11 +354,13 @@ if [[ $what == *shared* ]]; then
     # experts of a few tokens that both processors compute: the same bits whatever the delays, near those of the device alone
     synth tiny-qwen3moe tiny-qwen3moe
     synth tiny-qwen3moe-f16 tiny-qwen3moe --type f16
-    export PIPESHARD_DEBUG_FETCHED_EXPERTS=2 PIPESHARD_DEBUG_FETCHED_ROWS=16
-    same_bits "shared by a few" tiny-qwen3moe "${FETCH_MIB:-30}" experts.beside_cpu --prompt 2,5,8,16,33 --generate 2
-    PIPESHARD_RESERVE=0 verify "tiny-qwen3moe f16, shared by a few, against all in VRAM" tiny-qwen3moe-f16 "${FETCH_F16_MIB:-40}M" \
-        --prompt 2,5,8,16 --reference gpu --tolerance 0.05
-    unset PIPESHARD_DEBUG_FETCHED_EXPERTS PIPESHARD_DEBUG_FETCHED_ROWS
+    for fetched in 0 2; do
+        export PIPESHARD_DEBUG_FETCHED_EXPERTS=$fetched PIPESHARD_DEBUG_FETCHED_ROWS=16
+        same_bits "$fetched shared by a few" tiny-qwen3moe "${FETCH_MIB:-38}" experts.beside_cpu --prompt 2,5,8,16,33 --generate 2
+        PIPESHARD_RESERVE=0 verify "tiny-qwen3moe f16, $fetched shared by a few, against all in VRAM" tiny-qwen3moe-f16 \
+            "${FETCH_F16_MIB:-60}M" --prompt 2,5,8,16 --reference gpu --tolerance 0.2
+        unset PIPESHARD_DEBUG_FETCHED_EXPERTS PIPESHARD_DEBUG_FETCHED_ROWS
+    done
     # sequences side by side, in turn: as planned; the CPU computes all experts; the device fetches all that were chosen; stock
     synth 30b qwen3-30b-a3b --type q4_0
     for round in $(seq "${ROUNDS:-2}"); do

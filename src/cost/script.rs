@@ -171,7 +171,7 @@ impl Costs<'_> {
                     }
                     let times = self.product(op, sees);
                     if host && by_both.get(unit).copied().unwrap_or(false) {
-                        shared = self.by_both(op, times, plan.fetched_experts, sees);
+                        shared = self.by_both(op, times, plan.fetched_for(sees), sees);
                     }
                     (processor(host), Some(times))
                 }
@@ -238,6 +238,9 @@ impl Costs<'_> {
             return None;
         };
         let fetched = fetched.min(used.checked_sub(1)?);
+        if fetched == 0 {
+            return None;
+        }
         let whole = expected_distinct(experts, used, rows).max(f64::MIN_POSITIVE);
         // what several tokens choose alike is fetched, or read, once for them
         let copies = expected_distinct(experts, fetched, rows);

@@ -260,7 +260,6 @@ impl Divider<'_> {
         readers: &HashMap<usize, Vec<(Tensor, usize)>>,
         layers: &'l [ExpertLayer],
     ) -> Option<Found<'l>> {
-        let fetched = self.fetcher.shape().experts;
         let last = self.unit_of(down)?;
         let activation = (*down).src[1];
         if !is_inner(activation) || self.unit_of(activation).is_some() {
@@ -277,9 +276,14 @@ impl Divider<'_> {
         let layer = layers.iter().find(|layer| layer.units == units)?;
         let alike = |up: Tensor| (*up).src[1] == (*gate).src[1] && (*up).src[2] == (*gate).src[2];
         let (chosen, x) = ((*gate).src[2], (*gate).src[1]);
+        let fetched = self
+            .fetcher
+            .shape()
+            .experts(u32::try_from((*chosen).ne[1]).ok()?);
         let choice = ChoiceLayout {
             rows: usize::try_from((*chosen).ne[1]).ok()?,
             stride: (*chosen).nb[1],
+            experts: fetched as usize,
         };
         let tokens = (*chosen).ne[1];
         let of_tokens = matches!((*x).ne, [_, 1, of, 1] if of == tokens)
@@ -329,8 +333,8 @@ impl Divider<'_> {
         found: &Found<'_>,
         divided: &mut Divided,
     ) -> Option<Vec<Tensor>> {
-        let fetched = self.fetcher.shape().experts;
-        let count = i64::from(fetched);
+        let fetched = found.choice.experts;
+        let count = fetched as i64;
         let context = context.raw;
         let (chosen, x) = ((*found.gate).src[2], (*found.gate).src[1]);
         let [used, tokens, ..] = (*chosen).ne;
@@ -391,7 +395,7 @@ impl Divider<'_> {
             used - count,
             tokens,
             (*chosen).nb[1],
-            4 * fetched as usize,
+            4 * fetched,
         );
         let numbers = ffi::ggml_new_tensor_2d(context, ffi::GGML_TYPE_I32, count, tokens);
         let numbers = place(numbers, places.numbers);

@@ -26,16 +26,16 @@ impl Runtime {
     /// What the plan fetches, if anything.
     fn fetches(&self) -> Option<FetchShape> {
         let shape = |plan: &Plan| FetchShape {
-            experts: plan.fetched_experts,
-            rows: plan.fetched_rows,
+            single: plan.fetched_experts,
+            batches: plan.fetched_by_batches.clone(),
         };
         let shape = self.plan.as_ref().map(shape);
-        shape.filter(|shape| shape.experts > 0)
+        shape.filter(|shape| shape.most() > 0)
     }
 
     /// Whether the plan fetches other experts than there is memory for.
     pub(super) fn fetches_otherwise(&self) -> bool {
-        self.fetches() != self.fetcher.as_ref().map(ExpertFetcher::shape)
+        self.fetches().as_ref() != self.fetcher.as_ref().map(ExpertFetcher::shape)
     }
 
     /// Makes memory for the experts that the plan fetches, or gives it back.
@@ -59,6 +59,7 @@ impl Runtime {
                     ));
                     self.outcome.note_error(why);
                     self.decisions.fetched_experts = 0;
+                    self.decisions.fetched_by_batches.clear();
                     self.replan();
                 }
             }

@@ -208,7 +208,7 @@ impl Runtime {
             true => 0,
             false => decider.lookups,
         };
-        let few = (1..=plan.fetched_rows).contains(&decider.graph.rows);
+        let few = decider.graph.rows > 0 && plan.fetched_for(decider.graph.rows) > 0;
         if let (false, true, Some(fetcher)) = (measuring, few, &self.fetcher) {
             let divider = Divider {
                 index: &self.index,

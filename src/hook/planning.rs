@@ -2,7 +2,7 @@
 
 use super::choosing::Settling;
 use super::runtime::Runtime;
-use crate::plan::{plan, Plan, PlanError, PlanInput, StreamShare};
+use crate::plan::{plan, BatchFetch, Plan, PlanError, PlanInput, StreamShare};
 
 impl Runtime {
     /// What is to be planned for now, with `extra_scratch` bytes of compute buffers to come; nothing is decided in it.
@@ -45,12 +45,14 @@ impl Runtime {
             input.fetched_experts = fetched;
         }
         if let Some(rows) = debug.fetched_rows {
-            input.fetched_rows = rows;
+            let experts = input.fetched_experts;
+            input.fetched_by_batches = vec![BatchFetch { rows, experts }];
             let streamed = input.expert_min_rows.unwrap_or(input.stream_min_rows);
             input.expert_min_rows = Some(streamed.max(rows.saturating_add(1)));
         }
         if self.models.len() != 1 || debug.like_stock {
             input.fetched_experts = 0;
+            input.fetched_by_batches.clear();
         }
         if self.retry.smallest || debug.like_stock {
             input.host_cells_min_rows = u32::MAX;

@@ -6,7 +6,7 @@
 use crate::ffi;
 use crate::lanes::copy::{bytes_tensor, host_buffer, pieces, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event, Stream};
-use crate::plan::{FetchLayout, NUMBERS_BYTES};
+use crate::plan::{fetched_for, most_fetched, BatchFetch, FetchLayout, NUMBERS_BYTES};
 
 /// Bytes of an expert's number.
 const NUMBER: usize = 4;
@@ -27,18 +27,28 @@ pub struct ExpertStack {
 }
 
 /// How much is fetched for a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchShape {
-    /// Experts for each token: the first of those that it has chosen.
-    pub experts: u32,
-    /// Tokens, at most.
-    pub rows: u32,
+    /// Experts for a token by itself: the first of those that it has chosen.
+    pub single: u32,
+    /// Experts for each token of a batch.
+    pub batches: Vec<BatchFetch>,
 }
 
 impl FetchShape {
+    /// Experts for each token of a batch of `rows`.
+    pub fn experts(&self, rows: u32) -> u32 {
+        fetched_for(self.single, &self.batches, rows)
+    }
+
     /// The most experts of a tensor.
     pub fn most(&self) -> u32 {
-        self.experts.saturating_mul(self.rows)
+        most_fetched(self.single, &self.batches)
+    }
+
+    /// The most tokens.
+    fn rows(&self) -> u32 {
+        self.batches.iter().map(|b| b.rows).max().unwrap_or(1)
     }
 }
 
@@ -49,12 +59,14 @@ pub struct ChoiceLayout {
     pub rows: usize,
     /// Bytes from the choice of one token to that of the next.
     pub stride: usize,
+    /// Experts that are fetched for each.
+    pub experts: usize,
 }
 
 impl ChoiceLayout {
     /// Bytes from the first number of all to the last that is fetched.
-    fn bytes(&self, experts: u32) -> usize {
-        self.rows.saturating_sub(1) * self.stride + NUMBER * experts as usize
+    fn bytes(&self) -> usize {
+        self.rows.saturating_sub(1) * self.stride + NUMBER * self.experts
     }
 }
 
@@ -227,25 +239,25 @@ impl ExpertFetcher {
         let kits = layout.kits.iter().map(|held| kit(held.numbers));
         let kits = kits.collect::<Result<_, String>>()?;
         // a token's choice may be a part of all experts in order
-        let row = NUMBER as u64 * u64::from(stacked.max(shape.experts));
-        let chosen = host_buffer(device, row * u64::from(shape.rows.max(1)))?;
+        let row = NUMBER as u64 * u64::from(stacked.max(shape.most()));
+        let chosen = host_buffer(device, row * u64::from(shape.rows()))?;
         chosen.clear(0);
         Ok(ExpertFetcher {
             stream,
             memory,
             layout,
-            shape,
             kits,
             chosen,
             places: Places::new(stacked, shape.most()),
+            shape,
             dropped,
             counters: FetchCounters::default(),
         })
     }
 
     /// How many experts it fetches for a layer.
-    pub fn shape(&self) -> FetchShape {
-        self.shape
+    pub fn shape(&self) -> &FetchShape {
+        &self.shape
     }
 
     /// Where they go.
@@ -255,8 +267,9 @@ impl ExpertFetcher {
 
     /// Whether it can fetch for so many tokens whose choices lie like that.
     pub fn serves(&self, choice: ChoiceLayout) -> bool {
-        let room = self.chosen.size() >= choice.bytes(self.shape.experts) as u64;
-        room && (1..=self.shape.rows as usize).contains(&choice.rows)
+        let fetched = choice.rows * choice.experts;
+        (1..=self.shape.most() as usize).contains(&fetched)
+            && self.chosen.size() >= choice.bytes() as u64
     }
 
     /// The memory that they go to.
@@ -287,7 +300,7 @@ impl ExpertFetcher {
         indices: *const ffi::ggml_tensor,
         choice: ChoiceLayout,
     ) -> bool {
-        let bytes = choice.bytes(self.shape.experts);
+        let bytes = choice.bytes();
         let target = self.chosen.base().cast();
         if made_by == compute {
             ffi::ggml_backend_tensor_get_async(compute, indices, target, 0, bytes);
@@ -320,7 +333,7 @@ impl ExpertFetcher {
         }
         self.places.clear();
         let experts = stacks.iter().map(|stack| stack.experts).min().unwrap_or(0);
-        let each = self.shape.experts as usize;
+        let each = choice.experts;
         let chosen = self.chosen.base();
         let all = (0..choice.rows).flat_map(|row| (0..each).map(move |place| (row, place)));
         let expert_at = |row, place| {
@@ -437,8 +450,12 @@ mod tests {
 
     #[test]
     fn choices_are_read_from_the_first_to_the_last() {
-        let rows = |rows| ChoiceLayout { rows, stride: 512 };
-        assert_eq!(rows(1).bytes(4), 16);
-        assert_eq!(rows(3).bytes(4), 1040);
+        let of = |rows| ChoiceLayout {
+            rows,
+            stride: 512,
+            experts: 4,
+        };
+        assert_eq!(of(1).bytes(), 16);
+        assert_eq!(of(3).bytes(), 1040);
     }
 }

@@ -1,5 +1,6 @@
 //! What a search may decide, as opposed to what is given.
 
+use super::fetching::BatchFetch;
 use super::types::{PlanInput, StreamShare, UnitId};
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +22,9 @@ pub struct Decisions {
     /// [`PlanInput::fetched_experts`].
     #[serde(default)]
     pub fetched_experts: u32,
-    /// [`PlanInput::fetched_rows`]; none leaves it.
+    /// [`PlanInput::fetched_by_batches`].
     #[serde(default)]
-    pub fetched_rows: Option<u32>,
+    pub fetched_by_batches: Vec<BatchFetch>,
     /// [`PlanInput::host_cells_min_rows`]; none leaves it.
     #[serde(default)]
     pub host_cells_min_rows: Option<u32>,
@@ -47,9 +48,8 @@ impl PlanInput {
             self.stream_min_rows = rows;
         }
         self.fetched_experts = decisions.fetched_experts;
-        if let Some(rows) = decisions.fetched_rows {
-            self.fetched_rows = rows;
-        }
+        self.fetched_by_batches
+            .clone_from(&decisions.fetched_by_batches);
         if let Some(rows) = decisions.host_cells_min_rows {
             self.host_cells_min_rows = rows;
         }

@@ -80,17 +80,15 @@ impl Plan {
         }
         let shared = self.shared_with_device(tier.min_rows);
         if shared.contains(&true) {
-            let most = self
-                .fetched_rows
-                .min(tier.max_rows.unwrap_or(self.fetched_rows));
-            let who = match (tier.min_rows, most) {
-                (1, 1) => "a single token".to_owned(),
-                (_, most) => format!("each of up to {most} tokens"),
-            };
+            let batches = self.fetched_by_batches.iter();
+            let batches = batches.filter(|batch| tier.contains(batch.rows));
+            let each = batches.map(|batch| format!("{} of {}", batch.experts, batch.rows));
+            let single = tier.contains(1).then(|| self.fetched_experts.to_string());
+            let all: Vec<String> = single.into_iter().chain(each).collect();
             writeln!(
                 text,
-                "  Of the experts that {who} chooses in a layer on the host, {} are fetched",
-                self.fetched_experts
+                "  Of the experts that a token chooses in a layer on the host, so many are fetched: {}",
+                all.join(", ")
             )?;
         }
         Ok(())

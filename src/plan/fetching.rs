@@ -7,6 +7,7 @@
 
 use super::chunks::round_up;
 use super::types::{Placement, Plan, PlanInput, Unit, UnitClass};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The most experts that are fetched for a layer.
@@ -92,6 +93,26 @@ impl FetchLayout {
     }
 }
 
+/// What is fetched for small batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchFetch {
+    /// Batches of up to so many tokens.
+    pub rows: u32,
+    /// Experts for each token: the first of those that it has chosen.
+    pub experts: u32,
+}
+
+/// Experts that are fetched for each token of a batch of `rows`, where `single` are for a token by itself; 0: none.
+pub fn fetched_for(single: u32, batches: &[BatchFetch], rows: u32) -> u32 {
+    match rows {
+        0 | 1 => single,
+        _ => {
+            let batch = batches.iter().find(|batch| rows <= batch.rows);
+            batch.map_or(0, |batch| batch.experts)
+        }
+    }
+}
+
 impl PlanInput {
     /// Experts that are fetched for a token and layer.
     pub fn fetched(&self) -> u32 {
@@ -99,16 +120,20 @@ impl PlanInput {
         fixed.unwrap_or(self.fetched_experts).min(MOST_FETCHED)
     }
 
-    /// Tokens of a batch for each of which that is done, at most.
-    pub fn fetched_rows(&self) -> u32 {
-        let fixed = self.fixed.as_ref().map(|fixed| fixed.fetched_rows);
-        let rows = fixed.unwrap_or(self.fetched_rows).max(1);
-        rows.min(MOST_FETCHED / self.fetched().max(1))
+    /// The same for batches: as many as there may be numbers of.
+    pub fn fetched_by_batches(&self) -> Vec<BatchFetch> {
+        let fixed = self.fixed.as_ref().map(|fixed| &fixed.fetched_by_batches);
+        let batches = fixed.unwrap_or(&self.fetched_by_batches).iter();
+        let within = |batch: &BatchFetch| BatchFetch {
+            experts: batch.experts.min(MOST_FETCHED / batch.rows.max(1)),
+            ..*batch
+        };
+        batches.map(within).collect()
     }
 
     /// Device memory for fetched experts, in bytes.
     pub fn fetch_bytes(&self) -> u64 {
-        match self.fetched() * self.fetched_rows() {
+        match most_fetched(self.fetched(), &self.fetched_by_batches()) {
             0 => 0,
             count => {
                 let layout = FetchLayout::new(&self.units, count, self.alignment);
@@ -118,12 +143,23 @@ impl PlanInput {
     }
 }
 
+/// The most experts of a tensor that are fetched at once.
+pub fn most_fetched(single: u32, batches: &[BatchFetch]) -> u32 {
+    let of_batches = batches.iter().map(|batch| batch.rows * batch.experts);
+    of_batches.max().unwrap_or(0).max(single)
+}
+
 impl Plan {
+    /// Experts that are fetched for each token of a batch of `rows`, in layers that are shared with the device.
+    pub fn fetched_for(&self, rows: u32) -> u32 {
+        fetched_for(self.fetched_experts, &self.fetched_by_batches, rows)
+    }
+
     /// For each unit, whether it belongs to a layer of whose chosen experts the device fetches some for each token of a batch of
     /// `rows`: one whose experts are all on the host then.
     pub fn shared_with_device(&self, rows: u32) -> Vec<bool> {
         let mut shared = vec![false; self.units.len()];
-        let few = self.fetched_experts > 0 && rows <= self.fetched_rows;
+        let few = self.fetched_for(rows) > 0;
         let Some(tier) = self.tier(rows.max(1)).filter(|_| few) else {
             return shared;
         };
@@ -212,9 +248,10 @@ mod tests {
         #[test]
         fn numbers_have_room_whatever_is_asked_for(fetched in 0u32..600, rows in 0u32..600) {
             let mut input = PlanInput::new(vec![expert(0, 8000, 0)], Vec::new(), 1 << 30);
-            (input.fetched_experts, input.fetched_rows) = (fetched, rows);
-            prop_assert!(input.fetched_rows() >= 1);
-            prop_assert!(input.fetched() * input.fetched_rows() <= MOST_FETCHED);
+            input.fetched_experts = fetched;
+            input.fetched_by_batches = vec![BatchFetch { rows, experts: fetched }];
+            let batches = input.fetched_by_batches();
+            prop_assert!(most_fetched(input.fetched(), &batches) <= MOST_FETCHED);
         }
     }
 
@@ -240,10 +277,13 @@ mod tests {
         assert!((0..6).all(|at| shared[at] == host(at)));
         // for single tokens only, unless batches are asked for
         assert_eq!(with.shared_with_device(2), [false; 6]);
-        input.fetched_rows = 3;
+        let of = |rows, experts| BatchFetch { rows, experts };
+        input.fetched_by_batches = vec![of(2, 3), of(4, 1)];
         let batches = plan(&input).expect("a plan");
         assert_eq!(batches.ledger.reserve, 8 << 20);
-        assert!(batches.shared_with_device(3).contains(&true));
-        assert_eq!(batches.shared_with_device(4), [false; 6]);
+        let fetched = [1, 2, 3, 4, 5].map(|rows| batches.fetched_for(rows));
+        assert_eq!(fetched, [2, 3, 1, 1, 0]);
+        assert!(batches.shared_with_device(4).contains(&true));
+        assert_eq!(batches.shared_with_device(5), [false; 6]);
     }
 }

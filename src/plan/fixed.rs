@@ -30,9 +30,9 @@ pub struct FixedPlan {
     /// Experts that are fetched for a token and layer.
     #[serde(default)]
     pub fetched_experts: u32,
-    /// Tokens side by side whose experts are fetched like that.
-    #[serde(default = "super::types::single_tokens")]
-    pub fetched_rows: u32,
+    /// The same for each token of small batches.
+    #[serde(default)]
+    pub fetched_by_batches: Vec<super::fetching::BatchFetch>,
     /// [`PlanInput::host_cells_min_rows`].
     #[serde(default = "super::types::host_cells_min_rows")]
     pub host_cells_min_rows: u32,
@@ -80,7 +80,7 @@ impl FixedPlan {
                 .collect(),
             tiers: plan.tiers.iter().map(tier).collect(),
             fetched_experts: plan.fetched_experts,
-            fetched_rows: plan.fetched_rows,
+            fetched_by_batches: plan.fetched_by_batches.clone(),
             host_cells_min_rows: plan.host_cells_min_rows,
             dropped_percent: 0,
         }
@@ -98,6 +98,7 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
         fixed: None,
         budget: u64::MAX,
         fetched_experts: 0,
+        fetched_by_batches: Vec::new(),
         ..input.clone()
     };
     let free = plan(&free)?;
@@ -236,7 +237,7 @@ impl<'a> Work<'a> {
             ring,
             kv,
             fetched_experts: input.fetched(),
-            fetched_rows: input.fetched_rows(),
+            fetched_by_batches: input.fetched_by_batches(),
             host_cells_min_rows: self.fixed.host_cells_min_rows,
             ledger,
         }

@@ -51,7 +51,9 @@ pub use conversation::{usual_prompt, GENERATED, UBATCHES};
 pub use decisions::Decisions;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::{estimate_excess, estimate_scratch};
-pub use fetching::{ExpertLayer, FetchLayout, NUMBERS_BYTES};
+pub use fetching::{
+    fetched_for, most_fetched, BatchFetch, ExpertLayer, FetchLayout, NUMBERS_BYTES,
+};
 pub use fixed::FixedPlan;
 pub use read::ReadPlanError;
 pub use saved::{

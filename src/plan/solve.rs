@@ -306,7 +306,10 @@ impl<'a> Problem<'a> {
                 0 => 0,
                 _ => input.fetched(),
             },
-            fetched_rows: input.fetched_rows(),
+            fetched_by_batches: match self.fetch_bytes {
+                0 => Vec::new(),
+                _ => input.fetched_by_batches(),
+            },
             host_cells_min_rows: input.host_cells_min_rows,
             ledger,
         }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::fetching::BatchFetch;
 use super::fixed::FixedPlan;
 
 /// Version of the JSON form of [`Plan`]; raised whenever a reader of the old form would be misled.
@@ -155,9 +156,9 @@ pub struct PlanInput {
     /// device, and the others by the CPU meanwhile.
     #[serde(default)]
     pub fetched_experts: u32,
-    /// The same holds for each token of a batch of up to so many.
-    #[serde(default = "single_tokens")]
-    pub fetched_rows: u32,
+    /// The same for each token of small batches, ascending; larger ones are not served like that.
+    #[serde(default)]
+    pub fetched_by_batches: Vec<BatchFetch>,
     /// Batches of at least so many tokens attend on the device to cells that are in host memory, which are copied for it; smaller
     /// ones on the CPU.
     #[serde(default = "host_cells_min_rows")]
@@ -194,7 +195,7 @@ impl PlanInput {
             expert_min_rows: None,
             chosen_percent: 90,
             fetched_experts: 0,
-            fetched_rows: single_tokens(),
+            fetched_by_batches: Vec::new(),
             host_cells_min_rows: host_cells_min_rows(),
             chunk_target: 64 * MIB,
             fixed: None,
@@ -203,10 +204,6 @@ impl PlanInput {
 }
 
 pub(super) fn host_cells_min_rows() -> u32 {
-    1
-}
-
-pub(super) fn single_tokens() -> u32 {
     1
 }
 
@@ -380,9 +377,9 @@ pub struct Plan {
     /// [`PlanInput::fetched_experts`].
     #[serde(default)]
     pub fetched_experts: u32,
-    /// [`PlanInput::fetched_rows`].
-    #[serde(default = "single_tokens")]
-    pub fetched_rows: u32,
+    /// [`PlanInput::fetched_by_batches`].
+    #[serde(default)]
+    pub fetched_by_batches: Vec<BatchFetch>,
     /// [`PlanInput::host_cells_min_rows`].
     #[serde(default = "host_cells_min_rows")]
     pub host_cells_min_rows: u32,

@@ -117,7 +117,7 @@ impl Report {
         if experts.beside_cpu > 0 {
             let (number, bytes) = (experts.beside_cpu, size(experts.bytes_beside_cpu));
             let beside = format!("{number} fetched beside the CPU's; {bytes}");
-            field(text, "single tokens", &beside);
+            field(text, "shared experts", &beside);
         }
         if self.attentions_over_host_cells > 0 {
             let number = self.attentions_over_host_cells;

@@ -192,7 +192,7 @@ pub struct ExpertCounts {
     pub reused: u64,
     /// What copies of the whole layers would have moved beside.
     pub bytes_saved: u64,
-    /// Fetched for single tokens while the CPU computed others of the same layer.
+    /// Fetched for a few tokens while the CPU computed others of the same layer.
     pub beside_cpu: u64,
     /// Bytes of these; they are in `bytes_streamed`.
     pub bytes_beside_cpu: u64,

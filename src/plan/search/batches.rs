@@ -1,6 +1,7 @@
 //! What short batches do: stream through part of the ring, or all of it.
 
 use super::super::decisions::Decisions;
+use super::super::fetching::BatchFetch;
 use super::super::solve::plan;
 use super::super::types::{Placement, Plan, StreamShare, UnitClass};
 use super::{Search, GAIN};
@@ -12,7 +13,9 @@ const SHARES: [u32; 13] = [0, 10, 20, 30, 40, 50, 60, 65, 70, 75, 80, 90, 100];
 const BATCHES: [u32; 4] = [2, 4, 8, 16];
 /// Batches of up to so many tokens may have their experts divided between the device and the CPU.
 const FETCHED_ROWS: [u32; 5] = [2, 4, 7, 8, 16];
-/// How much more a change of the conversation's score counts than the same change of all batches together.
+/// So many more experts than for a single token are worth trying for each of several.
+const MORE_FETCHED: u32 = 2;
+/// How much more a change of the conversation's score counts than the same change of a batch's time.
 const CONVERSATION_WEIGHT: f64 = 10.0;
 /// Batch sizes from which on everything may be streamed.
 const THRESHOLDS: [u32; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
@@ -49,7 +52,7 @@ impl Search<'_> {
                 ..self.decisions.clone()
             };
             let decisions = match several && fetched_experts > 0 {
-                true => self.divided(decisions, rows),
+                true => self.divided(decisions, rows, fetched_experts),
                 false => decisions,
             };
             better |= decisions != self.decisions && self.attempt(decisions);
@@ -64,11 +67,14 @@ impl Search<'_> {
     }
 
     /// The same decisions, but batches of up to so many tokens leave experts on the host, for the device to fetch some.
-    fn divided(&self, decisions: Decisions, rows: u32) -> Decisions {
+    fn divided(&self, decisions: Decisions, rows: u32, experts: u32) -> Decisions {
         let streamed = decisions.expert_min_rows.or(self.input.expert_min_rows);
         let streamed = streamed.unwrap_or(self.input.stream_min_rows);
+        let mut fetched_by_batches = decisions.fetched_by_batches.clone();
+        fetched_by_batches.retain(|batch| batch.rows < rows);
+        fetched_by_batches.push(BatchFetch { rows, experts });
         Decisions {
-            fetched_rows: Some(rows),
+            fetched_by_batches,
             expert_min_rows: Some(streamed.max(rows + 1)),
             ..decisions
         }
@@ -87,37 +93,43 @@ impl Search<'_> {
         for experts in [false, true] {
             self.tune_threshold(experts);
         }
-        self.tune_fetched_rows();
+        self.tune_fetched_batches();
     }
 
-    /// Up to how many tokens the device relieves the CPU of experts for each of them, as it does for a single one. What is
-    /// fetched takes memory from everything else.
-    fn tune_fetched_rows(&mut self) {
-        if self.plan.fetched_experts == 0 {
+    /// Up to how many tokens the device relieves the CPU of experts for each of them, as it does for a single one, and of how
+    /// many. The more rows an expert has the longer the CPU takes for it, and the more are worth fetching; but these take
+    /// memory from everything else.
+    fn tune_fetched_batches(&mut self) {
+        let single = self.plan.fetched_experts;
+        if single == 0 {
             return;
         }
-        let in_all = |search: &Self, plan: &Plan, score: f64| {
-            let batches = BATCHES
-                .iter()
-                .map(|&rows| search.pass_seconds(plan, rows).ln());
-            batches.sum::<f64>() + CONVERSATION_WEIGHT * score.ln()
-        };
-        let mut best = (in_all(self, &self.plan, self.score) - GAIN, None);
+        let most = self.costs.experts_used().min(single + MORE_FETCHED + 1);
         for rows in FETCHED_ROWS {
-            if !self.may_divide(rows) {
+            if !self.may_divide(rows) || rows <= self.workload.sequences {
                 continue;
             }
-            let priced = self.price(self.divided(self.decisions.clone(), rows));
-            // fewer than were asked for, where all have no room
-            let whole = |priced: &super::Priced| priced.plan.fetched_rows == rows;
-            if let Some(priced) = priced.filter(whole) {
-                let seconds = in_all(self, &priced.plan, priced.score);
-                if seconds < best.0 {
-                    best = (seconds, Some(priced));
-                }
+            let counts = single.saturating_sub(1).max(1)..most;
+            let seconds_of = |experts: u32| {
+                let decisions = self.divided(self.decisions.clone(), rows, experts);
+                (self.batch_seconds(&decisions, rows), experts)
+            };
+            let tried = counts.map(seconds_of);
+            let Some((_, experts)) = tried.min_by(|a, b| a.0.total_cmp(&b.0)) else {
+                return;
+            };
+            let weighed = |search: &Self, plan: &Plan, score: f64| {
+                search.pass_seconds(plan, rows).ln() + CONVERSATION_WEIGHT * score.ln()
+            };
+            let before = weighed(self, &self.plan, self.score);
+            let Some(priced) = self.price(self.divided(self.decisions.clone(), rows, experts))
+            else {
+                return;
+            };
+            let divides = priced.plan.fetched_for(rows) > 0;
+            if !divides || weighed(self, &priced.plan, priced.score) > before - GAIN {
+                return;
             }
-        }
-        if let Some(priced) = best.1 {
             self.take(priced);
         }
     }

@@ -80,6 +80,7 @@ impl Search<'_> {
                 Decisions {
                     short_streams: Vec::new(),
                     fetched_experts: 0,
+                    fetched_by_batches: Vec::new(),
                     ..self.decisions.clone()
                 }
             }

@@ -375,12 +375,14 @@ fn experts_are_fetched_where_link_and_cpu_do_not_take_from_each_other() {
     assert!(apart.plan.shared_with_device(1).contains(&true));
     assert!(apart.prediction.decode.bytes_streamed > 0);
     // several tokens side by side as well, up to where both would read nearly all experts
-    let rows = apart.plan.fetched_rows;
+    let batches = &apart.plan.fetched_by_batches;
+    let rows = batches.last().map_or(0, |batch| batch.rows);
     assert!((2..=16).contains(&rows), "{:?}", apart.decisions);
     assert!(apart.plan.shared_with_device(rows).contains(&true));
+    assert!(batches.windows(2).all(|pair| pair[0].rows < pair[1].rows));
     let shared = fetched(0.5);
     assert_eq!(shared.plan.fetched_experts, 0, "{:?}", shared.decisions);
-    assert_eq!(shared.plan.fetched_rows, 1);
+    assert_eq!(shared.plan.fetched_by_batches, []);
     assert!(apart.prediction.tps > shared.prediction.tps * 1.05);
 }
 
