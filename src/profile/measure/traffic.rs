@@ -25,8 +25,32 @@ const MARGIN: f64 = 1.25;
 pub(super) struct Traffic<'b> {
     copies: Copies<'b>,
     pinned: Option<Buffer>,
+    mapped: Option<LockedPages>,
     /// Bytes per second from page-locked memory, nothing else going on; 0 without such memory.
     idle: f64,
+}
+
+/// Memory as weights lie in it: the pages of a mapped file, page-locked in place. The device may get them more slowly while the CPU
+/// reads as well, for there are more of them to find than of a buffer that the driver made.
+struct LockedPages {
+    // unlocked before it is unmapped
+    _locked: LockedMemory,
+    pages: SharedPages,
+}
+
+impl LockedPages {
+    /// None where the driver refuses.
+    fn new(device: Device, bytes: u64) -> Option<Self> {
+        let pages = SharedPages::new(bytes)?;
+        let mut locked = LockedMemory::default();
+        // SAFETY: the mapping has that size, and outlives the lock, which is declared before it.
+        unsafe { locked.lock(device, pages.base(), bytes as usize) };
+        let covered = locked.covers(pages.base(), bytes as usize);
+        covered.then_some(LockedPages {
+            _locked: locked,
+            pages,
+        })
+    }
 }
 
 /// A time that was measured while copies were under way, and their bytes per second meanwhile.
@@ -48,6 +72,7 @@ impl<'b> Traffic<'b> {
         Ok(Traffic {
             copies: Copies::new(stream, (buffer, offset), command)?,
             pinned: page_locked(device, pinned_bytes),
+            mapped: LockedPages::new(device, pinned_bytes),
             idle: 0.0,
         })
     }
@@ -55,6 +80,13 @@ impl<'b> Traffic<'b> {
     /// Page-locked memory: its first byte and size.
     pub fn pinned(&self) -> Option<(*mut u8, u64)> {
         self.pinned.as_ref().map(|b| (b.base(), b.size()))
+    }
+
+    /// What is copied beside something: memory like that of weights, where there is such.
+    fn source(&self) -> Option<(*mut u8, u64)> {
+        let pinned = self.pinned()?;
+        let mapped = self.mapped.as_ref();
+        Some(mapped.map_or(pinned, |mapped| (mapped.pages.base(), pinned.1)))
     }
 
     /// Bytes per second of copies of `span` bytes each.
@@ -140,14 +172,14 @@ impl<'b> Traffic<'b> {
         lasting: &mut f64,
         mut once: impl FnMut() -> Result<(), MeasureError>,
     ) -> Result<Option<Beside>, MeasureError> {
-        let (Some(source), true) = (self.pinned(), self.idle > 0.0) else {
+        let (Some(source), true) = (self.source(), self.idle > 0.0) else {
             return Ok(None);
         };
         for _ in 0..ATTEMPTS {
             let wanted =
                 (self.idle * *lasting).clamp(self.copies.command() as f64 * 2.0, MOST_COPIED);
             let start = Instant::now();
-            // SAFETY: the buffer is host memory of that size and this value's own; the stream is waited for below.
+            // SAFETY: host memory of that size and this value's own, which is read only; the stream is waited for below.
             let moved = unsafe { self.copies.submit(source, wanted as u64, false) };
             let begin = Instant::now();
             let done = once();
