@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Time between two passes that is no pause: sampling, detokenising, an answer on its way.
 const SHORT: Duration = Duration::from_millis(20);
+/// A younger profile is not measured again for being off: on a machine that changes from minute to minute each start would take
+/// some seconds for it, and gain nothing.
+const FRESH: Duration = Duration::from_secs(3600);
 /// Where the device still computes when a pass has been submitted, the next one begins late for that: by this many times what is
 /// predicted at most.
 const LATE: f64 = 4.0;
@@ -257,7 +260,7 @@ impl Runtime {
         })
     }
 
-    /// A profile that was measured and turned out to be too far off is kept no longer: the next run measures anew.
+    /// A profile that was measured and turned out to be too far off is kept no longer, unless it is fresh: the next run measures anew.
     pub fn forget_profile_that_was_off(&self) {
         let measured = self.measured.as_ref().filter(|profile| {
             profile.origin == Origin::Measured && file_of_user().is_none() && self.on_wall_clock()
@@ -267,7 +270,7 @@ impl Runtime {
         };
         // without a folder of the user's nothing is kept
         let Ok(cache) = Cache::of_user() else { return };
-        if let Err(error) = cache.discard(&profile.key) {
+        if let Err(error) = cache.discard(&profile.key, FRESH) {
             log::warn(&format!(
                 "the profile {} was too far off and cannot be removed: {error}; plans go by it until it is",
                 cache.path(&profile.key).display()

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::types::{Curve, Profile, ProfileKey, PROFILE_SCHEMA_VERSION};
 
@@ -257,12 +258,20 @@ impl Cache {
         Ok(path)
     }
 
-    /// Keeps nothing under a key any more, so that whoever needs a profile measures anew. True if there was one.
+    /// Keeps nothing under a key any more that is at least `age` old, so that whoever needs a profile measures anew. True if there
+    /// was such.
     ///
     /// # Errors
     /// Where the file cannot be removed.
-    pub fn discard(&self, key: &ProfileKey) -> io::Result<bool> {
-        match std::fs::remove_file(self.path(key)) {
+    pub fn discard(&self, key: &ProfileKey, age: Duration) -> io::Result<bool> {
+        let path = self.path(key);
+        let written = std::fs::metadata(&path).and_then(|file| file.modified());
+        // a clock that was set back makes no file young
+        let is_young = written.is_ok_and(|at| at.elapsed().is_ok_and(|elapsed| elapsed < age));
+        if is_young {
+            return Ok(false);
+        }
+        match std::fs::remove_file(path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
@@ -388,8 +397,9 @@ mod tests {
         };
         cache.store(&measured(key())).unwrap();
         cache.store(&measured(other.clone())).unwrap();
-        assert!(cache.discard(&key()).unwrap());
-        assert!(!cache.discard(&key()).unwrap());
+        assert!(!cache.discard(&key(), Duration::from_secs(3600)).unwrap());
+        assert!(cache.discard(&key(), Duration::ZERO).unwrap());
+        assert!(!cache.discard(&key(), Duration::ZERO).unwrap());
         assert!(matches!(cache.load(&key()), Found::Nothing));
         assert!(matches!(cache.load(&other), Found::Profile(_)));
     }

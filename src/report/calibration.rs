@@ -143,7 +143,7 @@ impl CalibrationCounts {
         }
         let action = match profile {
             ProfileKind::Measured => {
-                "the profile is forgotten, and the next run measures this machine anew"
+                "unless the profile is less than an hour old it is forgotten, and the next run measures this machine anew"
             }
             ProfileKind::Stated => "the profile that was stated does not describe this machine: leave it out, or measure this one",
             ProfileKind::Assumed => "the profile is that of no machine in particular: measure this one with pipeshard profile MODEL",
@@ -250,7 +250,7 @@ pub(super) mod tests {
         assert_eq!(
             said(ProfileKind::Measured),
             "prompts took 40 % less time and generation took 50 % more time than predicted, so there may be a better plan; \
-             the profile is forgotten, and the next run measures this machine anew"
+             unless the profile is less than an hour old it is forgotten, and the next run measures this machine anew"
         );
         assert!(said(ProfileKind::Assumed).contains("pipeshard profile MODEL"));
         assert!(!said(ProfileKind::Stated).contains("--refresh"));

@@ -24,7 +24,7 @@ pub struct Part {
     pub prompt: BTreeSet<Placement>,
     /// What generation does with the rest.
     pub decode: BTreeSet<Placement>,
-    /// Of the experts that a single token chooses, the device fetches some.
+    /// Of the experts that each token chooses, the device fetches some.
     pub fetched: bool,
 }
 
