@@ -75,8 +75,7 @@ impl LoadedUnit {
 
     /// How many rows at once the CPU multiplies it with one by one, at most.
     pub fn rows_one_by_one(&self) -> u32 {
-        let kind = u32::try_from(self.device.type_).ok();
-        let kind = kind.and_then(DType::from_id);
+        let kind = DType::from_id(self.device.type_);
         kind.map_or(1, DType::rows_one_by_one)
     }
 

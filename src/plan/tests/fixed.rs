@@ -196,12 +196,17 @@ fn a_plan_that_fetches_experts_keeps_their_memory_when_it_is_bound() {
     let units = units_from_inventory(&model, 64 << 10);
     let mut input = PlanInput::new(units, Vec::new(), 48 * MIB);
     input.fetched_experts = 2;
+    let (rows, experts) = (4, 1);
+    input.fetched_by_batches = vec![BatchFetch { rows, experts }];
     let made = plan(&input).expect("a plan");
     assert!(made.fetched_experts == 2 && made.ledger.reserve > 0);
     // whoever follows it decides nothing
     input.fetched_experts = 0;
+    input.fetched_by_batches.clear();
     let again = plan(&bound(&input, &made, 0)).expect("the same plan");
     assert_eq!(again.fetched_experts, 2);
+    assert_eq!(again.fetched_by_batches, made.fetched_by_batches);
+    assert_eq!(again.fetched_for(3), 1);
     assert_eq!(again.ledger, made.ledger);
     assert_eq!(again.shared_with_device(1), made.shared_with_device(1));
 }
