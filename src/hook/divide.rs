@@ -7,9 +7,9 @@
 //! ```
 //!
 //! are put in twice: on the CPU for the last of those that each token has chosen, then on the device for the first, which it fetches
-//! while the CPU computes; and the results, side by side in the order of choice, take the place of the whole. So the sum over experts
-//! is formed from the same terms in the same order. What does not look like that (biases, adapters, results that somebody else reads) is left
-//! to the CPU as a whole.
+//! while the CPU computes; and the results, side by side in the order of choice, take the place of the whole. So the sum over
+//! experts is formed from the same terms in the same order. What does not look like that (biases, adapters, results that somebody
+//! else reads) is left to the CPU as a whole.
 
 use super::placement::{graph_nodes, is_view, sources, Backends};
 use crate::arena::unit::LoadedUnit;
@@ -276,26 +276,24 @@ impl Divider<'_> {
         let layer = layers.iter().find(|layer| layer.units == units)?;
         let alike = |up: Tensor| (*up).src[1] == (*gate).src[1] && (*up).src[2] == (*gate).src[2];
         let (chosen, x) = ((*gate).src[2], (*gate).src[1]);
-        let fetched = self
-            .fetcher
-            .shape()
-            .experts(u32::try_from((*chosen).ne[1]).ok()?);
+        let tokens = (*chosen).ne[1];
+        let rows = u32::try_from(tokens).ok()?;
+        let fetched = self.fetcher.shape().experts(rows);
         let choice = ChoiceLayout {
-            rows: usize::try_from((*chosen).ne[1]).ok()?,
+            rows: rows as usize,
             stride: (*chosen).nb[1],
             experts: fetched as usize,
         };
-        let tokens = (*chosen).ne[1];
         let of_tokens = matches!((*x).ne, [_, 1, of, 1] if of == tokens)
             && matches!((*chosen).ne, [_, _, 1, 1]);
-        let rows = (*chosen).type_ == ffi::GGML_TYPE_I32 && (*chosen).nb[0] == 4;
+        let numbers = (*chosen).type_ == ffi::GGML_TYPE_I32 && (*chosen).nb[0] == 4;
         let used = u32::try_from((*chosen).ne[0]).ok()?;
         let whole = (*down).src[2] == chosen && up.is_none_or(alike);
         // else an expert that many chose would be computed another way by each for its share of them
-        let one_by_one = |&unit: &usize| tokens <= i64::from(self.units[unit].rows_one_by_one());
+        let one_by_one = |&unit: &usize| rows <= self.units[unit].rows_one_by_one();
         let few = self.fetcher.serves(choice) && units.iter().all(one_by_one);
         let few = few && used > fetched && fetched > 0;
-        if !(of_tokens && rows && whole && few) {
+        if !(of_tokens && numbers && whole && few) {
             return None;
         }
         // nobody else looks at what is in between
