@@ -187,21 +187,29 @@ fn hardly_any(eval: &Eval) -> u64 {
     roomy.report().minimum_budget + 2 * MIB
 }
 
+/// Answers within the budget that has hardly any room for experts and one with room for some, which are those of stock.
+fn as_stock(eval: &Eval, stock: &Answers) -> [Answers; 2] {
+    let smallest = hardly_any(eval);
+    [(smallest, 1), (smallest + 6 * MIB, 2)].map(|(budget, seed)| {
+        let delays = format!("delay=300,seed={seed}");
+        let ours = eval.clone().within(budget, &delays).answers();
+        assert_eq!(
+            stock.outcome(),
+            ours.outcome(),
+            "{:?} at {budget} bytes",
+            ours.report()
+        );
+        ours.assert_healthy(budget);
+        ours
+    })
+}
+
 #[test]
 fn single_tokens_share_their_experts_between_device_and_cpu() {
     let stock = many_experts(&[1, 3]).generate(8).answers();
     for fetched in [1, 2, 3] {
         let eval = single_tokens(fetched);
-        let smallest = hardly_any(&eval);
-        for (budget, seed) in [(smallest, 1), (smallest + 6 * MIB, 2)] {
-            let delays = format!("delay=300,seed={seed}");
-            let ours = eval.clone().within(budget, &delays).answers();
-            assert_eq!(
-                stock.outcome(),
-                ours.outcome(),
-                "{fetched} at {budget} bytes"
-            );
-            ours.assert_healthy(budget);
+        for ours in as_stock(&eval, &stock) {
             let report = ours.report();
             let experts = report.experts;
             // 17 single tokens, three tensors for each layer that is divided
@@ -236,16 +244,7 @@ fn small_batches_share_their_experts_between_device_and_cpu() {
     ] {
         let eval = small_batches(prompts, fetched, rows).generate(0);
         let stock = many_experts(prompts).generate(0).answers();
-        let smallest = hardly_any(&eval);
-        for (budget, seed) in [(smallest, 1), (smallest + 6 * MIB, 2)] {
-            let delays = format!("delay=300,seed={seed}");
-            let ours = eval.clone().within(budget, &delays).answers();
-            assert_eq!(
-                stock.outcome(),
-                ours.outcome(),
-                "{fetched} for {prompts:?} at {budget} bytes"
-            );
-            ours.assert_healthy(budget);
+        for ours in as_stock(&eval, &stock) {
             let report = ours.report();
             let experts = report.experts;
             // three tensors for each of at least two layers; what tokens choose alike is fetched once

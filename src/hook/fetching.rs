@@ -4,7 +4,7 @@ use super::log;
 use super::pass::PassError;
 use super::runtime::{Runtime, Sched};
 use crate::ffi;
-use crate::lanes::fetch::{ExpertFetcher, FetchShape, NoSuchExpert};
+use crate::lanes::fetch::{ExpertFetcher, NoSuchExpert};
 use crate::plan::{FetchLayout, Plan};
 
 impl From<NoSuchExpert> for PassError {
@@ -23,19 +23,13 @@ impl Runtime {
         memory.next_multiple_of(self.granularity())
     }
 
-    /// What the plan fetches, if anything.
-    fn fetches(&self) -> Option<FetchShape> {
-        let shape = |plan: &Plan| FetchShape {
-            single: plan.fetched_experts,
-            batches: plan.fetched_by_batches.clone(),
-        };
-        let shape = self.plan.as_ref().map(shape);
-        shape.filter(|shape| shape.most() > 0)
-    }
-
     /// Whether the plan fetches other experts than there is memory for.
     pub(super) fn fetches_otherwise(&self) -> bool {
-        self.fetches().as_ref() != self.fetcher.as_ref().map(ExpertFetcher::shape)
+        let have = self.fetcher.as_ref().map(ExpertFetcher::shape);
+        match &self.plan {
+            Some(plan) => !plan.fetches(have),
+            None => have.is_some(),
+        }
     }
 
     /// Makes memory for the experts that the plan fetches, or gives it back.
@@ -46,7 +40,9 @@ impl Runtime {
         self.drain();
         self.outcome.note_fetched(self.fetcher.take());
         self.void_graphs();
-        if let (Some(device), Some(wanted)) = (self.device, self.fetches()) {
+        let wanted = self.plan.as_ref().map(Plan::fetch_shape);
+        let wanted = wanted.filter(|wanted| wanted.most() > 0);
+        if let (Some(device), Some(wanted)) = (self.device, wanted) {
             let layout = FetchLayout::new(&self.plan_units, wanted.most(), device.alignment());
             let stacked = self.plan_units.iter().map(|unit| unit.expert_count);
             let stacked = stacked.max().unwrap_or(0);

@@ -6,7 +6,7 @@
 use crate::ffi;
 use crate::lanes::copy::{bytes_tensor, host_buffer, pieces, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event, Stream};
-use crate::plan::{fetched_for, most_fetched, BatchFetch, FetchLayout, NUMBERS_BYTES};
+use crate::plan::{FetchLayout, FetchShape, NUMBERS_BYTES};
 
 /// Bytes of an expert's number.
 const NUMBER: usize = 4;
@@ -24,32 +24,6 @@ pub struct ExpertStack {
     pub seams: *const [usize],
     /// The device tensor that receives those that are fetched, side by side.
     pub target: *mut ffi::ggml_tensor,
-}
-
-/// How much is fetched for a layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FetchShape {
-    /// Experts for a token by itself: the first of those that it has chosen.
-    pub single: u32,
-    /// Experts for each token of a batch.
-    pub batches: Vec<BatchFetch>,
-}
-
-impl FetchShape {
-    /// Experts for each token of a batch of `rows`.
-    pub fn experts(&self, rows: u32) -> u32 {
-        fetched_for(self.single, &self.batches, rows)
-    }
-
-    /// The most experts of a tensor.
-    pub fn most(&self) -> u32 {
-        most_fetched(self.single, &self.batches)
-    }
-
-    /// The most tokens.
-    fn rows(&self) -> u32 {
-        self.batches.iter().map(|b| b.rows).max().unwrap_or(1)
-    }
 }
 
 /// The tokens of a pass, and how their choices lie behind each other.
@@ -111,57 +85,27 @@ impl FetchCounters {
     }
 }
 
-/// Which experts a kit holds, in which places.
-#[derive(Debug)]
-struct Places {
-    /// By expert, its place; none for an expert that is not in the kit.
-    of: Vec<Option<u32>>,
-    /// By place, its expert.
-    held: Vec<u32>,
+/// Puts chosen experts, of so many that there are, in ascending order, each once.
+fn hold(
+    held: &mut Vec<u32>,
+    chosen: impl Iterator<Item = i32>,
+    experts: u32,
+) -> Result<(), NoSuchExpert> {
+    held.clear();
+    for expert in chosen {
+        match u32::try_from(expert) {
+            Ok(known) if known < experts => held.push(known),
+            _ => return Err(NoSuchExpert { expert, experts }),
+        }
+    }
+    held.sort_unstable();
+    held.dedup();
+    Ok(())
 }
 
-impl Places {
-    fn new(stacked: u32, most: u32) -> Self {
-        Places {
-            of: vec![None; stacked as usize],
-            held: Vec::with_capacity(most as usize),
-        }
-    }
-
-    fn clear(&mut self) {
-        for expert in self.held.drain(..) {
-            self.of[expert as usize] = None;
-        }
-    }
-
-    /// Gives an expert a place, unless it has one. False: there is no such expert.
-    fn add(&mut self, expert: i32) -> bool {
-        let number = u32::try_from(expert).ok();
-        let known = number.and_then(|number| self.of.get_mut(number as usize));
-        let (Some(known), Some(number)) = (known, number) else {
-            return false;
-        };
-        if known.is_none() {
-            *known = Some(0);
-            self.held.push(number);
-        }
-        true
-    }
-
-    /// Puts all in ascending order.
-    fn sort(&mut self) {
-        self.held.sort_unstable();
-        for (place, &expert) in self.held.iter().enumerate() {
-            self.of[expert as usize] = Some(place as u32);
-        }
-    }
-
-    /// The place of an expert that was added.
-    fn of(&self, expert: i32) -> u32 {
-        let number = usize::try_from(expert).ok();
-        let place = number.and_then(|number| *self.of.get(number)?);
-        place.unwrap_or(0)
-    }
+/// The place of an expert that is held.
+fn place_of(held: &[u32], expert: i32) -> u32 {
+    held.partition_point(|&held| i64::from(held) < i64::from(expert)) as u32
 }
 
 /// Neighbouring places that one command fills, with their experts, which are ascending: two, which are always the same distance
@@ -198,7 +142,8 @@ pub struct ExpertFetcher {
     kits: Vec<Kit>,
     /// The choice, as it comes back from the device.
     chosen: Buffer,
-    places: Places,
+    /// By place in the kit, its expert: ascending, each once.
+    held: Vec<u32>,
     dropped: Option<DroppedWait>,
     /// What was fetched so far.
     pub counters: FetchCounters,
@@ -248,7 +193,7 @@ impl ExpertFetcher {
             layout,
             kits,
             chosen,
-            places: Places::new(stacked, shape.most()),
+            held: Vec::with_capacity(shape.most() as usize),
             shape,
             dropped,
             counters: FetchCounters::default(),
@@ -331,26 +276,20 @@ impl ExpertFetcher {
             // long since: what is chosen now follows from what the device has computed with them
             state.filled.synchronize();
         }
-        self.places.clear();
         let experts = stacks.iter().map(|stack| stack.experts).min().unwrap_or(0);
         let each = choice.experts;
         let chosen = self.chosen.base();
         let all = (0..choice.rows).flat_map(|row| (0..each).map(move |place| (row, place)));
-        let expert_at = |row, place| {
+        let all = all.map(|(row, place)| {
             let at = chosen.add(row * choice.stride + NUMBER * place);
             at.cast::<i32>().read_unaligned()
-        };
-        for (row, place) in all.clone() {
-            let expert = expert_at(row, place);
-            if !(self.places.add(expert) && expert < experts as i32) {
-                return Err(NoSuchExpert { expert, experts });
-            }
-        }
-        self.places.sort();
+        });
+        hold(&mut self.held, all.clone(), experts)?;
         let numbers = state.numbers.base().cast::<u32>();
-        for (index, (row, place)) in all.enumerate() {
-            let number = self.places.of(expert_at(row, place));
-            numbers.add(index).write_unaligned(number);
+        for (index, expert) in all.enumerate() {
+            numbers
+                .add(index)
+                .write_unaligned(place_of(&self.held, expert));
         }
         let bytes = NUMBER * choice.rows * each;
         let target = &mut *state.numbers_target;
@@ -359,10 +298,10 @@ impl ExpertFetcher {
         for stack in stacks {
             self.copy(stream, stack);
         }
-        let fetched = (stacks.len() * self.places.held.len()) as u64;
+        let fetched = (stacks.len() * self.held.len()) as u64;
         self.counters.experts += fetched;
         let bytes = stacks.iter().map(|stack| stack.each as u64).sum::<u64>();
-        self.counters.bytes += bytes * self.places.held.len() as u64;
+        self.counters.bytes += bytes * self.held.len() as u64;
         let state = &self.kits[kit];
         state.filled.record(stream);
         Ok(())
@@ -374,7 +313,7 @@ impl ExpertFetcher {
     /// As for [`Self::fetch`]; the experts exist.
     unsafe fn copy(&self, stream: ffi::ggml_backend_t, stack: &ExpertStack) {
         let (each, target) = (stack.each, stack.target);
-        for (place, experts) in commands(&self.places.held, each, &*stack.seams) {
+        for (place, experts) in commands(&self.held, each, &*stack.seams) {
             let from = experts[0] as usize * each;
             if let [first, second] = *experts {
                 let (source, apart) = (stack.host.add(from).cast(), (second - first) as usize);
@@ -418,20 +357,19 @@ mod tests {
 
     #[test]
     fn what_several_tokens_choose_has_one_place() {
-        let mut places = Places::new(8, 6);
+        let mut held = Vec::with_capacity(6);
         for chosen in [[5, 2, 5, 7, 2, 0], [1, 1, 6, 1, 1, 1]] {
-            assert!(chosen.iter().all(|&expert| places.add(expert)));
-            assert!(!places.add(8) && !places.add(-1));
-            places.sort();
-            let held = places.held.clone();
+            assert_eq!(hold(&mut held, chosen.into_iter(), 8), Ok(()));
             assert!(held.windows(2).all(|pair| pair[0] < pair[1]), "{held:?}");
             assert!(chosen
                 .iter()
-                .all(|&expert| held[places.of(expert) as usize] == expert as u32));
-            places.clear();
+                .all(|&expert| held[place_of(&held, expert) as usize] == expert as u32));
         }
-        assert_eq!(places.held.len(), 0);
-        assert!(places.of.iter().all(Option::is_none));
+        assert_eq!(held, [1, 6]);
+        for expert in [8, -1] {
+            let wrong = Err(NoSuchExpert { expert, experts: 8 });
+            assert_eq!(hold(&mut held, [1, expert].into_iter(), 8), wrong);
+        }
     }
 
     #[test]

@@ -102,8 +102,35 @@ pub struct BatchFetch {
     pub experts: u32,
 }
 
-/// Experts that are fetched for each token of a batch of `rows`, where `single` are for a token by itself; 0: none.
-pub fn fetched_for(single: u32, batches: &[BatchFetch], rows: u32) -> u32 {
+/// Experts that are fetched for a layer: for each token the first of those that it has chosen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FetchShape {
+    /// For a token by itself.
+    pub single: u32,
+    /// For each token of a batch; larger batches are not served like that.
+    pub batches: Vec<BatchFetch>,
+}
+
+impl FetchShape {
+    /// For each token of a batch of `rows`; 0: none.
+    pub fn experts(&self, rows: u32) -> u32 {
+        fetched_for(self.single, &self.batches, rows)
+    }
+
+    /// The most of a tensor at once.
+    pub fn most(&self) -> u32 {
+        let batches = self.batches.iter();
+        let of_batches = batches.map(|batch| batch.rows * batch.experts);
+        of_batches.max().unwrap_or(0).max(self.single)
+    }
+
+    /// The most tokens.
+    pub fn rows(&self) -> u32 {
+        self.batches.iter().map(|b| b.rows).max().unwrap_or(1)
+    }
+}
+
+fn fetched_for(single: u32, batches: &[BatchFetch], rows: u32) -> u32 {
     match rows {
         0 | 1 => single,
         _ => {
@@ -114,26 +141,25 @@ pub fn fetched_for(single: u32, batches: &[BatchFetch], rows: u32) -> u32 {
 }
 
 impl PlanInput {
-    /// Experts that are fetched for a token and layer.
-    pub fn fetched(&self) -> u32 {
-        let fixed = self.fixed.as_ref().map(|fixed| fixed.fetched_experts);
-        fixed.unwrap_or(self.fetched_experts).min(MOST_FETCHED)
-    }
-
-    /// The same for batches: as many as there may be numbers of.
-    pub fn fetched_by_batches(&self) -> Vec<BatchFetch> {
-        let fixed = self.fixed.as_ref().map(|fixed| &fixed.fetched_by_batches);
-        let batches = fixed.unwrap_or(&self.fetched_by_batches).iter();
+    /// Experts that are fetched, as many as there may be numbers of.
+    pub fn fetch_shape(&self) -> FetchShape {
+        let given = (self.fetched_experts, &self.fetched_by_batches);
+        let fixed = self.fixed.as_ref();
+        let fixed = fixed.map(|fixed| (fixed.fetched_experts, &fixed.fetched_by_batches));
+        let (single, batches) = fixed.unwrap_or(given);
         let within = |batch: &BatchFetch| BatchFetch {
             experts: batch.experts.min(MOST_FETCHED / batch.rows.max(1)),
             ..*batch
         };
-        batches.map(within).collect()
+        FetchShape {
+            single: single.min(MOST_FETCHED),
+            batches: batches.iter().map(within).collect(),
+        }
     }
 
     /// Device memory for fetched experts, in bytes.
     pub fn fetch_bytes(&self) -> u64 {
-        match most_fetched(self.fetched(), &self.fetched_by_batches()) {
+        match self.fetch_shape().most() {
             0 => 0,
             count => {
                 let layout = FetchLayout::new(&self.units, count, self.alignment);
@@ -143,16 +169,31 @@ impl PlanInput {
     }
 }
 
-/// The most experts of a tensor that are fetched at once.
-pub fn most_fetched(single: u32, batches: &[BatchFetch]) -> u32 {
-    let of_batches = batches.iter().map(|batch| batch.rows * batch.experts);
-    of_batches.max().unwrap_or(0).max(single)
-}
-
 impl Plan {
-    /// Experts that are fetched for each token of a batch of `rows`, in layers that are shared with the device.
+    /// Experts that are fetched, in layers that are shared with the device.
+    pub fn fetch_shape(&self) -> FetchShape {
+        FetchShape {
+            single: self.fetched_experts,
+            batches: self.fetched_by_batches.clone(),
+        }
+    }
+
+    /// The same for each token of a batch of `rows`.
     pub fn fetched_for(&self, rows: u32) -> u32 {
         fetched_for(self.fetched_experts, &self.fetched_by_batches, rows)
+    }
+
+    /// Whether that is what `shape` says.
+    pub fn fetches(&self, shape: Option<&FetchShape>) -> bool {
+        match shape {
+            Some(shape) => {
+                (self.fetched_experts, &self.fetched_by_batches) == (shape.single, &shape.batches)
+            }
+            None => {
+                let mut batches = self.fetched_by_batches.iter();
+                self.fetched_experts == 0 && batches.all(|batch| batch.rows * batch.experts == 0)
+            }
+        }
     }
 
     /// For each unit, whether it belongs to a layer of whose chosen experts the device fetches some for each token of a batch of
@@ -250,8 +291,7 @@ mod tests {
             let mut input = PlanInput::new(vec![expert(0, 8000, 0)], Vec::new(), 1 << 30);
             input.fetched_experts = fetched;
             input.fetched_by_batches = vec![BatchFetch { rows, experts: fetched }];
-            let batches = input.fetched_by_batches();
-            prop_assert!(most_fetched(input.fetched(), &batches) <= MOST_FETCHED);
+            prop_assert!(input.fetch_shape().most() <= MOST_FETCHED);
         }
     }
 

@@ -224,6 +224,7 @@ impl<'a> Work<'a> {
         let ring = self.ring(kept, left - left % input.granularity);
         let residents = self.memory.residents(large);
         let ledger = self.memory.ledger(&chunks, &ring, &kv, input.fetch_bytes());
+        let fetched = input.fetch_shape();
         Plan {
             schema_version: PLAN_SCHEMA_VERSION,
             budget: input.budget,
@@ -236,8 +237,8 @@ impl<'a> Work<'a> {
             chunks,
             ring,
             kv,
-            fetched_experts: input.fetched(),
-            fetched_by_batches: input.fetched_by_batches(),
+            fetched_experts: fetched.single,
+            fetched_by_batches: fetched.batches,
             host_cells_min_rows: self.fixed.host_cells_min_rows,
             ledger,
         }

@@ -51,9 +51,7 @@ pub use conversation::{usual_prompt, GENERATED, UBATCHES};
 pub use decisions::Decisions;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::{estimate_excess, estimate_scratch};
-pub use fetching::{
-    fetched_for, most_fetched, BatchFetch, ExpertLayer, FetchLayout, NUMBERS_BYTES,
-};
+pub use fetching::{BatchFetch, ExpertLayer, FetchLayout, FetchShape, NUMBERS_BYTES};
 pub use fixed::FixedPlan;
 pub use read::ReadPlanError;
 pub use saved::{

@@ -2,6 +2,7 @@
 
 use super::chunks::{round_up, Packer};
 use super::error::{Contribution, Contributor, PlanError};
+use super::fetching::FetchShape;
 use super::fixed::plan_as;
 use super::memory::DeviceMemory;
 use super::types::{KvPlacement, Plan, PlanInput, Ring, UnitId, PLAN_SCHEMA_VERSION};
@@ -290,6 +291,10 @@ impl<'a> Problem<'a> {
         let ledger = self.memory.ledger(&chunks, &ring, &kv, self.fetch_bytes);
         let residents = self.memory.residents(&large);
         let all = self.chunks.last().copied().unwrap_or(0);
+        let fetched = match self.fetch_bytes {
+            0 => FetchShape::default(),
+            _ => input.fetch_shape(),
+        };
         Plan {
             schema_version: PLAN_SCHEMA_VERSION,
             budget: input.budget,
@@ -302,14 +307,8 @@ impl<'a> Problem<'a> {
             chunks,
             ring,
             kv,
-            fetched_experts: match self.fetch_bytes {
-                0 => 0,
-                _ => input.fetched(),
-            },
-            fetched_by_batches: match self.fetch_bytes {
-                0 => Vec::new(),
-                _ => input.fetched_by_batches(),
-            },
+            fetched_experts: fetched.single,
+            fetched_by_batches: fetched.batches,
             host_cells_min_rows: input.host_cells_min_rows,
             ledger,
         }
