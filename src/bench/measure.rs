@@ -298,6 +298,7 @@ mod tests {
             calibration: Some(CalibrationCounts {
                 decode: times(0.1),
                 prompt: times(0.5),
+                learned: None,
             }),
             ..Report::default()
         };

@@ -17,11 +17,13 @@
 //! predict   a conversation: passes of a prompt over a growing cache, then generation
 //! forecast  passes of one shape over a growing cache, to compare a run's with
 //! calibration  how far a run is from that
+//! learning  what that says of the machine
 //! ```
 
 mod calibration;
 mod forecast;
 mod lane;
+mod learning;
 mod pass;
 mod predict;
 mod script;
@@ -34,6 +36,7 @@ mod tests;
 
 pub use calibration::{Calibration, Lane, PassSeconds};
 pub use forecast::Forecast;
+pub use learning::{learn, Observed};
 pub(crate) use script::MANY_EMBEDDINGS;
 pub use table::Costs;
 pub use types::{Limit, ModelShape, PassCost, PassShape, Prediction, Workload};

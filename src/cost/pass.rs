@@ -50,7 +50,7 @@ impl Costs<'_> {
     /// Runs so many passes, and says what the last of them took from the end of the one before.
     fn run(&self, script: &Script, passes: usize, start: Start) -> PassCost {
         let mut lanes = Lanes {
-            lane: Lane::new(self.profile, script.copies.len() * passes),
+            lane: Lane::new(&self.profile, script.copies.len() * passes),
             copies: &script.copies,
             next: 0,
             announced: script.copies.len(),

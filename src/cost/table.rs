@@ -3,6 +3,7 @@
 use super::steps::{OpId, Steps};
 use super::types::ModelShape;
 use crate::profile::{Op, Processor, Profile};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -36,7 +37,8 @@ impl Times {
 /// Making it takes the model apart; what is asked is remembered. So a search makes it once.
 pub struct Costs<'a> {
     pub(super) model: ModelShape<'a>,
-    pub(super) profile: &'a Profile,
+    /// As runs of this model have shown it.
+    pub(super) profile: Cow<'a, Profile>,
     pub(super) steps: Steps,
     /// Per operation: batch sizes that were asked for.
     products: RefCell<Vec<Vec<(u32, Times)>>>,
@@ -50,8 +52,8 @@ impl<'a> Costs<'a> {
         Costs {
             products: RefCell::new(vec![Vec::new(); steps.ops.len()]),
             attention: RefCell::default(),
+            profile: profile.for_model(model.inventory),
             model,
-            profile,
             steps,
         }
     }
@@ -156,7 +158,7 @@ impl<'a> Costs<'a> {
     }
 
     fn times(&self, op: &Op, rows: u32, leaves: f64) -> Times {
-        let profile = self.profile;
+        let profile = &self.profile;
         let cpu = profile.seconds(Processor::Cpu, op, rows, false);
         let busy = profile.seconds(Processor::Cpu, op, rows, true);
         let traffic = self.traffic(Processor::Cpu, leaves, rows);

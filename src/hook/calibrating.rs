@@ -6,22 +6,18 @@
 //! between them. What is predicted for it is the price of such a pass under the plan that the arena has, with as many tokens in
 //! the cache as its graph reads.
 
-use super::log;
 use super::runtime::Runtime;
 use crate::cost::{
     Calibration, Costs, Forecast, Lane, Limit, ModelShape, PassSeconds, PassShape, Workload,
 };
 use crate::ffi;
 use crate::inventory::Inventory;
-use crate::profile::{file_of_user, Cache, Origin, Profile};
+use crate::profile::{Origin, Profile};
 use crate::report::{CalibrationCounts, PassTimes, Predicted, ProfileKind, PROMPT_ROWS};
 use std::time::{Duration, Instant};
 
 /// Time between two passes that is no pause: sampling, detokenising, an answer on its way.
 const SHORT: Duration = Duration::from_millis(20);
-/// A younger profile is not measured again for being off: on a machine that changes from minute to minute each start would take
-/// some seconds for it, and gain nothing.
-const FRESH: Duration = Duration::from_secs(3600);
 /// Where the device still computes when a pass has been submitted, the next one begins late for that: by this many times what is
 /// predicted at most.
 const LATE: f64 = 4.0;
@@ -64,6 +60,44 @@ struct Ended {
     at: Instant,
 }
 
+/// Passes of so many rows: what is predicted for them, and what they took.
+#[derive(Debug)]
+pub struct Compared {
+    forecast: Forecast,
+    /// What those took that were compared.
+    pub lane: Lane,
+    /// Tokens of each sequence that were in the cache before, summed over them.
+    cells: u64,
+}
+
+impl Compared {
+    fn new(forecast: Forecast) -> Self {
+        Compared {
+            forecast,
+            lane: Lane::default(),
+            cells: 0,
+        }
+    }
+
+    /// Their shape, with as many tokens in the cache as there were on average.
+    pub fn shape(&self) -> PassShape {
+        PassShape {
+            cells: self.cells / self.lane.passes().max(1),
+            ..shape_of(self.forecast.rows())
+        }
+    }
+}
+
+/// A pass of so many rows over an empty cache.
+fn shape_of(rows: u32) -> PassShape {
+    PassShape {
+        rows,
+        sequences: sequences(rows),
+        cells: 0,
+        outputs: sequences(rows),
+    }
+}
+
 /// The passes of a run, as they end.
 #[derive(Debug, Default)]
 pub struct Calibrating {
@@ -73,7 +107,9 @@ pub struct Calibrating {
     pub counts: Calibration,
     /// [`Runtime::carving`] that the forecasts are for.
     carving: u64,
-    forecasts: Vec<Forecast>,
+    compared: Vec<Compared>,
+    /// What passes took is explained by what was learned from them.
+    pub explained: bool,
     began: Option<Instant>,
     /// When the split began that the CPU computes now.
     cpu_began: Option<Instant>,
@@ -94,15 +130,26 @@ impl Calibrating {
     /// A context is about to be made, for which this was asked; none where nothing was predicted.
     pub fn context(&mut self, asked: Option<Asked>) {
         self.asked = asked;
-        self.forecasts.clear();
+        self.price_anew();
+    }
+
+    /// What was priced is not valid any more.
+    pub fn price_anew(&mut self) {
+        self.compared.clear();
         self.last = None;
+    }
+
+    /// The passes below a prompt's of which most were compared.
+    pub fn most_compared(&self) -> Option<&Compared> {
+        let few = |compared: &&Compared| compared.forecast.rows() < PROMPT_ROWS;
+        let few = self.compared.iter().filter(few);
+        few.max_by_key(|compared| compared.lane.passes())
     }
 
     /// The arena has another shape: what was priced for the one before is not valid any more.
     fn shape(&mut self, carving: u64) {
         if std::mem::replace(&mut self.carving, carving) != carving {
-            self.forecasts.clear();
-            self.last = None;
+            self.price_anew();
         }
     }
 
@@ -116,12 +163,13 @@ impl Calibrating {
         if (before.sched, before.rows) != (pass.sched, pass.rows) {
             return false;
         }
-        let mut forecasts = self.forecasts.iter();
-        let Some(forecast) = forecasts.find(|forecast| forecast.rows() == pass.rows) else {
-            return self.forecasts.len() < SHAPES;
+        let mut compared = self.compared.iter_mut();
+        let Some(compared) = compared.find(|compared| compared.forecast.rows() == pass.rows) else {
+            return self.compared.len() < SHAPES;
         };
         let earlier = pass.cells.saturating_sub(u64::from(pass.rows));
-        let predicted = forecast.seconds(earlier / u64::from(sequences(pass.rows)));
+        let earlier = earlier / u64::from(sequences(pass.rows));
+        let predicted = compared.forecast.seconds(earlier);
         let idle = began.saturating_duration_since(before.at).as_secs_f64();
         if idle <= SHORT.as_secs_f64() + LATE * predicted.all {
             let lane = match pass.rows >= PROMPT_ROWS {
@@ -134,6 +182,8 @@ impl Calibrating {
                 cpu: self.cpu.as_secs_f64(),
             };
             lane.record(measured, predicted);
+            compared.lane.record(measured, predicted);
+            compared.cells = compared.cells.saturating_add(earlier);
         }
         false
     }
@@ -154,7 +204,7 @@ impl Calibrating {
 
     /// A forecast was made, which took a while: the next pass is not compared with the end of this one.
     fn forecast(&mut self, forecast: Forecast) {
-        self.forecasts.push(forecast);
+        self.compared.push(Compared::new(forecast));
         self.last = None;
     }
 }
@@ -166,7 +216,7 @@ impl Runtime {
         compared.then(Instant::now)
     }
 
-    fn on_wall_clock(&self) -> bool {
+    pub(super) fn on_wall_clock(&self) -> bool {
         self.config.sim.is_none() || self.config.debug.calibrate
     }
 
@@ -231,14 +281,8 @@ impl Runtime {
             return None;
         };
         let inventory = model.inventory.using_experts(asked.experts_used);
-        let shape = PassShape {
-            rows,
-            sequences: sequences(rows),
-            cells: 0,
-            outputs: sequences(rows),
-        };
         let costs = Costs::new(asked.model(&inventory), profile);
-        Some(Forecast::of(&costs, plan, shape, asked.context))
+        Some(Forecast::of(&costs, plan, shape_of(rows), asked.context))
     }
 
     /// What was predicted of the context that was made last.
@@ -260,24 +304,6 @@ impl Runtime {
         })
     }
 
-    /// A profile that was measured and turned out to be too far off is kept no longer, unless it is fresh: the next run measures anew.
-    pub fn forget_profile_that_was_off(&self) {
-        let measured = self.measured.as_ref().filter(|profile| {
-            profile.origin == Origin::Measured && file_of_user().is_none() && self.on_wall_clock()
-        });
-        let (Some(profile), true) = (measured, self.calibrating.counts.too_far_off()) else {
-            return;
-        };
-        // without a folder of the user's nothing is kept
-        let Ok(cache) = Cache::of_user() else { return };
-        if let Err(error) = cache.discard(&profile.key, FRESH) {
-            log::warn(&format!(
-                "the profile {} was too far off and cannot be removed: {error}; plans go by it until it is",
-                cache.path(&profile.key).display()
-            ));
-        }
-    }
-
     /// What passes took beside what was predicted for them, or why they are not compared.
     pub fn calibration(&self) -> Result<CalibrationCounts, &'static str> {
         if !self.on_wall_clock() {
@@ -292,6 +318,7 @@ impl Runtime {
         Ok(CalibrationCounts {
             decode: times(&counts.decode),
             prompt: times(&counts.prompt),
+            learned: self.learned(),
         })
     }
 }

@@ -32,6 +32,9 @@ pub enum Settling {
 impl Runtime {
     /// A context is about to be made: decides what the plan leaves open, and the ubatch where the user gave none.
     pub fn context_wanted(&mut self, model: usize, wanted: ContextSize) -> u32 {
+        let began = Instant::now();
+        self.learn_from_passes();
+        self.outcome.planning += began.elapsed();
         if let Some(planned) = self.saved_ubatch(wanted) {
             // whoever saved the plan may have predicted for another machine
             self.predict_nothing();

@@ -30,6 +30,7 @@ pub mod config;
 mod divide;
 mod fetching;
 mod helpers;
+mod learning;
 pub mod library;
 pub mod log;
 mod lookup;

@@ -264,7 +264,8 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
 static PUBLISHED: AtomicBool = AtomicBool::new(false);
 
 /// Prints the report's table on standard error and writes the files that were asked for.
-pub fn publish(runtime: &Runtime) {
+pub fn publish(runtime: &mut Runtime) {
+    runtime.learn_from_passes();
     let timeline = runtime.trace.timeline();
     let report = report_with(runtime, timeline.as_ref());
     eprintln!("{}", report.render_table());
@@ -288,6 +289,6 @@ pub fn publish_at_exit() {
         return;
     }
     if let Some(shared) = table::shared() {
-        publish(&shared.lock());
+        publish(&mut shared.lock());
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::learned::Learned;
 use super::types::{Curve, Profile, ProfileKey, PROFILE_SCHEMA_VERSION};
 
 /// A folder of profiles.
@@ -164,8 +165,17 @@ fn nonsense(profile: &Profile) -> Option<String> {
                 .iter()
                 .any(|p| !time(p.seconds) || !p.copy_busy.is_none_or(time))
     };
-    let curve = profile.curves.iter().find(wrong)?;
-    Some(format!("the curve of {} makes no sense", curve.op))
+    if let Some(curve) = profile.curves.iter().find(wrong) {
+        return Some(format!("the curve of {} makes no sense", curve.op));
+    }
+    let learned = profile
+        .learned
+        .iter()
+        .find(|learned| !learned.is_possible())?;
+    Some(format!(
+        "what runs of {} have shown makes no sense",
+        learned.model
+    ))
 }
 
 impl Cache {
@@ -256,6 +266,25 @@ impl Cache {
         file.write_all(&text).map_err(fail)?;
         file.persist(&path).map_err(|e| fail(e.error))?;
         Ok(path)
+    }
+
+    /// Adds what a run has shown to the profile that is kept under a key; it is no younger for that. False where none is kept.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn teach(&self, key: &ProfileKey, learned: Learned) -> Result<bool, CacheError> {
+        let Found::Profile(mut profile) = self.load(key) else {
+            return Ok(false);
+        };
+        let measured = std::fs::metadata(self.path(key)).and_then(|file| file.modified());
+        profile.learn(learned);
+        let path = self.store(&profile)?;
+        if let Ok(at) = measured {
+            let file = std::fs::File::options().append(true).open(&path);
+            file.and_then(|file| file.set_modified(at))
+                .map_err(|source| CacheError::Write { path, source })?;
+        }
+        Ok(true)
     }
 
     /// Keeps nothing under a key any more that is at least `age` old, so that whoever needs a profile measures anew. True if there
@@ -402,6 +431,34 @@ mod tests {
         assert!(!cache.discard(&key(), Duration::ZERO).unwrap());
         assert!(matches!(cache.load(&key()), Found::Nothing));
         assert!(matches!(cache.load(&other), Found::Profile(_)));
+    }
+
+    #[test]
+    fn what_runs_show_is_added_and_makes_a_profile_no_younger() {
+        let (_folder, cache) = cache();
+        let learned = |cpu| Learned {
+            model: "a model".to_owned(),
+            cpu,
+            link_beside_cpu: None,
+            passes: 8,
+        };
+        assert!(!cache.teach(&key(), learned(1.5)).unwrap());
+        let path = cache.store(&measured(key())).unwrap();
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+        let file = std::fs::File::options().append(true).open(&path).unwrap();
+        file.set_modified(long_ago).unwrap();
+        assert!(cache.teach(&key(), learned(1.5)).unwrap());
+        let Found::Profile(found) = cache.load(&key()) else {
+            panic!("nothing is kept");
+        };
+        assert_eq!(found.learned, [learned(1.5)]);
+        assert_eq!(found.curves, measured(key()).curves);
+        assert!(cache.discard(&key(), Duration::from_secs(3600)).unwrap());
+        cache.store(&measured(key())).unwrap();
+        cache.teach(&key(), learned(1.5)).unwrap();
+        let whole = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, whole.replace("\"cpu\": 1.5", "\"cpu\": -1.5")).unwrap();
+        assert!(matches!(cache.load(&key()), Found::Damaged(_)));
     }
 
     #[test]

@@ -272,6 +272,10 @@ impl WhatIf {
         }
         if self.pcie.or(self.cpu).or(self.dram).is_some() {
             self.share_memory(&before, &mut after);
+            // what runs have shown of the two is about another memory or link
+            for learned in &mut after.learned {
+                learned.link_beside_cpu = None;
+            }
         }
         let rooflines = [after.cpu, after.gpu];
         for curve in &mut after.curves {

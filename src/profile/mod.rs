@@ -8,6 +8,7 @@
 mod cache;
 mod curve;
 mod key;
+mod learned;
 mod machine;
 pub mod measure;
 mod obtain;
@@ -21,6 +22,7 @@ mod types;
 pub use cache::{from_file, read_file, Cache, CacheError, Found, ProfileFileError};
 pub use curve::Work;
 pub use key::{default_threads, key_of, key_of_host};
+pub use learned::{model_label, Learned};
 pub use machine::{Machine, WhatIf, WhatIfError, MACHINES};
 pub use obtain::{file_of_user, obtain, Obtained, ProfileError, Request, Source, FILE_VARIABLE};
 pub use of_model::Heads;

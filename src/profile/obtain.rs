@@ -159,6 +159,7 @@ fn measured(
         cpu: measured.cpu,
         gpu: measured.gpu,
         curves: measured.curves,
+        learned: Vec::new(),
     })
 }
 

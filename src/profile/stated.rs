@@ -101,6 +101,7 @@ impl Rates {
                 launch: self.launch,
             },
             curves: Vec::new(),
+            learned: Vec::new(),
         }
     }
 }

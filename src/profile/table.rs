@@ -88,6 +88,7 @@ pub fn render(profile: &Profile) -> String {
     let mut text = String::new();
     header(&mut text, profile);
     let _ = writeln!(text, "\n{}", rates(profile));
+    learned(&mut text, profile);
     operations(&mut text, profile);
     // the table pads its last column
     text.lines()
@@ -159,6 +160,27 @@ fn rates(profile: &Profile) -> Table {
     }
     right(&mut table, [1, 2]);
     table
+}
+
+/// What runs have shown to be otherwise.
+fn learned(text: &mut String, profile: &Profile) {
+    if profile.learned.is_empty() {
+        return;
+    }
+    let mut table = plain();
+    table.set_header(["  by its own runs", "CPU", "link beside it", "passes"]);
+    for known in &profile.learned {
+        table.add_row([
+            format!("  {}", known.model),
+            format!("{:.2} times as long", known.cpu),
+            known
+                .link_beside_cpu
+                .map_or("–".to_owned(), |link| si(link, "B/s")),
+            known.passes.to_string(),
+        ]);
+    }
+    right(&mut table, [1, 2, 3]);
+    let _ = writeln!(text, "\n{table}");
 }
 
 /// One block per operation: both processors by batch size.

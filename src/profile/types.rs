@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::learned::Learned;
+
 /// Version of the JSON form of [`Profile`]; a file of another version is measured again.
 pub const PROFILE_SCHEMA_VERSION: u32 = 2;
 
@@ -204,4 +206,7 @@ pub struct Profile {
     pub gpu: Roofline,
     /// What was measured, operation by operation.
     pub curves: Vec<Curve>,
+    /// What runs have shown to be otherwise, model by model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub learned: Vec<Learned>,
 }

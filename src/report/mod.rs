@@ -11,7 +11,7 @@ mod timeline;
 mod types;
 mod write;
 
-pub use calibration::{CalibrationCounts, PassTimes, Predicted, ProfileKind};
+pub use calibration::{CalibrationCounts, LearnedOfModel, PassTimes, Predicted, ProfileKind};
 pub use timeline::{LaneDuringGap, LinkGap, TierTimeline, TimelineSummary};
 pub use types::{
     ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, SavedPlanUse, UnitCounts,

@@ -80,6 +80,7 @@ impl Machine {
                 launch: self.launch,
             },
             curves: Vec::new(),
+            learned: Vec::new(),
         }
     }
 }

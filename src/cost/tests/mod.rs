@@ -2,6 +2,7 @@
 
 mod forecast;
 mod hand;
+mod learning;
 mod machine;
 mod measured;
 mod properties;

@@ -72,7 +72,7 @@ pub(super) unsafe extern "C" fn weights_gone(user: *mut c_void, model: *const c_
             let mut runtime = shared.lock_alone();
             let last = runtime.models.iter().all(|m| m.key == model as usize);
             if last && !runtime.models.is_empty() {
-                outcome::publish(&runtime);
+                outcome::publish(&mut runtime);
             }
             runtime.weights_gone(model as usize);
         },

@@ -1,0 +1,108 @@
+//! What the passes of a run say of the machine that its profile does not.
+//!
+//! Of a pass two times are known: the whole, and the CPU's part of it. The latter says how fast the CPU is beside what the profile
+//! has of it. What is left of the whole is the device's, whose times are the profile's, and waiting for copies: it says how much
+//! the link moves while the CPU computes. So both are looked for with which the pass would be priced at what it took.
+
+use super::calibration::PassSeconds;
+use super::table::Costs;
+use super::types::{ModelShape, PassCost, PassShape};
+use crate::plan::Plan;
+use crate::profile::{model_label, Learned, Profile};
+
+/// How often one is looked for with what was found for the other.
+const ROUNDS: u32 = 3;
+/// Halvings of the range in which the link's rate is looked for.
+const HALVINGS: u32 = 8;
+/// The CPU's part of a pass says something where it is at least this share of it.
+const PART: f64 = 0.1;
+/// Of what the link moves while nothing else does, it moves at least this share beside the CPU.
+const LEAST_LINK: f64 = 0.2;
+/// What the CPU takes is within this factor of what was measured, in either direction.
+const MOST_CPU: f64 = 4.0;
+/// A pass depends on the link if the slowest and the fastest one make it differ by this part.
+const DEPENDS: f64 = 0.02;
+
+/// Passes of one shape that a run had under one plan.
+#[derive(Debug, Clone, Copy)]
+pub struct Observed<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The shape.
+    pub shape: PassShape,
+    /// How many passes.
+    pub passes: u64,
+    /// What one took.
+    pub measured: PassSeconds,
+}
+
+/// What such passes show, and what one would have been priced at with it. None where they depend on neither the CPU nor the link.
+pub fn learn(
+    model: ModelShape,
+    profile: &Profile,
+    observed: &Observed,
+) -> Option<(Learned, PassSeconds)> {
+    let PassSeconds { all, cpu } = observed.measured;
+    let label = model_label(model.inventory);
+    let before = profile.learned_of(&label);
+    let mut found = Learned {
+        model: label.clone(),
+        cpu: before.map_or(1.0, |known| known.cpu),
+        link_beside_cpu: before.and_then(|known| known.link_beside_cpu),
+        passes: observed.passes,
+    };
+    let priced = |learned: &Learned| -> PassCost {
+        let mut profile = profile.clone();
+        profile.learned = vec![learned.clone()];
+        Costs::new(model, &profile).pass(observed.plan, observed.shape)
+    };
+    let first = priced(&found);
+    let by_cpu = cpu >= PART * all && first.cpu >= PART * first.seconds;
+    let mut by_link = false;
+    for _ in 0..ROUNDS {
+        if by_cpu {
+            let factor = found.cpu * cpu / priced(&found).cpu.max(f64::MIN_POSITIVE);
+            found.cpu = factor.clamp(1.0 / MOST_CPU, MOST_CPU);
+        }
+        if let Some(link) = link_for(all, profile, &found, &priced) {
+            found.link_beside_cpu = Some(link);
+            by_link = true;
+        }
+    }
+    let cost = priced(&found);
+    let after = PassSeconds {
+        all: cost.seconds,
+        cpu: cost.cpu,
+    };
+    (by_cpu || by_link).then_some((found, after))
+}
+
+/// With how many bytes per second beside the CPU a pass would be priced at `all` seconds, or as near to it as possible.
+fn link_for(
+    all: f64,
+    profile: &Profile,
+    found: &Learned,
+    priced: &dyn Fn(&Learned) -> PassCost,
+) -> Option<f64> {
+    let most = profile.link.pinned.median;
+    let seconds = |link: f64| {
+        let tried = Learned {
+            link_beside_cpu: Some(link),
+            ..found.clone()
+        };
+        priced(&tried).seconds
+    };
+    let (mut low, mut high) = (most * LEAST_LINK, most);
+    let depends = most > 0.0 && seconds(low) > seconds(high) * (1.0 + DEPENDS);
+    if !depends {
+        return None;
+    }
+    for _ in 0..HALVINGS {
+        let middle = (low * high).sqrt();
+        match seconds(middle) > all {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+    Some(high)
+}
