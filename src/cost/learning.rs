@@ -45,7 +45,7 @@ pub fn learn(
     let PassSeconds { all, cpu } = observed.measured;
     let label = model_label(model.inventory);
     let before = profile.learned_of(&label);
-    let mut found = Learned {
+    let mut tried = Learned {
         model: label.clone(),
         cpu: before.map_or(1.0, |known| known.cpu),
         link_beside_cpu: before.and_then(|known| known.link_beside_cpu),
@@ -56,39 +56,41 @@ pub fn learn(
         profile.learned = vec![learned.clone()];
         Costs::new(model, &profile).pass(observed.plan, observed.shape)
     };
-    let first = priced(&found);
-    let by_cpu = cpu >= PART * all && first.cpu >= PART * first.seconds;
-    let mut by_link = false;
+    let first = priced(&tried);
+    let shows_cpu = cpu >= PART * all && first.cpu >= PART * first.seconds;
+    let mut shown_link = None;
     for _ in 0..ROUNDS {
-        if by_cpu {
-            let factor = found.cpu * cpu / priced(&found).cpu.max(f64::MIN_POSITIVE);
-            found.cpu = factor.clamp(1.0 / MOST_CPU, MOST_CPU);
+        if shows_cpu {
+            let factor = tried.cpu * cpu / priced(&tried).cpu.max(f64::MIN_POSITIVE);
+            tried.cpu = factor.clamp(1.0 / MOST_CPU, MOST_CPU);
         }
-        if let Some(link) = link_for(all, profile, &found, &priced) {
-            found.link_beside_cpu = Some(link);
-            by_link = true;
-        }
+        shown_link = link_for(all, profile, &tried, &priced);
+        tried.link_beside_cpu = shown_link.or(tried.link_beside_cpu);
     }
-    let cost = priced(&found);
+    let cost = priced(&tried);
     let after = PassSeconds {
         all: cost.seconds,
         cpu: cost.cpu,
     };
-    (by_cpu || by_link).then_some((found, after))
+    let shown = Learned {
+        link_beside_cpu: shown_link,
+        ..tried
+    };
+    (shows_cpu || shown_link.is_some()).then_some((shown, after))
 }
 
 /// With how many bytes per second beside the CPU a pass would be priced at `all` seconds, or as near to it as possible.
 fn link_for(
     all: f64,
     profile: &Profile,
-    found: &Learned,
+    known: &Learned,
     priced: &dyn Fn(&Learned) -> PassCost,
 ) -> Option<f64> {
     let most = profile.link.pinned.median;
     let seconds = |link: f64| {
         let tried = Learned {
             link_beside_cpu: Some(link),
-            ..found.clone()
+            ..known.clone()
         };
         priced(&tried).seconds
     };

@@ -12,6 +12,8 @@ use std::time::Duration;
 const FRESH: Duration = Duration::from_secs(3600);
 /// Fewer passes show nothing.
 const ENOUGH: u64 = 8;
+/// Passes that were predicted within this part teach nothing: what is known stays, and so do the plans that were made by it.
+const RIGHT: f64 = 0.1;
 /// What passes take is explained if they are priced at it within this part.
 const EXPLAINED: f64 = 0.1;
 
@@ -45,7 +47,8 @@ impl Runtime {
             return None;
         };
         let passes = self.calibrating.most_compared()?;
-        if passes.lane.passes() < ENOUGH {
+        let off = passes.lane.off_by()?;
+        if passes.lane.passes() < ENOUGH || off.abs() <= RIGHT {
             return None;
         }
         let inventory = model.inventory.using_experts(asked.experts_used);

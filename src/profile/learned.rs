@@ -37,11 +37,13 @@ impl Learned {
         positive(self.cpu) && self.link_beside_cpu.is_none_or(positive)
     }
 
-    /// What is half way, in logarithms, between what was known before and this.
-    fn mixed_with(self, before: &Learned) -> Learned {
+    /// What is half way, in logarithms, between what was known before and this. What a run says nothing of goes half way back
+    /// to what was `measured`, or a plan that once was best to avoid it would never be left again.
+    fn mixed_with(self, before: &Learned, measured: f64) -> Learned {
         let middle = |a: f64, b: f64| (a * b).sqrt();
         let link = match (before.link_beside_cpu, self.link_beside_cpu) {
             (Some(a), Some(b)) => Some(middle(a, b)),
+            (Some(a), None) if measured > 0.0 => Some(middle(a, measured)),
             (a, b) => b.or(a),
         };
         Learned {
@@ -83,12 +85,13 @@ impl Profile {
 
     /// Keeps what a run has shown beside what others have: half of what was known before stays.
     pub fn learn(&mut self, new: Learned) {
+        let measured = self.link.pinned_cpu_busy.median;
         match self
             .learned
             .iter_mut()
             .find(|known| known.model == new.model)
         {
-            Some(known) => *known = new.mixed_with(known),
+            Some(known) => *known = new.mixed_with(known, measured),
             None => self.learned.push(new),
         }
     }
@@ -204,6 +207,11 @@ mod tests {
         profile.learn(learned(2.0, Some(5e9)));
         let known = profile.learned_of("a model").unwrap();
         assert!((known.link_beside_cpu.unwrap() - 10e9).abs() < 1.0);
+        let measured = profile.link.pinned_cpu_busy.median;
+        (0..20).for_each(|_| profile.learn(learned(2.0, None)));
+        let known = profile.learned_of("a model").unwrap();
+        let link = known.link_beside_cpu.unwrap();
+        assert!((link / measured - 1.0).abs() < 1e-3, "{link} {measured}");
         assert_eq!(profile.learned.len(), 1);
         assert_eq!(profile.learned_of("another"), None);
     }

@@ -130,7 +130,7 @@ pub fn answer(
         profile: Source {
             origin: machine.profile.origin,
             key: machine.profile.key.clone(),
-            note: machine.source.clone(),
+            note: machine.source_for(inventory),
         },
         prediction: solved.prediction,
         budgets,

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use crate::profile::{read_file, Cache, Machine, Origin, Profile, ProfileKey, MACHINES};
+use crate::inventory::Inventory;
+use crate::profile::{
+    model_label, read_file, Cache, Machine, Origin, Profile, ProfileKey, MACHINES,
+};
 
 /// What the machine is called of which nothing is known.
 const ASSUMED: &str = "assumed";
@@ -68,6 +71,18 @@ impl PlannedMachine {
             Some((path, profile)) => Self::of(profile, file_date(&path)),
             None => Self::assumed(),
         }
+    }
+
+    /// Where the figures for a model come from: what its runs have shown is among them.
+    pub fn source_for(&self, inventory: &Inventory) -> String {
+        let learned = self.profile.learned_of(&model_label(inventory));
+        let shown = learned.map_or_else(String::new, |learned| {
+            format!(
+                " By {} passes of this model the CPU takes {:.2} times as long.",
+                learned.passes, learned.cpu
+            )
+        });
+        format!("{}{shown}", self.source)
     }
 
     /// A profile from a file that was written on `date`.

@@ -57,6 +57,37 @@ fn a_map() {
 }
 
 #[test]
+fn what_runs_of_a_model_have_shown_counts_for_it_alone() {
+    use crate::profile::{model_label, Learned, Profile};
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("profile.json");
+    let mut profile = Profile::assumed();
+    profile.learn(Learned {
+        model: model_label(&models::dense()),
+        cpu: 3.0,
+        link_beside_cpu: None,
+        passes: 40,
+    });
+    std::fs::write(&file, serde_json::to_vec(&profile).unwrap()).unwrap();
+    let line = |profile: &str| {
+        format!("m.gguf --vram 40M --ctx 1000 --ubatch 64 --granularity 64K --profile {profile}")
+    };
+    let told = |inventory: &Inventory, profile: &str| {
+        let args = args(&line(profile)).unwrap();
+        let answer = answered(inventory, &args).unwrap();
+        (answer.profile.note.clone(), answer.prediction.tps)
+    };
+    let taught = file.display().to_string();
+    let (note, tps) = told(&models::dense(), &taught);
+    let shows = "By 40 passes of this model the CPU takes 3.00 times as long.";
+    assert!(note.ends_with(shows), "{note}");
+    assert!(tps < told(&models::dense(), "assumed").1);
+    let (note, tps) = told(&models::moe(), &taught);
+    assert!(!note.contains("By 40 passes"), "{note}");
+    assert_eq!(tps, told(&models::moe(), "assumed").1);
+}
+
+#[test]
 fn no_line_is_wider_than_a_terminal() {
     for model in [models::dense(), models::moe()] {
         for vram in ["12M", "20M", "40M", "2G"] {
