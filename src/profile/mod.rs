@@ -7,6 +7,7 @@
 
 mod cache;
 mod curve;
+mod file;
 mod key;
 mod learned;
 mod machine;
@@ -19,8 +20,9 @@ mod stated;
 mod table;
 mod types;
 
-pub use cache::{from_file, read_file, Cache, CacheError, Found, ProfileFileError};
+pub use cache::{Cache, CacheError, Found};
 pub use curve::Work;
+pub use file::{from_file, read_file, ProfileFileError};
 pub use key::{default_threads, key_of, key_of_host};
 pub use learned::{model_label, Learned};
 pub use machine::{Machine, WhatIf, WhatIfError, MACHINES};

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::cache::{from_file, Cache, Found, ProfileFileError};
+use super::cache::{Cache, Found};
+use super::file::{from_file, ProfileFileError};
 use super::key::key_of;
 use super::measure::{best, measure, measure_operations, MeasureError, Settings};
 use super::types::{Op, Origin, Processor, Profile, ProfileKey, PROFILE_SCHEMA_VERSION};

@@ -252,7 +252,7 @@ fn operation(op: &Op, gpu: Option<&Curve>, cpu: Option<&Curve>) -> Table {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::profile::{Point, ProfileKey};
+    use crate::profile::{Learned, Point, ProfileKey};
 
     /// A profile as one of an H100 might look.
     pub(in crate::profile) fn example() -> Profile {
@@ -317,6 +317,20 @@ pub(super) mod tests {
             curve(Processor::Cpu, &experts, vec![point(1, 9.9e-5, None)]),
             curve(Processor::Gpu, &attention, vec![]),
             curve(Processor::Cpu, &attention, vec![]),
+        ];
+        profile.learned = vec![
+            Learned {
+                model: "48 layers of 2048, 128 experts, q4_0".to_owned(),
+                cpu: 1.35,
+                link_beside_cpu: Some(26e9),
+                passes: 3014,
+            },
+            Learned {
+                model: "32 layers of 4096, f16".to_owned(),
+                cpu: 0.73,
+                link_beside_cpu: None,
+                passes: 28,
+            },
         ];
         profile
     }
