@@ -46,28 +46,30 @@ pub fn learn(
     let label = model_label(model.inventory);
     let before = profile.learned_of(&label);
     let mut tried = Learned {
-        model: label.clone(),
         cpu: before.map_or(1.0, |known| known.cpu),
         link_beside_cpu: before.and_then(|known| known.link_beside_cpu),
         passes: observed.passes,
+        model: label,
+    };
+    let measured = Profile {
+        learned: Vec::new(),
+        ..profile.clone()
     };
     let priced = |learned: &Learned| -> PassCost {
-        let mut profile = profile.clone();
-        profile.learned = vec![learned.clone()];
-        Costs::new(model, &profile).pass(observed.plan, observed.shape)
+        Costs::new(model, &measured.corrected(learned)).pass(observed.plan, observed.shape)
     };
-    let first = priced(&tried);
-    let shows_cpu = cpu >= PART * all && first.cpu >= PART * first.seconds;
+    let mut cost = priced(&tried);
+    let shows_cpu = cpu >= PART * all && cost.cpu >= PART * cost.seconds;
     let mut shown_link = None;
     for _ in 0..ROUNDS {
         if shows_cpu {
-            let factor = tried.cpu * cpu / priced(&tried).cpu.max(f64::MIN_POSITIVE);
+            let factor = tried.cpu * cpu / cost.cpu.max(f64::MIN_POSITIVE);
             tried.cpu = factor.clamp(1.0 / MOST_CPU, MOST_CPU);
         }
         shown_link = link_for(all, profile, &tried, &priced);
         tried.link_beside_cpu = shown_link.or(tried.link_beside_cpu);
+        cost = priced(&tried);
     }
-    let cost = priced(&tried);
     let after = PassSeconds {
         all: cost.seconds,
         cpu: cost.cpu,

@@ -12,6 +12,7 @@ use crate::cost::{
 };
 use crate::ffi;
 use crate::inventory::Inventory;
+use crate::plan::Plan;
 use crate::profile::{Origin, Profile};
 use crate::report::{CalibrationCounts, PassTimes, Predicted, ProfileKind, PROMPT_ROWS};
 use std::time::{Duration, Instant};
@@ -47,6 +48,22 @@ impl Asked {
             type_k: self.type_k,
             type_v: self.type_v,
         }
+    }
+}
+
+/// What passes are priced with.
+pub(super) struct Pricing<'a> {
+    asked: Asked,
+    inventory: Inventory,
+    pub profile: &'a Profile,
+    /// The plan that the arena has.
+    pub plan: &'a Plan,
+}
+
+impl Pricing<'_> {
+    /// The model that passes compute.
+    pub fn model(&self) -> ModelShape<'_> {
+        self.asked.model(&self.inventory)
     }
 }
 
@@ -274,15 +291,30 @@ impl Runtime {
     /// Prices passes of so many rows under the plan that the arena has. Takes as long as some passes are simulated: once for each
     /// number of rows.
     fn forecast(&self, rows: u32) -> Option<Forecast> {
+        let with = self.pricing()?;
+        let costs = Costs::new(with.model(), with.profile);
+        Some(Forecast::of(
+            &costs,
+            with.plan,
+            shape_of(rows),
+            with.asked.context,
+        ))
+    }
+
+    /// What passes are priced with, where something was asked for the one model that is loaded and the arena has a plan.
+    pub(super) fn pricing(&self) -> Option<Pricing<'_>> {
         let asked = self.calibrating.asked?;
         let ([model], Some(profile), Some(plan)) =
             (self.models.as_slice(), &self.measured, &self.carved)
         else {
             return None;
         };
-        let inventory = model.inventory.using_experts(asked.experts_used);
-        let costs = Costs::new(asked.model(&inventory), profile);
-        Some(Forecast::of(&costs, plan, shape_of(rows), asked.context))
+        Some(Pricing {
+            inventory: model.inventory.using_experts(asked.experts_used),
+            asked,
+            profile,
+            plan,
+        })
     }
 
     /// What was predicted of the context that was made last.

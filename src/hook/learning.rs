@@ -10,8 +10,6 @@ use std::time::Duration;
 /// A younger profile is not measured again for being off: on a machine that changes from minute to minute each start would take
 /// some seconds for it, and gain nothing.
 const FRESH: Duration = Duration::from_secs(3600);
-/// Fewer passes show nothing.
-const ENOUGH: u64 = 8;
 /// Passes that were predicted within this part teach nothing: what is known stays, and so do the plans that were made by it.
 const RIGHT: f64 = 0.1;
 /// What passes take is explained if they are priced at it within this part.
@@ -38,28 +36,17 @@ impl Runtime {
 
     /// What the passes have shown, and whether it explains what they took.
     fn shown_by_passes(&self) -> Option<(Learned, bool)> {
-        let (Some(profile), Some(plan), Some(asked)) =
-            (&self.measured, &self.carved, self.calibrating.asked)
-        else {
-            return None;
-        };
-        let ([model], true) = (self.models.as_slice(), self.on_wall_clock()) else {
-            return None;
-        };
         let passes = self.calibrating.most_compared()?;
-        let off = passes.lane.off_by()?;
-        if passes.lane.passes() < ENOUGH || off.abs() <= RIGHT {
-            return None;
-        }
-        let inventory = model.inventory.using_experts(asked.experts_used);
+        passes.lane.off_by_more_than(RIGHT)?;
+        let with = self.pricing().filter(|_| self.on_wall_clock())?;
         let (measured, _) = passes.lane.seconds_per_pass();
         let observed = Observed {
-            plan,
+            plan: with.plan,
             shape: passes.shape(),
             passes: passes.lane.passes(),
             measured,
         };
-        let (learned, priced) = learn(asked.model(&inventory), profile, &observed)?;
+        let (learned, priced) = learn(with.model(), with.profile, &observed)?;
         Some((learned, is_near(priced, measured)))
     }
 
@@ -75,8 +62,8 @@ impl Runtime {
     /// the next run measures anew.
     pub fn forget_profile_that_was_off(&self) {
         let counts = &self.calibrating.counts;
-        let decode = counts.decode.too_far_off().is_some() && !self.calibrating.explained;
-        let off = decode || counts.prompt.too_far_off().is_some();
+        let explained = self.calibrating.explained && counts.prompt.too_far_off().is_none();
+        let off = counts.too_far_off() && !explained;
         let (Some((cache, profile)), true) = (self.kept_profile(), off) else {
             return;
         };

@@ -1,9 +1,9 @@
 //! What passes of another machine than the profile's show of it.
 
-use super::machine::{planned, shape, Machine, GIB, LLAMA_8B, QWEN_30B_A3B};
+use super::machine::{plan_input, planned, shape, Machine, GIB, LLAMA_8B, QWEN_30B_A3B};
 use crate::cost::{learn, Costs, Observed, PassSeconds, PassShape};
 use crate::inventory::Inventory;
-use crate::plan::{Plan, PlanInput, StreamShare};
+use crate::plan::{Plan, StreamShare};
 use crate::profile::{model_label, Learned};
 
 const PASS: PassShape = PassShape {
@@ -25,18 +25,12 @@ fn took(machine: &Machine, model: &Inventory, plan: &Plan) -> PassSeconds {
 
 /// Generation that streams so much of the ring while the CPU computes the rest.
 fn streaming(model: &Inventory, percent: u32) -> Plan {
-    let mut input = plan_input(model);
+    let mut input = plan_input(model, 4 * GIB, 1024, 512);
     input.short_streams = vec![StreamShare {
         min_rows: 1,
         percent,
     }];
     crate::plan::plan(&input).unwrap()
-}
-
-fn plan_input(model: &Inventory) -> PlanInput {
-    let threshold = crate::plan::default_small_threshold(model);
-    let units = crate::plan::units_from_inventory(model, threshold);
-    PlanInput::new(units, Vec::new(), 4 * GIB)
 }
 
 #[test]
