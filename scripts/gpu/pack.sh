@@ -19,6 +19,7 @@ strip --strip-debug "$stage"/bin/* 2>/dev/null || true
 cp scripts/gpu/visit.sh scripts/gpu/profile.sh scripts/gpu/kernels.py "$stage/"
 cc -O2 -Wall -shared -fPIC scripts/gpu/memory.c -o "$stage/bin/libmemory.so" -lpthread -ldl
 cc -O3 -Wall scripts/gpu/rest.c -o "$stage/bin/rest" -lpthread
+cc -O3 -mavx2 -Wall scripts/gpu/pages.c -o "$stage/bin/pages" -lpthread -ldl
 if [ -n "${CUPTI:-}" ]; then
     cupti=$(basename "$(ls "$CUPTI"/lib/libcupti.so.* | head -n 1)")
     cc -O2 -Wall -shared -fPIC -I"$CUPTI/include" -I"${CUDA_INCLUDE:?CUPTI needs cuda.h: set CUDA_INCLUDE}" scripts/gpu/kernels.c \

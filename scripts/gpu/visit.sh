@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [fetch] [shared] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -313,6 +313,15 @@ if [[ $what == *memory* ]]; then
         unset LD_PRELOAD
     done
     grep -aE "^--- bench|^memory |pipeshard: " "$OUT/visit.log" > "$OUT/memory.txt"
+fi
+
+if [[ $what == *pages* ]]; then
+    # how fast weights are read from small pages, huge ones and a mapped file, and what the link gets beside that
+    synth 8b llama3-8b --type f16
+    { lscpu --caches; grep . /sys/kernel/mm/transparent_hugepage/{enabled,defrag,shmem_enabled}; } > "$OUT/pages.txt" 2>&1
+    [ "${PAGES_GIB:-12}" = 0 ] || "$bin/pages" "$threads" "${PAGES_GIB:-12}" >> "$OUT/pages.txt" 2>&1
+    for count in ${PAGES_THREADS:-$threads}; do "$bin/pages" "$count" 0 "$models/8b.gguf" >> "$OUT/pages.txt" 2>&1; done
+    tee -a "$OUT/visit.log" < "$OUT/pages.txt"
 fi
 
 if [[ $what == *rest* ]]; then

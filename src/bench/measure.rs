@@ -299,6 +299,7 @@ mod tests {
                 decode: times(0.1),
                 prompt: times(0.5),
                 learned: None,
+                explained: false,
             }),
             ..Report::default()
         };

@@ -1,6 +1,7 @@
 //! Running a command to its end or to its time limit, noting when it says what.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -50,7 +51,21 @@ fn is_progress(line: &str) -> bool {
     line.starts_with("llama-bench: benchmark ")
 }
 
-/// Runs `command`; ends it when `limit` is over.
+/// Has the kernel end the process when the thread that starts it ends: a benchmark that is killed leaves nothing behind that
+/// would compute beside the next one, or hold device memory.
+fn end_with_parent(command: &mut Command) {
+    // SAFETY: between fork and exec only prctl is called, which is async-signal-safe and touches no memory of this process.
+    unsafe {
+        command.pre_exec(
+            || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            },
+        );
+    }
+}
+
+/// Runs `command`; ends it when `limit` is over, or when the calling thread ends.
 ///
 /// # Errors
 /// Where it cannot be started.
@@ -59,6 +74,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Finished, String> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    end_with_parent(command);
     let start = Instant::now();
     let mut child = command
         .spawn()
@@ -130,6 +146,33 @@ mod tests {
 
     fn shell(script: &str, limit: Duration) -> Finished {
         run(Command::new("sh").args(["-c", script]), limit).unwrap()
+    }
+
+    #[test]
+    fn a_process_ends_with_the_thread_that_started_it() {
+        let (sender, receiver) = mpsc::channel();
+        let starter = std::thread::spawn(move || {
+            let mut command = Command::new("sleep");
+            end_with_parent(command.arg("60"));
+            let child = command.spawn().unwrap();
+            sender.send(child).unwrap();
+        });
+        let mut child = receiver.recv().unwrap();
+        starter.join().unwrap();
+        let begun = Instant::now();
+        let ended = loop {
+            match child.try_wait().unwrap() {
+                None if begun.elapsed() < Duration::from_secs(20) => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                ended => break ended,
+            }
+        };
+        // where the kernel did not end it, the test does
+        let _ = child.kill();
+        let signal =
+            ended.and_then(|status| std::os::unix::process::ExitStatusExt::signal(&status));
+        assert_eq!(signal, Some(libc::SIGKILL));
     }
 
     #[test]

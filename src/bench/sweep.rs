@@ -21,6 +21,9 @@ pub const CANDIDATES: &[&str] = &[
 /// Cells of a context that its generation has room in; the rest is the prompt.
 const ROOM: u32 = 128;
 const LEAST_TOKENS: u32 = 4;
+/// How many times as long a generation right behind its prompt may take as one in a restored context: its first tokens are slower,
+/// and with few others they would decide.
+const BEHIND_A_PROMPT: f64 = 4.0;
 
 /// Which of the further grids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -78,10 +81,28 @@ impl Sweep {
 
     /// Tokens that there is time for, and the prompt that leaves room for them.
     fn test(&self, facts: Facts, context: u32, sequences: u32, budget: u64) -> Test {
+        self.test_for(self.seconds, facts, context, sequences, budget)
+    }
+
+    /// A prompt that fills a context, and what is generated right behind it.
+    fn answer(&self, model: usize, facts: Facts, context: u32, budget: u64) -> Job {
+        let seconds = self.seconds * BEHIND_A_PROMPT;
+        let test = self.test_for(seconds, facts, context, 1, budget);
+        Job::answer(model, budget, test.depth, test.tokens)
+    }
+
+    fn test_for(
+        &self,
+        seconds: f64,
+        facts: Facts,
+        context: u32,
+        sequences: u32,
+        budget: u64,
+    ) -> Test {
         let depth = context.saturating_sub(ROOM.min(context / 4)).max(1);
         let tokens = self.tokens.min(context - depth).max(1);
         let test = Test::decode(tokens, depth).side_by_side(sequences);
-        let affordable = (self.seconds / pass_seconds(facts, Some(budget), test)) as u32;
+        let affordable = (seconds / pass_seconds(facts, Some(budget), test)) as u32;
         Test {
             tokens: affordable.clamp(LEAST_TOKENS.min(tokens), tokens),
             ..test
@@ -101,7 +122,7 @@ impl Sweep {
             GridKind::Contexts => {
                 let test = self.test(facts, context, 1, smallest);
                 for &budget in budgets {
-                    let job = Job::answer(model, budget, test.depth, test.tokens);
+                    let job = self.answer(model, facts, context, budget);
                     steps.push(Step::Run(job));
                 }
                 self.ways(steps, model, budgets, test, Form::Separate);
@@ -196,14 +217,17 @@ mod tests {
             panic!("{:?}", steps[2]);
         };
         assert_eq!(budgets[..], sweep.budgets[..2]);
-        // the same work on both sides
-        assert_eq!(*test, first.tests[1]);
+        // the same work on both sides, but for how many tokens there are
+        assert_eq!(test.comparable(), first.tests[1].comparable());
+        assert!(first.tests[1].tokens >= test.tokens);
     }
 
     #[test]
     fn slow_points_generate_less() {
         let sweep = sweep(GridKind::Contexts);
         let few = sweep.test(FACTS[0], 16384, 1, 2 << 30).tokens;
+        let longer = sweep.answer(0, FACTS[0], 16384, 2 << 30).tests[1].tokens;
+        assert!((2 * few..6 * few).contains(&longer), "{few} {longer}");
         let more = sweep.test(FACTS[0], 16384, 1, 16 << 30).tokens;
         assert!((4..more).contains(&few), "{few} {more}");
         assert!(sweep.test(FACTS[0], 64, 1, 2 << 30).context() <= 64);

@@ -351,6 +351,7 @@ impl Runtime {
             decode: times(&counts.decode),
             prompt: times(&counts.prompt),
             learned: self.learned(),
+            explained: self.calibrating.explained,
         })
     }
 }

@@ -83,6 +83,8 @@ pub struct CalibrationCounts {
     pub prompt: PassTimes,
     /// What the next plans for the model go by; null where nothing was learned.
     pub learned: Option<LearnedOfModel>,
+    /// With what this run has shown its passes would have been predicted within a tenth.
+    pub explained: bool,
 }
 
 impl Predicted {
@@ -168,7 +170,7 @@ impl CalibrationCounts {
             return None;
         }
         let action = match profile {
-            ProfileKind::Measured if self.prompt.too_far_off || self.learned.is_none() => {
+            ProfileKind::Measured if self.prompt.too_far_off || !self.explained => {
                 "unless the profile is less than an hour old it is forgotten, and the next run measures this machine anew"
             }
             ProfileKind::Measured => "the next run plans by what this one has shown",
@@ -281,6 +283,7 @@ pub(super) mod tests {
             decode: times(0.5, true),
             prompt: times(-0.4, true),
             learned: None,
+            explained: false,
         };
         let said = |kind| counts.warning(kind).unwrap();
         assert_eq!(
@@ -293,10 +296,17 @@ pub(super) mod tests {
         let taught = CalibrationCounts {
             prompt: times(0.1, false),
             learned: Some(learned()),
+            explained: true,
             ..counts
         };
         let said = taught.warning(ProfileKind::Measured).unwrap();
         assert!(said.ends_with("plans by what this one has shown"), "{said}");
+        let unexplained = CalibrationCounts {
+            explained: false,
+            ..taught.clone()
+        };
+        let said = unexplained.warning(ProfileKind::Measured).unwrap();
+        assert!(said.ends_with("measures this machine anew"), "{said}");
         assert_eq!(
             taught.learned.unwrap().sentence().replace('\u{a0}', " "),
             "the CPU takes 1.50 times as long as measured, beside it the link moves 30.0 GB/s; the next plans for this \

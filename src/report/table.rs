@@ -332,6 +332,7 @@ mod tests {
                 decode: calibration::tests::times(0.5, true),
                 prompt: calibration::tests::times(0.1, false),
                 learned: Some(calibration::tests::learned()),
+                explained: true,
             }),
             ..engaged()
         };

@@ -10,8 +10,9 @@ use super::place::{Filler, Operands, Place};
 use super::traffic::{Beside, Traffic};
 use crate::profile::{Curve, Op, Point, Processor, Quantity};
 
-/// Operations in one graph at most.
+/// Operations in one graph at most, and graphs of one series.
 const MOST_NODES: usize = 256;
+const MOST_GRAPHS: usize = 16;
 /// A rest as long as the CPU has in a streamed prompt. Behind 50 ms nothing was seen on a machine where 200 ms cost 5.
 const REST: Duration = Duration::from_millis(250);
 const RESTS: usize = 3;
@@ -174,12 +175,14 @@ impl<'b> Bench<'_, 'b> {
         };
         let wanted = (self.repetition / one.max(1e-7)).ceil() as usize;
         let nodes = wanted.clamp(1, MOST_NODES);
-        // the CPU goes round in all copies with one graph after the other, the device with one that it learns
+        // the CPU goes round in all weights with one graph after the other, the device with one that it learns
         let (nodes, count) = match self.on {
-            _ if nodes >= operands.copies => (nodes, 1),
-            Processor::Gpu if tokens == 1 => (operands.copies.min(MOST_NODES), 1),
+            Processor::Gpu if tokens == 1 => (nodes.max(operands.copies).min(MOST_NODES), 1),
             Processor::Gpu => (nodes, 1),
-            Processor::Cpu => (nodes, operands.copies.div_ceil(nodes).min(16)),
+            Processor::Cpu => (
+                nodes,
+                operands.turns(tokens).div_ceil(nodes).min(MOST_GRAPHS),
+            ),
         };
         let mut graphs = Vec::with_capacity(count);
         for index in 0..count {

@@ -46,6 +46,7 @@ pub(super) struct Place<'b> {
 }
 
 /// An operation whose weights have been filled in.
+#[derive(Debug)]
 pub(super) struct Operands {
     op: Op,
     /// Bytes from one copy of the weights to the next.
@@ -54,6 +55,16 @@ pub(super) struct Operands {
     pub copies: usize,
     /// Where the values of a KV cache begin, behind its keys.
     values: u64,
+}
+
+impl Operands {
+    /// How often the operation is computed until all of its weights have been read: once for each copy, and more often where a
+    /// token reads only the experts that it chooses. What is computed less often may find its weights in a cache.
+    pub fn turns(&self, tokens: u32) -> usize {
+        let whole = self.op.operand_bytes() as f64;
+        let read = self.op.work(tokens).bytes.clamp(1.0, whole.max(1.0));
+        (self.copies as f64 * whole / read).ceil() as usize
+    }
 }
 
 fn up(bytes: u64) -> u64 {
@@ -351,5 +362,39 @@ impl<'t, 'b> Filler<'t, 'b> {
                 scope.spawn(move || blocks.fill(part, seed));
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_take_more_turns_than_copies_until_all_weights_were_read() {
+        let turns = |op: Op, tokens| {
+            let operands = Operands {
+                op,
+                stride: 0,
+                copies: 10,
+                values: 0,
+            };
+            operands.turns(tokens)
+        };
+        let experts = Op::Experts {
+            type_name: "f16".to_owned(),
+            columns: 256,
+            rows: 64,
+            experts: 128,
+            used: 8,
+        };
+        assert_eq!(turns(experts.clone(), 1), 160);
+        // of many tokens each expert is some token's
+        assert!((10..=11).contains(&turns(experts, 512)));
+        let product = Op::Product {
+            type_name: "f16".to_owned(),
+            columns: 256,
+            rows: 64,
+        };
+        assert_eq!((turns(product.clone(), 1), turns(product, 512)), (10, 10));
     }
 }
