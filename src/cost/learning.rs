@@ -5,7 +5,7 @@
 //! the link moves while the CPU computes. So both are looked for with which the pass would be priced at what it took.
 
 use super::calibration::PassSeconds;
-use super::table::Costs;
+use super::table::{or, Costs};
 use super::types::{ModelShape, PassCost, PassShape};
 use crate::plan::Plan;
 use crate::profile::{model_label, Learned, Profile};
@@ -16,8 +16,9 @@ const ROUNDS: u32 = 3;
 const HALVINGS: u32 = 8;
 /// The CPU's part of a pass says something where it is at least this share of it.
 const PART: f64 = 0.1;
-/// Of what the link moves while nothing else does, it moves at least this share beside the CPU.
-const LEAST_LINK: f64 = 0.2;
+/// Of what the profile says that the link moves beside the CPU, it moves at least this share. Where a plan hardly waits for copies a
+/// little time more would be a link that hardly moves: it was spent on something else then.
+const LEAST_LINK: f64 = 0.5;
 /// What the CPU takes is within this factor of what was measured, in either direction.
 const MOST_CPU: f64 = 4.0;
 /// A pass depends on the link if the slowest and the fastest one make it differ by this part.
@@ -96,7 +97,10 @@ fn link_for(
         };
         priced(&tried).seconds
     };
-    let (mut low, mut high) = (most * LEAST_LINK, most);
+    let (mut low, mut high) = (
+        or(profile.link.pinned_cpu_busy.median, most).min(most) * LEAST_LINK,
+        most,
+    );
     let depends = most > 0.0 && seconds(low) > seconds(high) * (1.0 + DEPENDS);
     if !depends {
         return None;

@@ -318,13 +318,17 @@ mod tests {
         let Found::Profile(found) = cache.load(&key()) else {
             panic!("nothing is kept");
         };
-        assert_eq!(found.learned, [learned(1.5)]);
+        let mut taught = measured(key());
+        taught.learn(learned(1.5));
+        assert_eq!(found.learned, taught.learned);
         assert_eq!(found.curves, measured(key()).curves);
         assert!(cache.discard(&key(), Duration::from_secs(3600)).unwrap());
         cache.store(&measured(key())).unwrap();
         cache.teach(&key(), learned(1.5)).unwrap();
         let whole = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, whole.replace("\"cpu\": 1.5", "\"cpu\": -1.5")).unwrap();
+        let known = format!("\"cpu\": {}", taught.learned[0].cpu);
+        assert!(whole.contains(&known), "{whole}");
+        std::fs::write(&path, whole.replace(&known, "\"cpu\": -1.5")).unwrap();
         assert!(matches!(cache.load(&key()), Found::Damaged(_)));
     }
 

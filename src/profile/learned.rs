@@ -15,6 +15,8 @@ use crate::inventory::Inventory;
 const FEW: f64 = 4.0;
 /// Operations of at least so many are limited by arithmetic, and take what was measured.
 const MANY: f64 = 64.0;
+/// So many passes count as much as all that was known before: fewer may have been disturbed, by another program for example.
+const CONVINCING: f64 = 32.0;
 
 /// What runs of a model have shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,20 +39,34 @@ impl Learned {
         positive(self.cpu) && self.link_beside_cpu.is_none_or(positive)
     }
 
-    /// What is half way, in logarithms, between what was known before and this. What a run says nothing of goes half way back
-    /// to what was `measured`, or a plan that once was best to avoid it would never be left again.
+    /// What lies between what was known before and this, in logarithms: the closer to this, the more passes said so. What a run says
+    /// nothing of goes back to what was `measured`, or a plan that once was best to avoid it would never be left again.
     fn mixed_with(self, before: &Learned, measured: f64) -> Learned {
-        let middle = |a: f64, b: f64| (a * b).sqrt();
+        let passes = self.passes as f64;
+        let weight = passes / (passes + CONVINCING);
+        let between = |a: f64, b: f64| a * (b / a).powf(weight);
+        let was = measured.max(0.0);
         let link = match (before.link_beside_cpu, self.link_beside_cpu) {
-            (Some(a), Some(b)) => Some(middle(a, b)),
-            (Some(a), None) if measured > 0.0 => Some(middle(a, measured)),
-            (a, b) => b.or(a),
+            (None, None) => None,
+            (None, Some(shown)) if was == 0.0 => Some(shown),
+            (Some(known), None) if was == 0.0 => Some(known),
+            (known, shown) => Some(between(known.unwrap_or(was), shown.unwrap_or(was))),
         };
         Learned {
-            cpu: middle(before.cpu, self.cpu),
+            cpu: between(before.cpu, self.cpu),
             link_beside_cpu: link,
             passes: before.passes.saturating_add(self.passes),
             ..self
+        }
+    }
+
+    /// What is known of a model before any run: what was measured holds.
+    fn nothing(model: &str) -> Learned {
+        Learned {
+            model: model.to_owned(),
+            cpu: 1.0,
+            link_beside_cpu: None,
+            passes: 0,
         }
     }
 }
@@ -83,16 +99,16 @@ impl Profile {
         self.learned.iter().find(|known| known.model == model)
     }
 
-    /// Keeps what a run has shown beside what others have: half of what was known before stays.
+    /// Keeps what a run has shown, as far as its passes convince beside what is known.
     pub fn learn(&mut self, new: Learned) {
         let measured = self.link.pinned_cpu_busy.median;
-        match self
-            .learned
-            .iter_mut()
-            .find(|known| known.model == new.model)
-        {
-            Some(known) => *known = new.mixed_with(known, measured),
-            None => self.learned.push(new),
+        let known = self.learned.iter().position(|of| of.model == new.model);
+        match known {
+            Some(at) => self.learned[at] = new.mixed_with(&self.learned[at], measured),
+            None => {
+                let nothing = Learned::nothing(&new.model);
+                self.learned.push(new.mixed_with(&nothing, measured));
+            }
         }
     }
 
@@ -194,25 +210,55 @@ mod tests {
         assert_eq!(most.link.pinned_cpu_busy.median, link);
     }
 
+    fn shown(cpu: f64, link: Option<f64>, passes: u64) -> Learned {
+        Learned {
+            passes,
+            ..learned(cpu, link)
+        }
+    }
+
     #[test]
-    fn half_of_what_was_known_stays() {
+    fn as_many_passes_as_convince_count_as_much_as_what_was_known() {
         let mut profile = Profile::assumed();
-        profile.learn(learned(4.0, None));
-        profile.learn(learned(1.0, Some(20e9)));
+        profile.link.pinned_cpu_busy.median = 40e9;
+        profile.learn(shown(4.0, None, 32));
         let known = profile.learned_of("a model").unwrap();
-        assert_eq!(
-            (known.cpu, known.link_beside_cpu, known.passes),
-            (2.0, Some(20e9), 20)
-        );
-        profile.learn(learned(2.0, Some(5e9)));
+        assert_eq!((known.cpu, known.link_beside_cpu), (2.0, None));
+        profile.learn(shown(0.5, Some(10e9), 32));
         let known = profile.learned_of("a model").unwrap();
-        assert!((known.link_beside_cpu.unwrap() - 10e9).abs() < 1.0);
+        assert!((known.cpu - 1.0).abs() < 1e-9 && known.passes == 64);
+        assert!((known.link_beside_cpu.unwrap() / 20e9 - 1.0).abs() < 1e-9);
+        assert_eq!(profile.learned.len(), 1);
+        assert_eq!(profile.learned_of("another"), None);
+    }
+
+    #[test]
+    fn a_few_disturbed_passes_change_little_and_many_say_how_it_is() {
+        let link_after = |passes| {
+            let mut profile = Profile::assumed();
+            profile.link.pinned_cpu_busy.median = 42e9;
+            profile.learn(shown(1.0, Some(21e9), passes));
+            profile.learned[0].link_beside_cpu.unwrap() / 1e9
+        };
+        assert!((34.0..38.0).contains(&link_after(10)), "{}", link_after(10));
+        assert!((21.0..22.0).contains(&link_after(1000)));
+    }
+
+    #[test]
+    fn a_link_that_runs_say_nothing_of_goes_back_to_what_was_measured() {
+        let mut profile = Profile::assumed();
         let measured = profile.link.pinned_cpu_busy.median;
-        (0..20).for_each(|_| profile.learn(learned(2.0, None)));
+        profile.learn(shown(2.0, Some(measured / 2.0), 1000));
+        (0..20).for_each(|_| profile.learn(shown(2.0, None, 32)));
         let known = profile.learned_of("a model").unwrap();
         let link = known.link_beside_cpu.unwrap();
         assert!((link / measured - 1.0).abs() < 1e-3, "{link} {measured}");
-        assert_eq!(profile.learned.len(), 1);
-        assert_eq!(profile.learned_of("another"), None);
+        assert!((known.cpu / 2.0 - 1.0).abs() < 0.03);
+        // a profile that says nothing of it
+        profile.link.pinned_cpu_busy.median = 0.0;
+        profile.learned.clear();
+        profile.learn(shown(1.0, Some(20e9), 10));
+        profile.learn(shown(1.0, None, 10));
+        assert_eq!(profile.learned[0].link_beside_cpu, Some(20e9));
     }
 }
