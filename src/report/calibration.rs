@@ -303,7 +303,7 @@ pub(super) mod tests {
         assert!(said.ends_with("plans by what this one has shown"), "{said}");
         let unexplained = CalibrationCounts {
             explained: false,
-            ..taught.clone()
+            ..taught
         };
         let said = unexplained.warning(ProfileKind::Measured).unwrap();
         assert!(said.ends_with("measures this machine anew"), "{said}");
