@@ -116,7 +116,7 @@ pub fn run(settings: &Settings, progress: &dyn Progress) -> Result<Results, Stri
         inventories.push(Inventory::from_gguf(&model.path).map_err(|e| e.to_string())?);
     }
     progress.say("opening the device and measuring the link");
-    let machine = open_device(settings, &source, &mut log)?;
+    let machine = open_device(settings, &source, progress, &mut log)?;
     let facts: Vec<Facts> = inventories.iter().map(facts_of).collect();
     let mut run = Run {
         tools: Tools {

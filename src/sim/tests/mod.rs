@@ -213,6 +213,19 @@ impl<const N: usize> Drop for Tensors<N> {
     }
 }
 
+/// Whether so much host memory is page-locked for a card, when tests beside this one are through: what these lock in place is
+/// page-locked for all cards.
+fn page_locked_is(card: &Card, bytes: u64) -> bool {
+    let begun = std::time::Instant::now();
+    loop {
+        let found = super::counters(card.handle).pinned_bytes;
+        if found == bytes || begun.elapsed() > std::time::Duration::from_secs(20) {
+            return found == bytes;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
 /// What a tensor holds now, in no order with any stream.
 fn peek(tensor: *mut ffi::ggml_tensor) -> Vec<f32> {
     // SAFETY: the tensor is allocated, holds floats, and the answer has room for all of them.
