@@ -1,7 +1,7 @@
-// How fast threads read host memory by where it lies, and what the link gets beside them: `pages THREADS GIB [FILE]`. Chunks in random
-// order, each read by all threads together, as ggml reads weights: of the size of an expert's matrix, and of a dense layer's. Without
-// FILE from GIB of anonymous memory with small and with huge pages; with it from FILE, mapped, while copies go to the device from the
-// first part of it, page-locked in place (GIB is not used then). One line for each: GB/s, median and worst of some repetitions.
+// How fast threads read host memory by where it lies, and what the link gets beside them: `pages THREADS GIB|FILE`. Chunks in random
+// order, each read by all threads together, as ggml reads weights: of the size of an expert's matrix, and of a dense layer's. From so
+// many GiB of anonymous memory with small and with huge pages; or from FILE, mapped, while copies go to the device from the first part
+// of it, page-locked in place. One line for each: GB/s, median and worst of some repetitions.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -213,16 +213,17 @@ static int file(const char *path) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 3) return fprintf(stderr, "usage: pages THREADS GIB [FILE]\n"), 2;
+    if (argc != 3) return fprintf(stderr, "usage: pages THREADS GIB|FILE\n"), 2;
     threads = atoi(argv[1]);
-    size_t bytes = (size_t)atol(argv[2]) << 30;
-    if (threads < 1 || threads > 64) return 2;
+    char *behind;
+    size_t bytes = (size_t)strtoul(argv[2], &behind, 10) << 30;
+    if (threads < 1 || threads > 64 || (!*behind && !bytes)) return 2;
     pthread_barrier_init(&barrier, NULL, threads + 1);
     pthread_t all[64];
     for (int i = 0; i < threads; i++) pthread_create(&all[i], NULL, thread, (void *)(intptr_t)i);
     int code = 0;
-    if (argc > 3) {
-        code = file(argv[3]);
+    if (*behind) {
+        code = file(argv[2]);
     } else {
         anonymous("small pages", bytes, MADV_NOHUGEPAGE, (size_t)512 << 20);
         anonymous("huge pages", bytes, MADV_HUGEPAGE, (size_t)512 << 20);

@@ -320,7 +320,7 @@ if [[ $what == *pages* ]]; then
     synth 8b llama3-8b --type f16
     { lscpu --caches; grep . /sys/kernel/mm/transparent_hugepage/{enabled,defrag,shmem_enabled}; } > "$OUT/pages.txt" 2>&1
     [ "${PAGES_GIB:-12}" = 0 ] || "$bin/pages" "$threads" "${PAGES_GIB:-12}" >> "$OUT/pages.txt" 2>&1
-    for count in ${PAGES_THREADS:-$threads}; do "$bin/pages" "$count" 0 "$models/8b.gguf" >> "$OUT/pages.txt" 2>&1; done
+    for count in ${PAGES_THREADS:-$threads}; do "$bin/pages" "$count" "$models/8b.gguf" >> "$OUT/pages.txt" 2>&1; done
     tee -a "$OUT/visit.log" < "$OUT/pages.txt"
 fi
 

@@ -149,15 +149,14 @@ fn calmest(
     progress: &dyn Progress,
 ) -> Result<Machine, String> {
     let mut best = look(0)?;
-    for attempt in 1..ATTEMPTS {
-        if best.others <= TOLERATED {
-            return Ok(best.machine);
-        }
+    let mut attempts = 1;
+    while best.others > TOLERATED && attempts < ATTEMPTS {
         progress.say(&format!(
             "device memory of other programs changed by {} MiB meanwhile: again",
             best.others / MIB
         ));
-        let next = look(attempt)?;
+        let next = look(attempts)?;
+        attempts += 1;
         if next.others < best.others {
             best = next;
         }

@@ -79,26 +79,14 @@ impl Sweep {
         steps
     }
 
-    /// Tokens that there is time for, and the prompt that leaves room for them.
-    fn test(&self, facts: Facts, context: u32, sequences: u32, budget: u64) -> Test {
-        self.test_for(self.seconds, facts, context, sequences, budget)
-    }
-
-    /// A prompt that fills a context, and what is generated right behind it.
-    fn answer(&self, model: usize, facts: Facts, context: u32, budget: u64) -> Job {
-        let seconds = self.seconds * BEHIND_A_PROMPT;
-        let test = self.test_for(seconds, facts, context, 1, budget);
+    /// A prompt that fills a context, and what there is time for right behind it.
+    fn answer(&self, seconds: f64, model: usize, facts: Facts, context: u32, budget: u64) -> Job {
+        let test = self.test(seconds, facts, context, 1, budget);
         Job::answer(model, budget, test.depth, test.tokens)
     }
 
-    fn test_for(
-        &self,
-        seconds: f64,
-        facts: Facts,
-        context: u32,
-        sequences: u32,
-        budget: u64,
-    ) -> Test {
+    /// Tokens that there is time for, and the prompt that leaves room for them.
+    fn test(&self, seconds: f64, facts: Facts, context: u32, sequences: u32, budget: u64) -> Test {
         let depth = context.saturating_sub(ROOM.min(context / 4)).max(1);
         let tokens = self.tokens.min(context - depth).max(1);
         let test = Test::decode(tokens, depth).side_by_side(sequences);
@@ -120,16 +108,17 @@ impl Sweep {
         let smallest = budgets.iter().min().copied().unwrap_or(0);
         match self.kind {
             GridKind::Contexts => {
-                let test = self.test(facts, context, 1, smallest);
+                let test = self.test(self.seconds, facts, context, 1, smallest);
                 for &budget in budgets {
-                    let job = self.answer(model, facts, context, budget);
+                    let seconds = self.seconds * BEHIND_A_PROMPT;
+                    let job = self.answer(seconds, model, facts, context, budget);
                     steps.push(Step::Run(job));
                 }
                 self.ways(steps, model, budgets, test, Form::Separate);
             }
             GridKind::Batches => {
                 for &sequences in &self.batches {
-                    let test = self.test(facts, context, sequences, smallest);
+                    let test = self.test(self.seconds, facts, context, sequences, smallest);
                     for &budget in budgets {
                         let job = Job {
                             form: Form::Batched,
@@ -142,8 +131,7 @@ impl Sweep {
             }
             GridKind::Placements => {
                 for &budget in budgets {
-                    let test = self.test(facts, context, 1, budget);
-                    let default = Job::answer(model, budget, test.depth, test.tokens);
+                    let default = self.answer(self.seconds, model, facts, context, budget);
                     steps.push(Step::Run(default.clone()));
                     for name in &self.candidates {
                         steps.push(Step::Run(Job {
@@ -225,12 +213,13 @@ mod tests {
     #[test]
     fn slow_points_generate_less() {
         let sweep = sweep(GridKind::Contexts);
-        let few = sweep.test(FACTS[0], 16384, 1, 2 << 30).tokens;
-        let longer = sweep.answer(0, FACTS[0], 16384, 2 << 30).tests[1].tokens;
+        let few = sweep.test(2.0, FACTS[0], 16384, 1, 2 << 30).tokens;
+        let answer = sweep.answer(2.0 * BEHIND_A_PROMPT, 0, FACTS[0], 16384, 2 << 30);
+        let longer = answer.tests[1].tokens;
         assert!((2 * few..6 * few).contains(&longer), "{few} {longer}");
-        let more = sweep.test(FACTS[0], 16384, 1, 16 << 30).tokens;
+        let more = sweep.test(2.0, FACTS[0], 16384, 1, 16 << 30).tokens;
         assert!((4..more).contains(&few), "{few} {more}");
-        assert!(sweep.test(FACTS[0], 64, 1, 2 << 30).context() <= 64);
+        assert!(sweep.test(2.0, FACTS[0], 64, 1, 2 << 30).context() <= 64);
     }
 
     #[test]

@@ -45,12 +45,10 @@ pub fn learn(
 ) -> Option<(Learned, PassSeconds)> {
     let PassSeconds { all, cpu } = observed.measured;
     let label = model_label(model.inventory);
-    let before = profile.learned_of(&label);
+    let before = profile.learned_of(&label).cloned();
     let mut tried = Learned {
-        cpu: before.map_or(1.0, |known| known.cpu),
-        link_beside_cpu: before.and_then(|known| known.link_beside_cpu),
         passes: observed.passes,
-        model: label,
+        ..before.unwrap_or_else(|| Learned::before_any_run(label))
     };
     let measured = Profile {
         learned: Vec::new(),

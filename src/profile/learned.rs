@@ -45,13 +45,11 @@ impl Learned {
         let passes = self.passes as f64;
         let weight = passes / (passes + CONVINCING);
         let between = |a: f64, b: f64| a * (b / a).powf(weight);
-        let was = measured.max(0.0);
-        let link = match (before.link_beside_cpu, self.link_beside_cpu) {
-            (None, None) => None,
-            (None, Some(shown)) if was == 0.0 => Some(shown),
-            (Some(known), None) if was == 0.0 => Some(known),
-            (known, shown) => Some(between(known.unwrap_or(was), shown.unwrap_or(was))),
-        };
+        let (known, shown) = (before.link_beside_cpu, self.link_beside_cpu);
+        let link = known.or(shown).map(|either| {
+            let measured = if measured > 0.0 { measured } else { either };
+            between(known.unwrap_or(measured), shown.unwrap_or(measured))
+        });
         Learned {
             cpu: between(before.cpu, self.cpu),
             link_beside_cpu: link,
@@ -61,9 +59,9 @@ impl Learned {
     }
 
     /// What is known of a model before any run: what was measured holds.
-    fn nothing(model: &str) -> Learned {
+    pub fn before_any_run(model: String) -> Self {
         Learned {
-            model: model.to_owned(),
+            model,
             cpu: 1.0,
             link_beside_cpu: None,
             passes: 0,
@@ -102,12 +100,12 @@ impl Profile {
     /// Keeps what a run has shown, as far as its passes convince beside what is known.
     pub fn learn(&mut self, new: Learned) {
         let measured = self.link.pinned_cpu_busy.median;
-        let known = self.learned.iter().position(|of| of.model == new.model);
+        let known = self.learned.iter_mut().find(|of| of.model == new.model);
         match known {
-            Some(at) => self.learned[at] = new.mixed_with(&self.learned[at], measured),
+            Some(known) => *known = new.mixed_with(known, measured),
             None => {
-                let nothing = Learned::nothing(&new.model);
-                self.learned.push(new.mixed_with(&nothing, measured));
+                let before = Learned::before_any_run(new.model.clone());
+                self.learned.push(new.mixed_with(&before, measured));
             }
         }
     }

@@ -1,13 +1,10 @@
 //! Measuring on the simulated device: it runs through, keeps within its limit and gives everything back.
 
 use std::cell::RefCell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 use crate::sim::{self, SimSpec};
-
-/// How long other tests may keep memory page-locked.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(in crate::profile) fn card(spec: &str) -> Device {
     sim::tests::load_cpu();
@@ -82,11 +79,7 @@ fn every_kind_is_measured_and_everything_is_given_back() {
         told.borrow_mut().push((done, all));
     })
     .unwrap();
-    // what tests beside this one page-lock in place is page-locked for all simulated devices
-    let begun = Instant::now();
-    while counters(device).pinned_bytes > 0 && begun.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    assert!(sim::tests::page_locked_is(device.raw(), 0));
     let after = counters(device);
     assert_eq!((after.current_bytes, after.pinned_bytes), (0, 0));
     assert_eq!(after.allocations, after.frees);

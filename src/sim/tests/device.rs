@@ -152,7 +152,7 @@ fn page_locked_buffers_are_the_cpus_but_for_their_type() {
         assert_eq!((*locked).buft, host);
         let base = ffi::ggml_backend_buffer_get_base(locked).cast::<u8>();
         base.write_bytes(7, 600 << 10);
-        assert!(page_locked_is(&card, 600 << 10));
+        assert!(page_locked_is(card.handle, 600 << 10));
         let too_much = ffi::ggml_backend_buft_alloc_buffer(host, 600 << 10);
         assert_eq!(
             (*too_much).buft,
@@ -162,7 +162,7 @@ fn page_locked_buffers_are_the_cpus_but_for_their_type() {
         ffi::ggml_backend_buffer_free(too_much);
         ffi::ggml_backend_buffer_free(locked);
     }
-    assert!(page_locked_is(&card, 0));
+    assert!(page_locked_is(card.handle, 0));
     let refused = Card::new("vram=1M,pin=off");
     // SAFETY: as above.
     unsafe {

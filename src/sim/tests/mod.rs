@@ -213,12 +213,12 @@ impl<const N: usize> Drop for Tensors<N> {
     }
 }
 
-/// Whether so much host memory is page-locked for a card, when tests beside this one are through: what these lock in place is
-/// page-locked for all cards.
-fn page_locked_is(card: &Card, bytes: u64) -> bool {
+/// Whether so much host memory is page-locked for a device, when tests beside this one are through: what these lock in place is
+/// page-locked for all simulated devices.
+pub(crate) fn page_locked_is(device: ffi::ggml_backend_dev_t, bytes: u64) -> bool {
     let begun = std::time::Instant::now();
     loop {
-        let found = super::counters(card.handle).pinned_bytes;
+        let found = super::counters(device).pinned_bytes;
         if found == bytes || begun.elapsed() > std::time::Duration::from_secs(20) {
             return found == bytes;
         }
