@@ -37,6 +37,25 @@ fn wanted_tools() -> Vec<String> {
     }
 }
 
+/// Whether llama-server gets its web page, which Node builds; stock llama.cpp would download it where there is no Node.
+fn builds_web_page() -> bool {
+    find_program("npm").is_some() && wanted_tools().iter().any(|tool| tool == "llama-server")
+}
+
+/// Says where llama-server has no web page, and why.
+fn warn_without_web_page(context: &Context) {
+    let server = wanted_tools().iter().any(|tool| tool == "llama-server");
+    let page = context.build_dir().join("build/tools/ui/dist/index.html");
+    if !server || page.is_file() {
+        return;
+    }
+    let why = match builds_web_page() {
+        true => format!("npm could not build it, see {}", context.log_file().display()),
+        false => "npm is not on the PATH; install Node.js and build again to have it".to_owned(),
+    };
+    println!("cargo:warning=llama-server is built without its web page (its API is complete): {why}");
+}
+
 /// Whether this is the second start.
 pub fn is_build_step() -> bool {
     env::var_os(STEP).is_some()
@@ -65,6 +84,7 @@ pub fn build(context: &Context, source: &Source) -> Result<()> {
         .status()
         .map_err(|e| format!("cannot start the native build: {e}"))?;
     if status.success() {
+        warn_without_web_page(context);
         return Ok(());
     }
     let text = fs::read(&path).unwrap_or_default();
@@ -111,12 +131,12 @@ pub fn build_step(context: &Context) {
         "LLAMA_BUILD_APP",
         "LLAMA_BUILD_EXAMPLES",
         "LLAMA_BUILD_TESTS",
-        "LLAMA_BUILD_UI",
         "LLAMA_OPENSSL",
         "LLAMA_USE_PREBUILT_UI",
     ] {
         config.define(off, "OFF");
     }
+    config.define("LLAMA_BUILD_UI", on_off(builds_web_page()));
     if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
         cpu_variant(&mut config, context.avx512);
     }

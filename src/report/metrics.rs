@@ -350,7 +350,7 @@ mod tests {
     fn report() -> Report {
         Report {
             engaged: true,
-            build: "0c1e57098-1a2b".to_owned(),
+            build: "b11549-1a2b".to_owned(),
             device: "SIM0 (\"a\\b\"\nc)".to_owned(),
             budget: 40 << 20,
             held: MemoryHeld {

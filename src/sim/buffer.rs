@@ -33,9 +33,11 @@ pub(super) fn memory_type(
         iface: ffi::ggml_backend_buffer_type_i {
             get_name: Some(memory_type_name),
             alloc_buffer: Some(memory_type_alloc),
+            alloc_buffer_n: None,
             get_alignment: Some(memory_type_alignment),
             get_max_size: None,
             get_alloc_size: Some(memory_type_alloc_size),
+            get_alloc_size_n: None,
             is_host: None,
         },
         device,
