@@ -8,7 +8,7 @@ FEATURES ?=
 FEATURE_ARGS := $(if $(FEATURES),--features "$(FEATURES)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test check fmt precommit fuzz sanitize patch-lines clean-native
+.PHONY: help setup build demo test test-library check fmt precommit fuzz sanitize patch-lines clean-native
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -24,12 +24,16 @@ build: setup ## build everything, optimised; the tools are left in target/releas
 demo: build ## a real model answers under a VRAM budget that it does not fit in
 	@scripts/demo.sh
 
-test: build ## all tests, against stock llama.cpp
+test: build test-library ## all tests, against stock llama.cpp
 	@python3 scripts/fetch.py server-tests >/dev/null
 	@$(CARGO) test --release $(FEATURE_ARGS)
 
-check: setup patch-lines ## formatting, lints, and the size of the patches
+test-library: setup ## the library with the switches for tests, in target/test-hooks (tests build it for themselves)
+	@$(CARGO) build --package pipeshard --lib --profile test-hooks --features "test-hooks $(FEATURES)"
+
+check: setup patch-lines ## formatting, lints, imports in a circle, and the size of the patches
 	@cargo fmt --all --check
+	@python3 scripts/check-imports.py
 	@$(CARGO) clippy --release --all-targets $(FEATURE_ARGS) -- -D warnings
 
 fmt: ## format the Rust code

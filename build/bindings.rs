@@ -1,4 +1,4 @@
-//! `src/ffi`: what bindgen reads from llama.cpp's headers.
+//! `crates/pipeshard-sys`: what bindgen reads from llama.cpp's headers.
 
 use std::path::PathBuf;
 use std::process::Command;

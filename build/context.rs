@@ -59,7 +59,7 @@ impl Context {
                 .ok_or_else(|| format!("{name} is not set: this program is run by cargo"))
         };
         let out = path("OUT_DIR")?;
-        // <target>/<profile>/build/pipeshard-<hash>/out
+        // <target>/<profile>/build/pipeshard-sys-<hash>/out
         let profile = out
             .ancestors()
             .nth(3)
@@ -74,7 +74,12 @@ impl Context {
             .and_then(|()| native.canonicalize())
             .map_err(|e| format!("cannot make {}: {e}", native.display()))?;
         let context = Context {
-            root: path("CARGO_MANIFEST_DIR")?,
+            // this program is that of crates/pipeshard-sys
+            root: path("CARGO_MANIFEST_DIR")?
+                .ancestors()
+                .nth(2)
+                .ok_or("crates/pipeshard-sys lies in no repository")?
+                .to_path_buf(),
             out,
             profile,
             native,
@@ -100,7 +105,7 @@ impl Context {
             println!("cargo:rerun-if-env-changed={name}");
         }
         for path in WATCHED_PATHS {
-            println!("cargo:rerun-if-changed={path}");
+            println!("cargo:rerun-if-changed={}", self.root.join(path).display());
         }
         if let Some(dir) = &self.llama_dir {
             for part in [

@@ -52,9 +52,6 @@ pub fn into_profile(context: &Context) -> Result<()> {
         "cargo:rustc-link-search=native={}",
         context.profile.display()
     );
-    // Executables and libpipeshard.so lie beside llama.cpp's libraries, tests one folder deeper.
-    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN:$ORIGIN/..");
-    println!("cargo:rustc-link-arg=-Wl,--as-needed");
     for library in ["llama", "ggml", "ggml-base"] {
         println!("cargo:rustc-link-lib=dylib={library}");
     }

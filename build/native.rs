@@ -50,10 +50,15 @@ fn warn_without_web_page(context: &Context) {
         return;
     }
     let why = match builds_web_page() {
-        true => format!("npm could not build it, see {}", context.log_file().display()),
+        true => format!(
+            "npm could not build it, see {}",
+            context.log_file().display()
+        ),
         false => "npm is not on the PATH; install Node.js and build again to have it".to_owned(),
     };
-    println!("cargo:warning=llama-server is built without its web page (its API is complete): {why}");
+    println!(
+        "cargo:warning=llama-server is built without its web page (its API is complete): {why}"
+    );
 }
 
 /// Whether this is the second start.

@@ -10,16 +10,17 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::Path;
 
-use pipeshard::inventory::{
+use pipeshard::report::Report;
+use pipeshard_gguf::inventory_of;
+use pipeshard_model::inventory::{
     canonical_order, layer_of, role_of, DType, Inventory, LoadedTensor, TensorInfo,
 };
-use pipeshard::plan::{
+use pipeshard_model::size::ByteSize;
+use pipeshard_plan::plan::{
     default_small_threshold, estimate_scratch, units_from_inventory, FixedPlan, KvLayer, Plan,
     PlanError, PlanInput, SavedPlan,
 };
-use pipeshard::report::Report;
-use pipeshard::sim::SimSpec;
-use pipeshard::size::ByteSize;
+use pipeshard_sim::SimSpec;
 
 /// A reader.
 pub type Entry = fn(&[u8]);
@@ -138,7 +139,7 @@ pub fn plan_input(data: &[u8]) {
 }
 
 fn use_input(input: &PlanInput) {
-    match pipeshard::plan::plan(input) {
+    match pipeshard_plan::plan::plan(input) {
         Ok(plan) => {
             assert!(plan.ledger.total() <= input.budget);
             use_plan(&plan);
@@ -150,7 +151,8 @@ fn use_input(input: &PlanInput) {
                     budget: minimum,
                     ..input.clone()
                 };
-                let plan = pipeshard::plan::plan(&enough).expect("the minimum that is named works");
+                let plan =
+                    pipeshard_plan::plan::plan(&enough).expect("the minimum that is named works");
                 assert!(plan.ledger.total() <= minimum);
             }
         }
@@ -235,7 +237,7 @@ pub fn gguf(data: &[u8]) {
     };
     file.write_all(data).expect("a small file fits memory");
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    match Inventory::from_gguf(Path::new(&path)) {
+    match inventory_of(Path::new(&path)) {
         Ok(inventory) => use_inventory(&inventory),
         Err(error) => explained(&error),
     }
@@ -258,7 +260,7 @@ fn use_inventory(inventory: &Inventory) {
         let cells = layer.cells(context, 512, 1);
         KvLayer {
             layer: layer.layer,
-            bytes: pipeshard::inventory::kv_bytes(layer, cells, f16, q8_0),
+            bytes: pipeshard_model::inventory::kv_bytes(layer, cells, f16, q8_0),
         }
     });
     let kv: Vec<KvLayer> = kv.collect();

@@ -1,4 +1,4 @@
-// What src/ffi sees of llama.cpp: bindgen reads this file.
+// What crates/pipeshard-sys sees of llama.cpp: bindgen reads this file.
 #pragma once
 
 #include "ggml.h"

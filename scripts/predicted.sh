@@ -4,7 +4,7 @@
 # PIPESHARD names the tool; the models are headers without weights and take no room.
 set -eu
 cd "$(dirname "$0")/.."
-tool=${PIPESHARD:-target/release/pipeshard}
+tool=${PIPESHARD:-target/release/pipeshard-lab}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 

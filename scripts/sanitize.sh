@@ -41,11 +41,12 @@ threads() {
     export TSAN_OPTIONS="suppressions=$PWD/scripts/tsan.supp ignore_noninstrumented_modules=1 halt_on_error=1"
     mkdir -p target/native "target/tsan/$triple"
     ln -sfn "$PWD/target/native" "target/tsan/$triple/native"
-    echo "== ThreadSanitizer: tests of sim, lanes, arena, hook"
-    cargo test --target "$triple" --lib -- sim:: lanes:: arena:: hook::
+    echo "== ThreadSanitizer: tests of the simulated GPU, lanes, arena, hook"
+    cargo test --target "$triple" --package pipeshard-sim --lib
+    cargo test --target "$triple" --package pipeshard --lib -- lanes:: arena:: hook::
     echo "== ThreadSanitizer: evaluations"
     cargo build --target "$triple"
-    evaluate "target/tsan/$triple/debug/pipeshard"
+    evaluate "target/tsan/$triple/debug/pipeshard-lab"
 }
 
 # AddressSanitizer and LeakSanitizer: Rust and llama.cpp both instrumented, with the compiler's own run-time library.
@@ -58,7 +59,7 @@ addresses() {
     echo "== AddressSanitizer: evaluations"
     cargo build --target "$triple"
     # cargo puts the run-time library last, and it insists on being first
-    evaluate env LD_PRELOAD="$(gcc -print-file-name=libasan.so)" "target/asan/$triple/debug/pipeshard"
+    evaluate env LD_PRELOAD="$(gcc -print-file-name=libasan.so)" "target/asan/$triple/debug/pipeshard-lab"
 }
 
 for part in "${@:-threads addresses}"; do

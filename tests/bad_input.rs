@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{finish, scratch, synthetic, tool, Eval, Finished, MIB};
-use pipeshard::hook::library::BUILD_ID;
+use common::{finish, scratch, synthetic, tool, Eval, Finished, LAB, MIB};
+use pipeshard_sys::BUILD_ID;
 use std::path::{Path, PathBuf};
 
 fn model() -> PathBuf {
@@ -80,7 +80,7 @@ fn a_budget_below_the_minimum() {
             "Raise it to",
         ],
     );
-    let mut plan = tool("pipeshard");
+    let mut plan = tool(LAB);
     plan.arg("plan").arg(model()).args(["--vram", "1M"]);
     assert_refused(
         &finish(&mut plan),
@@ -142,7 +142,7 @@ fn files_that_are_no_models() {
         ),
     ] {
         let name = path.display().to_string();
-        let mut plan = tool("pipeshard");
+        let mut plan = tool(LAB);
         plan.arg("plan").arg(&path).args(["--vram", "1G"]);
         assert_refused(&finish(&mut plan), &[&name, planned]);
         assert_tool_refuses(&path, &with_budget("60M"), &[], &[loaded, "pipeshard: off"]);

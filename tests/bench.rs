@@ -1,9 +1,9 @@
-//! `pipeshard bench`, on the simulated GPU with the real `llama-bench`, and with recorded output in its place.
+//! `pipeshard-lab bench`, on the simulated GPU with the real `llama-bench`, and with recorded output in its place.
 
 mod common;
 
-use common::{finish, scratch, synthetic, tool, Finished, MIB};
-use pipeshard::bench::types::{Approach, Measurement, Outcome, Work};
+use common::{finish, scratch, synthetic, tool, Finished, LAB, MIB};
+use pipeshard_lab::bench::types::{Approach, Measurement, Outcome, Work};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn bench(out: &Path, args: &[&str]) -> Command {
-    let mut command = tool("pipeshard");
+    let mut command = tool(LAB);
     command.args(["bench", "--sim", "vram=1G", "--threads", "1"]);
     command.arg("--out").arg(out).args(args);
     command

@@ -103,7 +103,7 @@ fn what_passes_took_is_what_the_next_plans_go_by() {
 #[test]
 fn where_nothing_is_searched_for_nothing_is_predicted() {
     let ours = answers(|eval| {
-        eval.env("PIPESHARD_DEBUG_LIKE_STOCK", "1")
+        eval.env("PIPESHARD_LIKE_STOCK", "1")
             .env("PIPESHARD_DEBUG_CALIBRATE", "1")
     });
     let report = ours.report();

@@ -331,7 +331,7 @@ fn where_nothing_can_be_divided_the_cpu_computes_all_experts() {
         // weights that the device cannot read
         (2, "PIPESHARD_PAGE_LOCK", "off"),
         // as stock places them
-        (2, "PIPESHARD_DEBUG_LIKE_STOCK", "1"),
+        (2, "PIPESHARD_LIKE_STOCK", "1"),
     ] {
         let eval = single_tokens(fetched).within(budget, "delay=300");
         let ours = eval.env(variable, value).answers();

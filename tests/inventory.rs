@@ -3,12 +3,12 @@
 mod common;
 
 use common::{smollm2, synthetic, Eval, MIB};
-use pipeshard::inventory::Inventory;
-use pipeshard::plan::{default_small_threshold, units_from_inventory, Unit};
+use pipeshard_gguf::inventory_of;
+use pipeshard_plan::plan::{default_small_threshold, units_from_inventory, Unit};
 use std::path::Path;
 
 fn same_from_file_and_memory(model: &Path) {
-    let inventory = Inventory::from_gguf(model).expect("a model that can be read");
+    let inventory = inventory_of(model).expect("a model that can be read");
     let mut from_file = units_from_inventory(&inventory, default_small_threshold(&inventory));
     assert!(from_file.len() > 50);
     let loaded = Eval::of(model)
@@ -31,7 +31,7 @@ fn same_from_file_and_memory(model: &Path) {
 
 /// The order in which a pass uses the units decides what is streamed after what.
 fn same_order(model: &Path) {
-    let inventory = Inventory::from_gguf(model).expect("a model that can be read");
+    let inventory = inventory_of(model).expect("a model that can be read");
     let from_file = units_from_inventory(&inventory, default_small_threshold(&inventory));
     let loaded = Eval::of(model)
         .prompts(&[1])

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use common::{finish, synthetic, tool, MIB};
+use common::{finish, synthetic, tool, LAB, MIB};
 use regex::Regex;
 
 const SIM: &str = "--sim=vram=4G,granularity=2M";
@@ -17,7 +17,7 @@ type Graphs = Vec<BTreeMap<(String, String), String>>;
 
 fn scenario(feature: &str, model: &Path) -> Command {
     let folder = common::scratch("like-stock");
-    let mut command = tool("pipeshard");
+    let mut command = tool(LAB);
     command.args(["scenario", feature, "--verbose", "--threads=1", SIM]);
     command
         .arg("--model")
@@ -32,7 +32,7 @@ fn ours(feature: &str, model: &Path, budget: u64) -> Command {
     let mut command = scenario(feature, model);
     command.arg(format!("--vram={budget}"));
     command.env("PIPESHARD_RESERVE", "0");
-    command.env("PIPESHARD_DEBUG_LIKE_STOCK", "1");
+    command.env("PIPESHARD_LIKE_STOCK", "1");
     command
 }
 

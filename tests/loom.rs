@@ -8,10 +8,10 @@
     reason = "loom runs all its threads on one, and its cells say themselves who may share them"
 )]
 
-#[path = "../src/sim/fence.rs"]
+#[path = "../crates/pipeshard-sim/src/fence.rs"]
 #[allow(dead_code)]
 mod fence;
-#[path = "../src/sim/queue.rs"]
+#[path = "../crates/pipeshard-sim/src/queue.rs"]
 #[allow(dead_code)]
 mod queue;
 

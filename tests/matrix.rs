@@ -1,16 +1,15 @@
 //! The matrix: the same answers as stock llama.cpp, whatever pipeshard is combined with.
 //!
-//! The quick part always, all of it with `PIPESHARD_TEST_FULL=1`. `pipeshard matrix` runs the same list.
+//! The quick part always, all of it with `PIPESHARD_TEST_FULL=1`. `pipeshard-lab matrix` runs the same list.
 
 mod common;
 
-use pipeshard::matrix::cases::{self, Group};
-use pipeshard::matrix::document;
-use pipeshard::matrix::group::{Device, Workbench};
-use pipeshard::matrix::run::{line, run};
-use pipeshard::matrix::verdict::CaseResult;
+use pipeshard_lab::matrix::cases::{self, Group};
+use pipeshard_lab::matrix::document;
+use pipeshard_lab::matrix::run::{line, run};
+use pipeshard_lab::matrix::verdict::CaseResult;
+use pipeshard_lab::matrix::work::{Device, Workbench};
 use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 #[test]
@@ -48,7 +47,7 @@ fn bench(name: &str, device: Device) -> Workbench {
     // what the processes are started with
     std::env::set_var("PIPESHARD_LIBRARY", common::library());
     Workbench {
-        program: common::tools().join("pipeshard"),
+        program: common::tools().join(common::LAB),
         folder: common::scratch(&format!("{name}-{}", std::process::id())),
         device,
         delay: 100,
@@ -74,12 +73,12 @@ fn all_pass(groups: &[Group], bench: &Workbench) -> Vec<CaseResult> {
 
 #[test]
 fn the_page_for_users_lists_all_cases() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/compatibility.md");
+    let path = common::repository().join("docs/compatibility.md");
     let page = std::fs::read_to_string(&path).expect("docs/compatibility.md");
     let groups: Vec<Group> = cases::groups(true);
     assert_eq!(
         document::listed(&page),
         document::expected(&groups),
-        "write it anew: pipeshard matrix --full --write-doc docs/compatibility.md"
+        "write it anew: pipeshard-lab matrix --full --write-doc docs/compatibility.md"
     );
 }

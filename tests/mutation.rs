@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{synthetic, Eval, MANY_EXPERTS, MIB};
+use common::{released_library, synthetic, Eval, MANY_EXPERTS, MIB};
 
 /// Seeds that are tried until the loss of a wait shows.
 const SEEDS: u64 = 5;
@@ -193,4 +193,19 @@ fn a_wait_that_does_not_exist_cannot_be_left_out() {
     assert!(refused.failed_cleanly());
     let said = refused.said();
     assert!(said.contains("PIPESHARD_DEBUG_DROP_WAIT: 'all'"), "{said}");
+}
+
+#[test]
+fn a_release_has_no_switches() {
+    let library = released_library().display().to_string();
+    let eval = Eval::searched(&synthetic("tiny-llama", &[])).prompts(&[8]);
+    let eval = eval.generate(1).within(64 * MIB, "");
+    let eval = eval.env("PIPESHARD_LIBRARY", &library);
+    assert!(eval.answers().report().engaged, "without a switch");
+    let finished = eval.env("PIPESHARD_DEBUG_FILL", "1").run();
+    assert!(finished.failed_cleanly(), "{}", finished.stderr);
+    let said = finished.said();
+    let sentence =
+        "PIPESHARD_DEBUG_FILL is a switch for tests, which this build of pipeshard does not have";
+    assert!(said.contains(sentence), "{said}");
 }

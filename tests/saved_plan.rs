@@ -2,14 +2,14 @@
 
 mod common;
 
-use common::{finish, finish_text, scratch, synthetic, tool, Answers, Eval, Finished, MIB};
-use pipeshard::plan::{SavedPlan, UnitClass};
+use common::{finish, finish_text, scratch, synthetic, tool, Answers, Eval, Finished, LAB, MIB};
+use pipeshard_plan::plan::{SavedPlan, UnitClass};
 use std::path::{Path, PathBuf};
 
 const PROMPTS: &[u32] = &[1, 33, 600];
 
 fn plan_command(model: &Path, options: &[&str]) -> std::process::Command {
-    let mut command = tool("pipeshard");
+    let mut command = tool(LAB);
     command.arg("plan").arg(model);
     command.args(["--ctx", "1024", "--granularity", "64K"]);
     // not what was measured on the machine that runs the tests

@@ -2,13 +2,9 @@
 
 mod common;
 
-use common::{library, scratch, tools};
-use std::path::{Path, PathBuf};
+use common::{library, repository, scratch, tools};
+use std::path::Path;
 use std::process::{Command, Stdio};
-
-fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
 
 /// The folder with pytest, the OpenAI package and what they need, fetched if need be.
 fn packages() -> String {

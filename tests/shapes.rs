@@ -2,16 +2,16 @@
 
 mod common;
 
-use common::{finish, scratch, synthetic, tool};
-use pipeshard::cli::eval::EvalResult;
-use pipeshard::cli::routing::Touched;
-use pipeshard::synth::{SHAPES, WRITABLE};
+use common::{finish, scratch, synthetic, tool, LAB};
+use pipeshard_cli::eval::EvalResult;
+use pipeshard_lab::cli::routing::Touched;
+use pipeshard_lab::synth::{SHAPES, WRITABLE};
 use std::collections::HashSet;
 use std::path::Path;
 
 /// Evaluates with stock llama.cpp; NaN among the logits is a failure there.
 fn evaluated(model: &Path) -> EvalResult {
-    let mut command = tool("pipeshard");
+    let mut command = tool(LAB);
     command.arg("eval").arg(model);
     command.args(["--prompt", "1,33", "--generate", "6", "--ctx", "128"]);
     command.args(["--threads", "1"]);
@@ -53,7 +53,7 @@ fn every_small_model_that_writes_text_is_alive() {
 fn every_type_is_alive() {
     for name in WRITABLE {
         let model = scratch("shapes").join(format!("{name}.gguf"));
-        let mut command = tool("pipeshard");
+        let mut command = tool(LAB);
         command.args(["synth", "--force", "--shape", "tiny-qwen2"]);
         command.args(["--layers", "2", "--type", name]).arg(&model);
         let made = finish(&mut command);
@@ -66,7 +66,7 @@ fn every_type_is_alive() {
 }
 
 fn touched(model: &Path, prompts: &str, options: &[&str]) -> Vec<Touched> {
-    let mut command = tool("pipeshard");
+    let mut command = tool(LAB);
     command.arg("routing").arg(model).args(options);
     command.args(["--prompt", prompts, "--threads", "1", "--json"]);
     let finished = finish(&mut command);
@@ -104,7 +104,7 @@ fn routing_is_as_broad_as_a_real_model_s() {
 
 #[test]
 fn a_model_without_experts_is_refused() {
-    let mut command = tool("pipeshard");
+    let mut command = tool(LAB);
     command.arg("routing").arg(synthetic("tiny-qwen2", &[]));
     let finished = finish(&mut command);
     assert!(finished.failed_cleanly());

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{scratch, synthetic, tool, Answers, Eval};
+use common::{scratch, synthetic, tool, Answers, Eval, LAB};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -259,7 +259,7 @@ fn the_link_is_busy_while_a_prompt_streams() {
     assert!(prompt.gaps[0].ns >= prompt.gaps[1].ns);
 
     // and so does the tool that reads the file
-    let shown = common::finish(tool("pipeshard").arg("trace").arg(&path));
+    let shown = common::finish(tool(LAB).arg("trace").arg(&path));
     assert!(shown.succeeded(), "{}", shown.stderr);
     let busy = format!("{:.1} %", prompt.link_busy * 100.0);
     for part in ["virtual time", "prompt", &busy, "longest gaps"] {
@@ -428,7 +428,7 @@ fn a_trace_that_cannot_be_written_or_read_says_so() {
         (&foreign, "is no trace of pipeshard's"),
         (&missing, "cannot read"),
     ] {
-        let refused = common::finish(tool("pipeshard").arg("trace").arg(path));
+        let refused = common::finish(tool(LAB).arg("trace").arg(path));
         assert!(refused.failed_cleanly());
         assert!(refused.stderr.contains(what), "{}", refused.stderr);
     }

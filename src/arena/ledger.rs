@@ -3,7 +3,7 @@
 //! The arena's own chunks are counted where they are allocated; the rest is announced by the hook: KV per owner and layer,
 //! compute buffers per scheduler.
 
-use crate::plan::KvPlacement;
+use pipeshard_plan::plan::KvPlacement;
 use std::collections::BTreeMap;
 
 /// Bytes of device memory per class.

@@ -11,10 +11,10 @@ use crate::lanes::copy::{Copier, CopyTask, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::experts::run_bytes;
 use crate::lanes::ring::{CopyLane, Experts, GroupId, Place, Ring};
-use crate::plan::{Chunk, Location, Plan, StreamGroup};
-use crate::size::ByteSize;
 use crate::trace::record::{GroupName, HostWork};
 use crate::trace::Recorder;
+use pipeshard_model::size::ByteSize;
+use pipeshard_plan::plan::{Chunk, Location, Plan, StreamGroup};
 use unit::LoadedUnit;
 
 /// Why the arena could not take the plan's shape.
@@ -299,7 +299,7 @@ impl Arena {
     pub fn pipeline<'a>(
         &'a mut self,
         copier: &'a mut Copier,
-        compute: crate::ffi::ggml_backend_t,
+        compute: pipeshard_sys::ggml_backend_t,
     ) -> Option<(&'a mut Ring, Lanes<'a>)> {
         let memory = self.ring.as_mut()?;
         let lanes = Lanes {
@@ -325,7 +325,7 @@ pub struct Lanes<'a> {
     groups: &'a [Group],
     trace: &'a Recorder,
     copier: &'a mut Copier,
-    compute: crate::ffi::ggml_backend_t,
+    compute: pipeshard_sys::ggml_backend_t,
     streamed: &'a mut u64,
     copies: &'a mut u64,
     experts: &'a mut ExpertCounters,

@@ -1,9 +1,9 @@
 //! A loaded weight and its copy on the device.
 
-use crate::ffi;
-use crate::inventory::DType;
 use crate::lanes::copy::{bytes_tensor, CopyTask};
 use crate::lanes::device::Buffer;
+use pipeshard_model::inventory::DType;
+use pipeshard_sys as ffi;
 
 /// A weight that llama.cpp has loaded into host memory, with the tensor that stands for it on the device.
 pub struct LoadedUnit {

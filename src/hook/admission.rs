@@ -2,7 +2,7 @@
 
 use super::log;
 use super::runtime::Runtime;
-use crate::plan::{plan, KvPlacement};
+use pipeshard_plan::plan::{plan, KvPlacement};
 
 /// How a context that did not fit is tried again. Compute buffers are only known once a context has tried to reserve them;
 /// KV is placed before that. So a failed try teaches the next one.

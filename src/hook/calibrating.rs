@@ -7,14 +7,14 @@
 //! the cache as its graph reads.
 
 use super::runtime::Runtime;
-use crate::cost::{
+use crate::report::{CalibrationCounts, PassTimes, Predicted, ProfileKind, PROMPT_ROWS};
+use pipeshard_model::inventory::Inventory;
+use pipeshard_plan::cost::{
     Calibration, Costs, Forecast, Lane, Limit, ModelShape, PassSeconds, PassShape, Workload,
 };
-use crate::ffi;
-use crate::inventory::Inventory;
-use crate::plan::Plan;
-use crate::profile::{Origin, Profile};
-use crate::report::{CalibrationCounts, PassTimes, Predicted, ProfileKind, PROMPT_ROWS};
+use pipeshard_plan::plan::Plan;
+use pipeshard_plan::profile::{Origin, Profile};
+use pipeshard_sys as ffi;
 use std::time::{Duration, Instant};
 
 /// Time between two passes that is no pause: sampling, detokenising, an answer on its way.

@@ -4,15 +4,15 @@ use super::admission::ContextSize;
 use super::calibrating::Asked;
 use super::log;
 use super::runtime::Runtime;
-use crate::cost::Workload;
-use crate::inventory::{kv_bytes, DType, Inventory, KvLayer as CachedLayer};
-use crate::plan::{
-    adapt, estimate_excess, estimate_scratch, place_kv, search, usual_prompt, Decisions, Found,
-    KvLayer, Placement, PlanError, SearchInput, UbatchOption, GENERATED, UBATCHES,
+use crate::profile::{file_of_user, obtain, Cache, ProfileError, Request};
+use pipeshard_model::inventory::{kv_bytes, DType, Inventory, KvLayer as CachedLayer};
+use pipeshard_plan::cost::Workload;
+use pipeshard_plan::plan::{
+    estimate_excess, estimate_scratch, place_kv, usual_prompt, Decisions, KvLayer, Placement,
+    PlanError, GENERATED, UBATCHES,
 };
-use crate::profile::{
-    file_of_user, obtain, operations, Cache, Effort, Profile, ProfileError, Request,
-};
+use pipeshard_plan::profile::{operations, Effort, Profile};
+use pipeshard_plan::search::{adapt, search, Found, SearchInput, UbatchOption};
 use std::cell::Cell;
 use std::time::Instant;
 

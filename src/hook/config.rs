@@ -4,13 +4,43 @@
 use super::panics::PanicAt;
 use super::saved::PlanFile;
 use crate::lanes::copy::DroppedWait;
-use crate::plan::Candidate;
-use crate::sim::{SimSpec, SpecError};
-use crate::size::ByteSize;
+use pipeshard_model::size::ByteSize;
+use pipeshard_plan::search::Candidate;
+use pipeshard_sim::{SimSpec, SpecError};
 use std::path::{Path, PathBuf};
 
 /// Passes in a trace unless told otherwise: a long prompt and what is generated after it.
 const TRACE_PASSES: usize = 512;
+
+/// Whether the switches for tests are there: some of them make wrong answers, so no release has them.
+const TEST_HOOKS: bool = cfg!(any(test, feature = "test-hooks"));
+
+/// What their names begin with.
+const SWITCH: &str = "PIPESHARD_DEBUG_";
+
+/// All of them.
+const SWITCHES: [&str; 20] = [
+    "PIPESHARD_DEBUG_CALIBRATE",
+    "PIPESHARD_DEBUG_CANDIDATE",
+    "PIPESHARD_DEBUG_CHOSEN_PERCENT",
+    "PIPESHARD_DEBUG_CHUNK_BYTES",
+    "PIPESHARD_DEBUG_COPY_BYTES",
+    "PIPESHARD_DEBUG_CPU_CHOICE",
+    "PIPESHARD_DEBUG_DECODE_STREAM",
+    "PIPESHARD_DEBUG_DROP_WAIT",
+    "PIPESHARD_DEBUG_EXPERT_ROWS",
+    "PIPESHARD_DEBUG_FETCHED_EXPERTS",
+    "PIPESHARD_DEBUG_FETCHED_ROWS",
+    "PIPESHARD_DEBUG_FILL",
+    "PIPESHARD_DEBUG_HELPERS",
+    "PIPESHARD_DEBUG_LOCK_STEP",
+    "PIPESHARD_DEBUG_NOISE",
+    "PIPESHARD_DEBUG_PANIC",
+    "PIPESHARD_DEBUG_POOLS",
+    "PIPESHARD_DEBUG_REWRITE",
+    "PIPESHARD_DEBUG_STOCK_HAND_OVER",
+    "PIPESHARD_DEBUG_TRACE_EVENTS",
+];
 
 /// Settings of one process.
 #[derive(Debug, Clone, Default)]
@@ -54,7 +84,7 @@ pub struct Debug {
     pub chunk_bytes: Option<u64>,
     /// The most that one copy command moves (`PIPESHARD_DEBUG_COPY_BYTES`).
     pub copy_bytes: Option<u64>,
-    /// Every operation runs where stock llama.cpp with the same residents runs it (`PIPESHARD_DEBUG_LIKE_STOCK=1`).
+    /// Every operation runs where stock llama.cpp with the same residents runs it (`PIPESHARD_LIKE_STOCK=1`).
     pub like_stock: bool,
     /// Results go between device and CPU as the scheduler copies them, with a wait on each side of each
     /// (`PIPESHARD_DEBUG_STOCK_HAND_OVER=1`).
@@ -95,7 +125,7 @@ pub enum ConfigError {
         /// The flag and its variable.
         setting: &'static str,
         /// What is wrong with it.
-        why: crate::size::ParseSizeError,
+        why: pipeshard_model::size::ParseSizeError,
     },
     /// The specification of the simulated GPU.
     #[error("--pipeshard-sim (LLAMA_ARG_PIPESHARD_SIM): {0}")]
@@ -118,6 +148,20 @@ pub enum ConfigError {
         /// What it may hold.
         expected: &'static str,
     },
+    /// A switch for tests, in a build that has none.
+    #[error(
+        "{variable} is a switch for tests, which this build of pipeshard does not have (cargo's feature test-hooks); unset it"
+    )]
+    NoTestHooks {
+        /// Its name.
+        variable: String,
+    },
+    /// A switch for tests that does not exist.
+    #[error("there is no switch {variable}; docs/development.md lists those that there are")]
+    NoSuchSwitch {
+        /// Its name.
+        variable: String,
+    },
     /// A plan that nobody knows.
     #[error("PIPESHARD_DEBUG_CANDIDATE: there is no plan '{name}'; there are {names}")]
     Candidate {
@@ -131,6 +175,11 @@ pub enum ConfigError {
 impl Config {
     /// Reads the process's environment.
     pub fn from_env() -> Result<Self, ConfigError> {
+        let set = std::env::vars_os().filter(|(_, value)| !value.is_empty());
+        check_switches(
+            TEST_HOOKS,
+            set.filter_map(|(name, _)| name.into_string().ok()),
+        )?;
         Self::from_lookup(|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
     }
 
@@ -144,6 +193,8 @@ impl Config {
         let on = |name: &str| {
             get(name).is_some_and(|v| matches!(v.as_str(), "1" | "on" | "true" | "enabled"))
         };
+        let switch = |name: &str| get(name).filter(|_| TEST_HOOKS);
+        let switched_on = |name: &str| TEST_HOOKS && on(name);
         let bad = |variable, expected| {
             move |value: String| ConfigError::Variable {
                 variable,
@@ -153,7 +204,7 @@ impl Config {
         };
         let number = |variable: &'static str| {
             let parse = |v: String| v.parse().map_err(|_| bad(variable, "a whole number")(v));
-            get(variable).map(parse).transpose()
+            switch(variable).map(parse).transpose()
         };
         let attach = on("LLAMA_ARG_PIPESHARD");
         let budget = get("LLAMA_ARG_PIPESHARD_VRAM")
@@ -187,7 +238,7 @@ impl Config {
             no_page_lock: get("PIPESHARD_PAGE_LOCK")
                 .is_some_and(|v| matches!(v.as_str(), "0" | "off" | "false")),
             debug: Debug {
-                dropped_wait: get("PIPESHARD_DEBUG_DROP_WAIT")
+                dropped_wait: switch("PIPESHARD_DEBUG_DROP_WAIT")
                     .map(|v| {
                         DroppedWait::parse(&v).ok_or_else(|| {
                             bad(
@@ -197,26 +248,26 @@ impl Config {
                         })
                     })
                     .transpose()?,
-                noise: get("PIPESHARD_DEBUG_NOISE")
+                noise: switch("PIPESHARD_DEBUG_NOISE")
                     .map(|v| {
                         v.parse()
                             .map_err(|_| bad("PIPESHARD_DEBUG_NOISE", "a whole number")(v))
                     })
                     .transpose()?,
-                fill: on("PIPESHARD_DEBUG_FILL"),
-                rewrite: on("PIPESHARD_DEBUG_REWRITE"),
-                chunk_bytes: get("PIPESHARD_DEBUG_CHUNK_BYTES")
+                fill: switched_on("PIPESHARD_DEBUG_FILL"),
+                rewrite: switched_on("PIPESHARD_DEBUG_REWRITE"),
+                chunk_bytes: switch("PIPESHARD_DEBUG_CHUNK_BYTES")
                     .map(|v| size("PIPESHARD_DEBUG_CHUNK_BYTES", v))
                     .transpose()?,
-                copy_bytes: get("PIPESHARD_DEBUG_COPY_BYTES")
+                copy_bytes: switch("PIPESHARD_DEBUG_COPY_BYTES")
                     .map(|v| size("PIPESHARD_DEBUG_COPY_BYTES", v))
                     .transpose()?,
-                like_stock: on("PIPESHARD_DEBUG_LIKE_STOCK"),
-                stock_hand_over: on("PIPESHARD_DEBUG_STOCK_HAND_OVER"),
-                lock_step: get("PIPESHARD_DEBUG_LOCK_STEP")
+                like_stock: on("PIPESHARD_LIKE_STOCK"),
+                stock_hand_over: switched_on("PIPESHARD_DEBUG_STOCK_HAND_OVER"),
+                lock_step: switch("PIPESHARD_DEBUG_LOCK_STEP")
                     .map(|v| size("PIPESHARD_DEBUG_LOCK_STEP", v))
                     .transpose()?,
-                panic_at: get("PIPESHARD_DEBUG_PANIC")
+                panic_at: switch("PIPESHARD_DEBUG_PANIC")
                     .map(|v| {
                         PanicAt::parse(&v).ok_or_else(|| {
                             bad(
@@ -230,7 +281,7 @@ impl Config {
                 chosen_percent: number("PIPESHARD_DEBUG_CHOSEN_PERCENT")?,
                 fetched_experts: number("PIPESHARD_DEBUG_FETCHED_EXPERTS")?,
                 fetched_rows: number("PIPESHARD_DEBUG_FETCHED_ROWS")?,
-                candidate: get("PIPESHARD_DEBUG_CANDIDATE")
+                candidate: switch("PIPESHARD_DEBUG_CANDIDATE")
                     .map(|name| {
                         Candidate::named(&name).ok_or_else(|| {
                             let names = Candidate::ALL.map(|(name, _)| name).join(", ");
@@ -240,12 +291,25 @@ impl Config {
                     .transpose()?,
                 decode_stream: number("PIPESHARD_DEBUG_DECODE_STREAM")?,
                 pools_mib: number("PIPESHARD_DEBUG_POOLS")?,
-                trace_events: on("PIPESHARD_DEBUG_TRACE_EVENTS"),
-                calibrate: on("PIPESHARD_DEBUG_CALIBRATE"),
-                cpu_choice: on("PIPESHARD_DEBUG_CPU_CHOICE"),
+                trace_events: switched_on("PIPESHARD_DEBUG_TRACE_EVENTS"),
+                calibrate: switched_on("PIPESHARD_DEBUG_CALIBRATE"),
+                cpu_choice: switched_on("PIPESHARD_DEBUG_CPU_CHOICE"),
             },
         })
     }
+}
+
+/// Refuses switches for tests where there are none, and names that none of them has.
+fn check_switches(hooks: bool, names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+    for variable in names.filter(|name| name.starts_with(SWITCH)) {
+        if !hooks {
+            return Err(ConfigError::NoTestHooks { variable });
+        }
+        if !SWITCHES.contains(&variable.as_str()) {
+            return Err(ConfigError::NoSuchSwitch { variable });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -302,5 +366,19 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("'all'"), "{error}");
+    }
+
+    #[test]
+    fn switches_for_tests_are_no_part_of_a_release() {
+        let check = |hooks, name: &str| {
+            let names = ["PATH", name].map(str::to_owned);
+            check_switches(hooks, names.into_iter()).map_err(|e| e.to_string())
+        };
+        assert_eq!(check(false, "PIPESHARD_RESERVE"), Ok(()));
+        assert_eq!(check(true, "PIPESHARD_DEBUG_DROP_WAIT"), Ok(()));
+        let refused = check(false, "PIPESHARD_DEBUG_DROP_WAIT").unwrap_err();
+        assert!(refused.contains("PIPESHARD_DEBUG_DROP_WAIT is a switch for tests"));
+        let unknown = check(true, "PIPESHARD_DEBUG_DROP_WAITS").unwrap_err();
+        assert!(unknown.contains("no switch PIPESHARD_DEBUG_DROP_WAITS"));
     }
 }

@@ -13,9 +13,9 @@
 
 use super::placement::{graph_nodes, is_view, sources, Backends};
 use crate::arena::unit::LoadedUnit;
-use crate::ffi;
 use crate::lanes::fetch::{ChoiceLayout, ExpertFetcher, ExpertStack};
-use crate::plan::{ExpertLayer, UnitId};
+use pipeshard_plan::plan::{ExpertLayer, UnitId};
+use pipeshard_sys as ffi;
 use std::collections::{HashMap, HashSet};
 
 type Tensor = *mut ffi::ggml_tensor;

@@ -3,9 +3,9 @@
 use super::log;
 use super::pass::PassError;
 use super::runtime::{Runtime, Sched};
-use crate::ffi;
 use crate::lanes::fetch::{ExpertFetcher, NoSuchExpert};
-use crate::plan::{FetchLayout, Plan};
+use pipeshard_plan::plan::{FetchLayout, Plan};
+use pipeshard_sys as ffi;
 
 impl From<NoSuchExpert> for PassError {
     fn from(wrong: NoSuchExpert) -> Self {

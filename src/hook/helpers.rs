@@ -75,6 +75,7 @@ impl Helpers {
         static HELPERS: OnceLock<Helpers> = OnceLock::new();
         HELPERS.get_or_init(|| {
             let wanted = std::env::var("PIPESHARD_DEBUG_HELPERS").ok();
+            let wanted = wanted.filter(|_| cfg!(any(test, feature = "test-hooks")));
             let wanted = wanted.and_then(|count| count.parse().ok());
             let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
             Helpers::start(wanted.unwrap_or(processors / OF_PROCESSORS).min(MOST))

@@ -2,9 +2,10 @@
 
 use super::log;
 use super::runtime::Runtime;
-use crate::cost::{learn, Observed, PassSeconds};
-use crate::profile::{file_of_user, model_label, Cache, Learned, Origin, Profile};
+use crate::profile::{file_of_user, Cache};
 use crate::report::LearnedOfModel;
+use pipeshard_plan::cost::{learn, Observed, PassSeconds};
+use pipeshard_plan::profile::{model_label, Learned, Origin, Profile};
 use std::time::Duration;
 
 /// A younger profile is not measured again for being off: on a machine that changes from minute to minute each start would take

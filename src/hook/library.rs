@@ -17,12 +17,11 @@
 use super::config::Config;
 use super::{log, outcome, table};
 use crate::report::Report;
-use crate::{ffi, sim};
+use pipeshard_sim as sim;
+use pipeshard_sys as ffi;
+use pipeshard_sys::BUILD_ID;
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::sync::OnceLock;
-
-/// What the headers of this build say that they belong to.
-pub const BUILD_ID: &str = env!("PIPESHARD_BUILD_ID");
 
 /// A value that C refers to for the life of the process.
 struct Forever<T>(T);

@@ -1,6 +1,6 @@
 //! Messages in the place where the tool's own messages go.
 
-use crate::ffi;
+use pipeshard_sys as ffi;
 use std::ffi::CString;
 
 extern "C" {

@@ -6,9 +6,9 @@
 //! helpers that nobody waits for.
 
 use super::helpers::Helpers;
-use crate::cost::MANY_EMBEDDINGS;
-use crate::ffi;
 use half::slice::HalfFloatSliceExt;
+use pipeshard_plan::cost::MANY_EMBEDDINGS;
+use pipeshard_sys as ffi;
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 

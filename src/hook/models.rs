@@ -3,12 +3,12 @@
 use super::log;
 use super::runtime::{Model, Runtime};
 use crate::arena::unit::LoadedUnit;
-use crate::ffi;
-use crate::inventory::{Inventory, LoadedTensor};
 use crate::lanes::device::Memory;
 use crate::lanes::host_memory::LockedMemory;
 use crate::lanes::mapped_file::MappedFiles;
-use crate::plan::{default_small_threshold, units_from_inventory, UnitClass, UnitId};
+use pipeshard_model::inventory::{Inventory, LoadedTensor};
+use pipeshard_plan::plan::{default_small_threshold, units_from_inventory, UnitClass, UnitId};
+use pipeshard_sys as ffi;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CStr;
 
@@ -44,7 +44,7 @@ impl Runtime {
         });
         let layers = by_name
             .keys()
-            .filter_map(|n| crate::inventory::layer_of(n))
+            .filter_map(|n| pipeshard_model::inventory::layer_of(n))
             .max()
             .map_or(0, |l| l + 1);
         let keys = BTreeMap::from([

@@ -3,16 +3,16 @@
 use super::placement::SplitGraph;
 use super::runtime::Runtime;
 use super::{log, table};
-use crate::ffi;
 use crate::lanes::fetch::{ExpertFetcher, FetchCounters};
-use crate::plan::{Placement, Unit, UnitClass};
 use crate::report::{
     ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, UnitCounts,
     UnitPlacements, PROMPT_ROWS,
 };
-use crate::sim;
 use crate::trace::summary::summary;
 use crate::trace::timeline::Timeline;
+use pipeshard_plan::plan::{Placement, Unit, UnitClass};
+use pipeshard_sim as sim;
+use pipeshard_sys as ffi;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -187,7 +187,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
     Report {
         engaged,
         reason,
-        build: super::library::BUILD_ID.to_string(),
+        build: pipeshard_sys::BUILD_ID.to_string(),
         device: outcome.device.clone().unwrap_or_default(),
         budget: runtime.budget,
         minimum_budget: outcome.minimum_budget,

@@ -6,13 +6,13 @@
 use super::log;
 use super::runtime::{Runtime, Sched};
 use crate::arena::unit::LoadedUnit;
-use crate::ffi;
 use crate::lanes::copy::DroppedWait;
 use crate::lanes::device::Event;
 use crate::lanes::hand_over::{Ends, HostWait};
 use crate::lanes::mapped_file::Shrunk;
 use crate::lanes::ring::RingError;
-use crate::plan::{plan, Placement, UnitClass};
+use pipeshard_plan::plan::{plan, Placement, UnitClass};
+use pipeshard_sys as ffi;
 use std::collections::HashMap;
 
 /// Why a pass cannot go on.

@@ -9,9 +9,9 @@ use super::lookup;
 use super::routing::Routings;
 use super::runtime::Runtime;
 use crate::arena::stacked_experts;
-use crate::ffi;
 use crate::lanes::ring::GroupId;
-use crate::plan::{Location, Placement, Plan, UnitClass, UnitId};
+use pipeshard_plan::plan::{Location, Placement, Plan, UnitClass, UnitId};
+use pipeshard_sys as ffi;
 use std::collections::{HashMap, HashSet};
 
 /// What the hook knows of the graph that a scheduler split last.

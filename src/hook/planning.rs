@@ -2,7 +2,7 @@
 
 use super::choosing::Settling;
 use super::runtime::Runtime;
-use crate::plan::{plan, BatchFetch, Plan, PlanError, PlanInput, StreamShare};
+use pipeshard_plan::plan::{plan, BatchFetch, Plan, PlanError, PlanInput, StreamShare};
 
 impl Runtime {
     /// What is to be planned for now, with `extra_scratch` bytes of compute buffers to come; nothing is decided in it.

@@ -1,8 +1,8 @@
 //! What the backend of a real device takes on its own account: kernels' code, page tables for page-locked memory, and a pool for
 //! converted activations and cells. None of it is announced, so it is expected from the shapes, then noticed by asking the driver.
 
-use crate::ffi;
-use crate::inventory::{Inventory, Role};
+use pipeshard_model::inventory::{Inventory, Role};
+use pipeshard_sys as ffi;
 
 /// Kernels' code, loaded when first used, streams and captured graphs, beyond what the device's context and matrix library hold,
 /// which are no part of the budget: 59 to 81 MiB were seen on an H100 with models of 32, 48 and 64 layers, beside the page tables

@@ -1,7 +1,7 @@
 //! Graph rewrites: nodes put into a graph before it is split.
 
 use super::placement::graph_nodes;
-use crate::ffi;
+use pipeshard_sys as ffi;
 
 /// Puts a scaling by one in front of the first normalisation of a graph: the same values by another path. Exercises what
 /// every rewrite needs (room in the graph, order of nodes, the scheduler's tables). Returns the number of nodes put in.

@@ -5,11 +5,11 @@
 //! read by the same choice learn of it.
 
 use super::pass::PassError;
-use crate::ffi;
 use crate::lanes::copy::host_buffer;
 use crate::lanes::device::{Buffer, Device};
 use crate::lanes::experts::ExpertSet;
 use crate::lanes::ring::{GroupId, Ring};
+use pipeshard_sys as ffi;
 use std::collections::HashMap;
 
 /// The choice that one tensor of indices makes.

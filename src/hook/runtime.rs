@@ -14,9 +14,6 @@ use super::turns::Turns;
 use crate::arena::ledger::Ledger;
 use crate::arena::unit::LoadedUnit;
 use crate::arena::Arena;
-use crate::cost::Prediction;
-use crate::ffi;
-use crate::inventory::Inventory;
 use crate::lanes::copy::{Copier, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::fetch::ExpertFetcher;
@@ -24,10 +21,13 @@ use crate::lanes::hand_over::HandOver;
 use crate::lanes::host_memory::LockedMemory;
 use crate::lanes::mapped_file::{MappedFiles, Shrunk};
 use crate::lanes::matrix_library;
-use crate::plan::{Decisions, Plan, Unit, UnitId};
-use crate::profile::Profile;
 use crate::trace::record::HostWork;
 use crate::trace::Recorder;
+use pipeshard_model::inventory::Inventory;
+use pipeshard_plan::cost::Prediction;
+use pipeshard_plan::plan::{Decisions, Plan, Unit, UnitId};
+use pipeshard_plan::profile::Profile;
+use pipeshard_sys as ffi;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -417,7 +417,7 @@ impl Runtime {
     pub fn device_failure(&self) -> Option<String> {
         self.config.sim.as_ref()?;
         let device = self.device?;
-        let why = crate::sim::failure(device.raw())?;
+        let why = pipeshard_sim::failure(device.raw())?;
         let name = device.name();
         Some(format!(
             "{name} failed: {why}. Nothing can be computed on it any more; restart the program"

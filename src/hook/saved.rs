@@ -3,11 +3,11 @@
 use super::admission::ContextSize;
 use super::log;
 use super::runtime::Runtime;
-use crate::ffi;
-use crate::inventory::DType;
-use crate::plan::{FixedPlan, SavedPlan, TensorIdentity};
 use crate::report::SavedPlanUse;
-use crate::size::ByteSize;
+use pipeshard_model::inventory::DType;
+use pipeshard_model::size::ByteSize;
+use pipeshard_plan::plan::{FixedPlan, SavedPlan, TensorIdentity};
+use pipeshard_sys as ffi;
 use std::ffi::CStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -3,9 +3,9 @@
 
 use super::pass::PassError;
 use super::runtime::Runtime;
-use crate::ffi;
 use crate::trace::record::{HostWork, WaitReason};
 use crate::trace::Recorder;
+use pipeshard_sys as ffi;
 
 impl Runtime {
     /// [`Runtime::pass_begin`], noted.

@@ -2,7 +2,7 @@
 
 use super::device::{Buffer, Device, Event, Memory, Stream};
 use super::staging::StagingRing;
-use crate::ffi;
+use pipeshard_sys as ffi;
 use std::ffi::c_void;
 use std::ops::Range;
 

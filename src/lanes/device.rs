@@ -2,7 +2,7 @@
 //!
 //! The wrappers own what they point to and free it when dropped. They are used under the runtime's lock only.
 
-use crate::ffi;
+use pipeshard_sys as ffi;
 use std::ffi::CStr;
 
 /// A kind of memory: a device's own, or page-locked memory of the host.

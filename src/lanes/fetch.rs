@@ -3,10 +3,10 @@
 //! A stream of its own, so that they do not wait behind what the copy lane has in hand. Layers take turns in a kit of memory: the
 //! copies for it wait until the device has read what it held before, and the device waits until it is filled.
 
-use crate::ffi;
 use crate::lanes::copy::{bytes_tensor, host_buffer, pieces, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event, Stream};
-use crate::plan::{FetchLayout, FetchShape, NUMBERS_BYTES};
+use pipeshard_plan::plan::{FetchLayout, FetchShape, NUMBERS_BYTES};
+use pipeshard_sys as ffi;
 
 /// Bytes of an expert's number.
 const NUMBER: usize = 4;

@@ -5,9 +5,9 @@
 //! back. Host memory that the lane still reads stays as it is until then: ahead of whatever the CPU computes, and at the
 //! end of a pass, the host waits for that.
 
-use crate::ffi;
 use crate::lanes::copy::DroppedWait;
 use crate::lanes::device::{Device, Event};
+use pipeshard_sys as ffi;
 
 /// Host memory that the compute lane was told to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

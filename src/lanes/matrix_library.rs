@@ -2,7 +2,7 @@
 //! and the library that multiplies matrices. A backend opens them when they are first used.
 
 use super::device::{Device, Stream};
-use crate::ffi;
+use pipeshard_sys as ffi;
 
 /// Opens `device` as if something had been multiplied on it. What is held is kept until the stream is dropped, or longer.
 ///

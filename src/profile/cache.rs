@@ -4,9 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::file::read;
-use super::learned::Learned;
-use super::types::{Curve, Profile, ProfileKey};
+use pipeshard_plan::profile::{read, Learned, Profile, ProfileKey};
 
 /// A folder of profiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,35 +46,17 @@ fn stable_hash(text: &str) -> u64 {
     })
 }
 
-impl ProfileKey {
-    /// The first part that differs: what it is, this key's and the other's.
-    pub fn difference(&self, other: &ProfileKey) -> Option<(&'static str, String, String)> {
-        let parts = [
-            ("device", self.device.clone(), other.device.clone()),
-            ("driver", self.driver.clone(), other.driver.clone()),
-            ("CPU", self.cpu.clone(), other.cpu.clone()),
-            (
-                "number of threads",
-                self.threads.to_string(),
-                other.threads.to_string(),
-            ),
-            ("build", self.build.clone(), other.build.clone()),
-        ];
-        parts.into_iter().find(|(_, ours, theirs)| ours != theirs)
-    }
-
-    /// The name of its file in a cache.
-    fn file_name(&self) -> String {
-        let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-        let device: String = self.device.to_ascii_lowercase().chars().map(word).collect();
-        let device: Vec<&str> = device.split('-').filter(|part| !part.is_empty()).collect();
-        let device: String = device.join("-").chars().take(40).collect();
-        let all = format!(
-            "{}\n{}\n{}\n{}\n{}",
-            self.device, self.driver, self.cpu, self.threads, self.build
-        );
-        format!("profile-{device}-{:016x}.json", stable_hash(&all))
-    }
+/// The name of a key's file in a cache.
+fn file_name(key: &ProfileKey) -> String {
+    let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let device: String = key.device.to_ascii_lowercase().chars().map(word).collect();
+    let device: Vec<&str> = device.split('-').filter(|part| !part.is_empty()).collect();
+    let device: String = device.join("-").chars().take(40).collect();
+    let all = format!(
+        "{}\n{}\n{}\n{}\n{}",
+        key.device, key.driver, key.cpu, key.threads, key.build
+    );
+    format!("profile-{device}-{:016x}.json", stable_hash(&all))
 }
 
 impl Cache {
@@ -105,7 +85,7 @@ impl Cache {
 
     /// The file for a key.
     pub fn path(&self, key: &ProfileKey) -> PathBuf {
-        self.folder.join(key.file_name())
+        self.folder.join(file_name(key))
     }
 
     /// The profile for a key.
@@ -209,24 +189,11 @@ impl Cache {
     }
 }
 
-impl Profile {
-    /// Adds curves, each in place of one of the same operation on the same processor.
-    pub fn merge(&mut self, curves: Vec<Curve>) {
-        for curve in curves {
-            let same = |known: &&mut Curve| known.on == curve.on && known.op == curve.op;
-            match self.curves.iter_mut().find(same) {
-                Some(known) => *known = curve,
-                None => self.curves.push(curve),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::profile::file::from_file;
-    use crate::profile::{Op, Origin, Point, Processor};
+    use pipeshard_plan::profile::{Curve, Op, Origin, Point, Processor};
 
     fn key() -> ProfileKey {
         ProfileKey {

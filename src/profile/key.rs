@@ -1,10 +1,7 @@
 //! What a profile belongs to, and what else is asked of the machine: read from where the system tells it.
 
-use std::path::Path;
-
-use super::types::ProfileKey;
 use crate::lanes::device::Device;
-use crate::size::ByteSize;
+use pipeshard_plan::profile::ProfileKey;
 
 /// The key of this machine with one of its devices and so many threads of the CPU.
 pub fn key_of(device: Device, threads: u32) -> ProfileKey {
@@ -27,14 +24,10 @@ pub fn key_of_host(threads: u32) -> ProfileKey {
 
 /// The build of llama.cpp and pipeshard that runs.
 fn build() -> String {
-    format!(
-        "{} {}",
-        env!("CARGO_PKG_VERSION"),
-        crate::hook::library::BUILD_ID
-    )
+    format!("{} {}", env!("CARGO_PKG_VERSION"), pipeshard_sys::BUILD_ID)
 }
 
-fn read(path: impl AsRef<Path>) -> String {
+fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
@@ -101,34 +94,6 @@ pub fn default_threads() -> u32 {
     }
 }
 
-/// Bytes of the CPU's last caches, all of them together; 32 MiB where nobody tells.
-pub(super) fn last_cache_bytes() -> u64 {
-    let mut caches = std::collections::HashMap::new();
-    for cpu in 0..4096 {
-        let folder = format!("/sys/devices/system/cpu/cpu{cpu}/cache");
-        let last = (0..8)
-            .map(|index| Path::new(&folder).join(format!("index{index}")))
-            .take_while(|cache| cache.exists())
-            .last();
-        let Some(cache) = last else { break };
-        if let Ok(size) = read(cache.join("size")).trim().parse::<ByteSize>() {
-            caches.insert(read(cache.join("shared_cpu_list")), size.0);
-        }
-    }
-    match caches.values().sum() {
-        0 => 32 << 20,
-        bytes => bytes,
-    }
-}
-
-/// Bytes of memory that programs may still take; 4 GiB where nobody tells.
-pub(super) fn free_memory() -> u64 {
-    let text = read("/proc/meminfo");
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    kib.map_or(4 << 30, |kib| kib << 10)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,8 +110,6 @@ mod tests {
 
     #[test]
     fn this_machine_says_something() {
-        assert!(last_cache_bytes() >= 1 << 16);
-        assert!(free_memory() > 1 << 20);
         assert!(!cpu_name(&read("/proc/cpuinfo")).is_empty());
     }
 }

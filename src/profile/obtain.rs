@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use super::cache::{Cache, Found};
 use super::file::{from_file, ProfileFileError};
 use super::key::key_of;
-use super::measure::{best, measure, measure_operations, MeasureError, Settings};
-use super::types::{Op, Origin, Processor, Profile, ProfileKey, PROFILE_SCHEMA_VERSION};
-use super::Effort;
+use super::simulated::of_simulated;
 use crate::lanes::device::Device;
-use crate::sim::SimSpec;
+use crate::measure::{best, measure, measure_operations, MeasureError, Settings};
+use pipeshard_plan::profile::{
+    Effort, Op, Origin, Processor, Profile, ProfileKey, PROFILE_SCHEMA_VERSION,
+};
+use pipeshard_sim::SimSpec;
 
 /// Names a file with the profile to use.
 pub const FILE_VARIABLE: &str = "LLAMA_ARG_PIPESHARD_PROFILE";
@@ -24,7 +26,7 @@ pub fn file_of_user() -> Option<PathBuf> {
 pub struct Request<'a> {
     /// The device, whose backend is loaded.
     pub device: Device,
-    /// What is to be in the profile: see [`super::operations`].
+    /// What is to be in the profile: see [`pipeshard_plan::profile::operations`].
     pub operations: &'a [Op],
     /// Threads that the CPU computes with.
     pub threads: u32,
@@ -105,7 +107,7 @@ fn obtain_with(
         return Ok(known(from_file(path, key)?, Source::File));
     }
     if let Some(spec) = request.simulated {
-        let profile = Profile::stated(spec, request.threads, None);
+        let profile = of_simulated(spec, request.threads, None);
         return Ok(known(profile, Source::Stated));
     }
     if let Some(mut profile) = kept(request, key, &mut notes) {
@@ -245,7 +247,7 @@ fn raise_rooflines(profile: &mut Profile) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::measure::tests::{card, little};
+    use crate::measure::tests::{card, little};
     use std::cell::Cell;
 
     fn product(rows: u64) -> Op {
@@ -329,7 +331,7 @@ mod tests {
         let cache = Cache::in_folder(folder.path());
         let mut profile = Profile::assumed();
         profile.key = key();
-        let points = |rows| crate::profile::Point {
+        let points = |rows| pipeshard_plan::profile::Point {
             rows,
             seconds: 1e-3,
             spread: 0.0,
@@ -337,7 +339,7 @@ mod tests {
         };
         for rows in 1..60 {
             for on in [Processor::Cpu, Processor::Gpu] {
-                profile.curves.push(crate::profile::Curve {
+                profile.curves.push(pipeshard_plan::profile::Curve {
                     on,
                     op: product(rows),
                     points: (1..12).map(points).collect(),

@@ -1,6 +1,6 @@
 //! A report as text for a terminal of 80 columns.
 
-use crate::size::ByteSize;
+use pipeshard_model::size::ByteSize;
 
 use super::types::{Report, SavedPlanUse, UnitCounts};
 

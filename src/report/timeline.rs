@@ -1,6 +1,6 @@
 //! What the lanes were busy with, as figures.
 
-use crate::size::ByteSize;
+use pipeshard_model::size::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! Makes slices of records, one record after the other.
 
 use super::record::{DeviceLane, Record, Stamp, Stretch, WaitReason, What};
-use super::timeline::{Kind, Slice, Track};
+use super::slice::{Kind, Slice, Track};
 use std::collections::HashMap;
 
 /// A split that was begun and has not been ended.

@@ -1,8 +1,9 @@
 //! The trace as a file in Chrome's format, which Perfetto (ui.perfetto.dev) and `chrome://tracing` show.
 
 use super::record::WaitReason;
+use super::slice::{Kind, Slice, Track};
 use super::summary::summary;
-use super::timeline::{Kind, Slice, Timeline, Track};
+use super::timeline::Timeline;
 use crate::report::TimelineSummary;
 use serde_json::{json, Map, Value};
 use std::io::{self, Write};

@@ -5,9 +5,9 @@
 //! time. That is late by the time it takes to wake up, some 10 to 20 microseconds.
 
 use super::record::{DeviceLane, Stamp, StampTimes, Stretch};
-use crate::ffi;
 use crate::lanes::device::{Device, Event};
-use crate::sim;
+use pipeshard_sim as sim;
+use pipeshard_sys as ffi;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::Arc;

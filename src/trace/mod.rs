@@ -8,15 +8,16 @@ mod builder;
 pub mod chrome;
 pub mod clock;
 pub mod record;
+pub mod slice;
 pub mod summary;
 #[cfg(test)]
 mod tests;
 pub mod timeline;
 
-use crate::ffi;
 use crate::lanes::device::Device;
 use clock::Clock;
 use parking_lot::Mutex;
+use pipeshard_sys as ffi;
 use record::{
     DeviceLane, GroupName, HostWork, Log, Names, Record, Stamp, Stretch, WaitReason, What,
 };

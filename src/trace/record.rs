@@ -1,6 +1,6 @@
 //! What is noted while a run goes on: fixed-size records in memory that was allocated up front.
 
-use crate::plan::{Plan, StreamGroup};
+use pipeshard_plan::plan::{Plan, StreamGroup};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,6 +1,7 @@
 //! Figures for the report: where the time of a pass goes.
 
-use super::timeline::{tier, Kind, Slice, Timeline, Track};
+use super::slice::{Kind, Slice, Track};
+use super::timeline::{tier, Timeline};
 use crate::report::{LaneDuringGap, LinkGap, TierTimeline, TimelineSummary};
 use std::ops::Range;
 

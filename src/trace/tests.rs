@@ -3,8 +3,9 @@
 use super::record::{
     DeviceLane, GroupName, HostWork, Names, Record, Stamp, Stretch, WaitReason, What,
 };
+use super::slice::{Kind, Slice, Track};
 use super::summary::{merged, overlap, summary};
-use super::timeline::{Kind, Slice, Timeline, Track};
+use super::timeline::Timeline;
 
 const COMPUTE: DeviceLane = DeviceLane::Compute(0);
 

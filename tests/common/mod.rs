@@ -6,8 +6,8 @@
 // each test binary uses a part of this
 #![allow(dead_code)]
 
-use pipeshard::cli::eval::EvalResult;
 use pipeshard::report::Report;
+use pipeshard_cli::eval::EvalResult;
 use serde_json::Value;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -27,16 +27,60 @@ pub const MANY_EXPERTS: &[&str] = &["--experts=128", "--expert-feed-forward=32"]
 /// How long a process may take before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// The tool that evaluates, makes models, and has all of `pipeshard`'s commands.
+pub const LAB: &str = "pipeshard-lab";
+
+/// The repository.
+pub fn repository() -> PathBuf {
+    let lab = Path::new(env!("CARGO_MANIFEST_DIR"));
+    lab.parent()
+        .map(Path::to_path_buf)
+        .unwrap_or_else(|| panic!("{} lies in no folder", lab.display()))
+}
+
 /// The folder of the executables under test.
 pub fn tools() -> PathBuf {
-    let tool = Path::new(env!("CARGO_BIN_EXE_pipeshard"));
+    let tool = Path::new(env!("CARGO_BIN_EXE_pipeshard-lab"));
     tool.parent()
         .map(Path::to_path_buf)
         .unwrap_or_else(|| panic!("{} lies in no folder", tool.display()))
 }
 
-/// The library under test. `cargo test` alone leaves a fresh one in `deps` and an old one beside the executables.
+/// The library under test: of this source, with the switches for tests. Only the first call takes long.
+///
+/// It is built apart, under a profile of its own. In this build's folder it would take the place of the library without the
+/// switches, which is what is released: cargo gives both the same name.
 pub fn library() -> PathBuf {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(build_library).clone()
+}
+
+fn build_library() -> PathBuf {
+    let profile = match cfg!(debug_assertions) {
+        true => "test-hooks-dev",
+        false => "test-hooks",
+    };
+    let folder = tools();
+    let target = folder.parent().unwrap_or(&folder);
+    let mut features = vec!["test-hooks"];
+    features.extend(cfg!(feature = "cuda").then_some("cuda"));
+    features.extend(cfg!(feature = "vulkan").then_some("vulkan"));
+    features.extend(cfg!(feature = "avx512").then_some("avx512"));
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .current_dir(repository())
+        .args(["build", "--quiet", "--package", "pipeshard", "--lib"])
+        .args(["--profile", profile, "--features", &features.join(",")])
+        .arg("--target-dir")
+        .arg(target);
+    let built = cargo.output().expect("cargo can be started");
+    let said = String::from_utf8_lossy(&built.stderr);
+    assert!(built.status.success(), "{cargo:?}\n{said}");
+    target.join(profile).join("libpipeshard.so")
+}
+
+/// The library as it is released. `cargo test` alone leaves a fresh one in `deps` and an old one beside the executables.
+pub fn released_library() -> PathBuf {
     let (installed, fresh) = (
         tools().join("libpipeshard.so"),
         tools().join("deps/libpipeshard.so"),
@@ -218,7 +262,7 @@ impl Eval {
     }
 
     pub fn run(&self) -> Finished {
-        let mut command = tool("pipeshard");
+        let mut command = tool(LAB);
         command.arg("eval").args(&self.args);
         command.envs(self.env.iter().map(|(n, v)| (n, v)));
         finish(&mut command)
@@ -382,12 +426,12 @@ pub fn synthetic(shape: &str, options: &[&str]) -> PathBuf {
     let name = format!("{shape}{}.gguf", options.concat());
     let path = scratch("models").join(name);
     let age = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
-    if age(&path) > age(&tools().join("pipeshard")) {
+    if age(&path) > age(&tools().join(LAB)) {
         return path;
     }
     // another test binary may be making it too: whoever is last puts the same bytes in place
     let unfinished = path.with_extension(format!("{}.part", std::process::id()));
-    let mut command = tool("pipeshard");
+    let mut command = tool(LAB);
     command.args(["synth", "--force", "--shape", shape]);
     command.args(options).arg(&unfinished);
     let made = finish(&mut command);
@@ -402,7 +446,7 @@ pub fn smollm2() -> PathBuf {
     let path = PATH.get_or_init(|| {
         let mut fetch = Command::new("python3");
         fetch
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .current_dir(repository())
             .args(["scripts/fetch.py", "demo-model"]);
         let fetched = finish(&mut fetch);
         assert!(fetched.succeeded(), "{}", fetched.stderr);

@@ -4,7 +4,7 @@
 //! model loaded again. Everything that was computed is printed, one line per batch, to be compared with stock llama.cpp.
 
 use crate::common::{self, finish, Finished};
-use pipeshard::ffi;
+use pipeshard_sys as ffi;
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::path::Path;
 use std::process::Command;
@@ -58,7 +58,7 @@ impl Play {
     }
 
     pub fn run(&self) -> Finished {
-        let mut command = common::tool("pipeshard");
+        let mut command = common::tool(common::LAB);
         let mut player = Command::new(std::env::current_exe().expect("this test binary"));
         for (name, value) in command.get_envs() {
             match value {

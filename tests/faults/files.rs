@@ -222,7 +222,7 @@ fn settings_out_of_range() {
 
 #[test]
 fn a_report_that_cannot_be_written() {
-    let mut command = common::tool("pipeshard");
+    let mut command = common::tool(common::LAB);
     command.arg("eval").arg(dense()).args([
         "--threads=1",
         "--ctx=256",

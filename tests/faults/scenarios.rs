@@ -1,7 +1,7 @@
 //! What a player does. Without pipeshard the same lines come from stock llama.cpp.
 
 use crate::driver::{load_backends, model_path, report, say, set_budget, Batch, Context, Model};
-use pipeshard::ffi;
+use pipeshard_sys as ffi;
 use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -1,11 +1,11 @@
 //! What llama.cpp asks.
 
 use super::shared_of;
-use crate::ffi;
 use crate::hook::admission::ContextSize;
 use crate::hook::helpers::Helpers;
 use crate::hook::{log, outcome};
 use crate::trace::record::HostWork;
+use pipeshard_sys as ffi;
 use std::ffi::c_void;
 
 // SAFETY of everything below: llama.cpp calls with the table's own `user` pointer and with objects that are alive during the

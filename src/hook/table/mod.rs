@@ -7,8 +7,8 @@ mod scheduler;
 use super::config::Config;
 use super::panics::PanicAt;
 use super::runtime::Runtime;
-use crate::ffi;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use pipeshard_sys as ffi;
 use std::ffi::c_void;
 use std::sync::OnceLock;
 

@@ -1,7 +1,6 @@
 //! What ggml's scheduler asks.
 
 use super::{shared_of, Shared};
-use crate::ffi;
 use crate::hook::log;
 use crate::hook::pass::PassError;
 use crate::hook::placement;
@@ -9,6 +8,7 @@ use crate::hook::runtime::{Runtime, Sched};
 use crate::lanes::hand_over::{HandOver, HostWait};
 use crate::trace::record::HostWork;
 use parking_lot::MutexGuard;
+use pipeshard_sys as ffi;
 use std::ffi::c_void;
 
 // SAFETY of everything below: ggml calls with the table's own `user` pointer and with objects that are alive during the

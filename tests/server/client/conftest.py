@@ -24,7 +24,7 @@ def smollm2() -> Path:
 def tiny(tmp_path_factory) -> Path:
     """A model of random weights: 40 MiB, 6 layers, a token for each byte."""
     path = tmp_path_factory.mktemp("models") / "tiny-llama.gguf"
-    subprocess.run([TOOLS / "pipeshard", "synth", "--shape", "tiny-llama", path], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([TOOLS / "pipeshard-lab", "synth", "--shape", "tiny-llama", path], check=True, stdout=subprocess.DEVNULL)
     return path
 
 

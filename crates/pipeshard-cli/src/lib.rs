@@ -1,0 +1,59 @@
+//! The `pipeshard` tool: what its users need. `pipeshard-lab`, for those who develop it, has these commands too.
+
+pub mod eval;
+pub mod plan;
+pub mod profile;
+pub mod trace;
+pub mod verify;
+
+use clap::{Parser, Subcommand};
+
+/// What the tool was asked to do.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pipeshard",
+    version,
+    about = "Plans, measures and checks models for running inside a budget of VRAM",
+    long_about = "Plans, measures and checks models for running inside a budget of VRAM.\n\n\
+        The models themselves run in llama.cpp's own tools: llama-cli, llama-server and the others take --pipeshard.",
+    after_help = "Examples:\n  \
+        pipeshard plan model.gguf --vram 4G          what would live where\n  \
+        pipeshard profile model.gguf                 how fast are this machine's GPU, CPU and link?\n  \
+        pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
+        pipeshard trace trace.json                   where the time of a run went"
+)]
+pub struct Cli {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The tool's commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what would live where under a budget
+    Plan(plan::PlanArgs),
+    /// Measure what this machine does per second
+    Profile(Box<profile::ProfileArgs>),
+    /// Compare answers with those of stock llama.cpp, bit for bit
+    Verify(verify::VerifyArgs),
+    /// Evaluate prompts of given lengths and write logits and tokens: one side of a comparison
+    #[command(hide = true)]
+    Eval(eval::EvalArgs),
+    /// Show where time goes in a trace that --pipeshard-trace wrote
+    Trace(trace::TraceArgs),
+}
+
+/// Runs a command; the error is a text for the user.
+///
+/// # Errors
+/// As the commands say.
+pub fn run(command: Command) -> Result<(), String> {
+    match command {
+        Command::Plan(args) => plan::run(args).map_err(|e| e.to_string()),
+        Command::Profile(args) => profile::run(&args).map_err(|e| e.to_string()),
+        Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),
+        Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
+        Command::Trace(args) => trace::run(&args).map_err(|e| e.to_string()),
+    }
+}

@@ -1,0 +1,165 @@
+//! What is answered, as values: `--json` prints them, [`text`](super::text) puts them in words.
+
+use serde::Serialize;
+
+use super::machine::PlannedMachine;
+use super::question::Question;
+use pipeshard_plan::cost::{Prediction, Workload};
+use pipeshard_plan::plan::{Plan, PlanError};
+use pipeshard_plan::profile::{Origin, ProfileKey, WhatIf};
+
+const GIB: u64 = 1 << 30;
+
+/// A budget and what it is good for.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct BudgetRow {
+    /// Bytes of device memory.
+    pub budget: u64,
+    /// `None` where the budget is too small.
+    pub prediction: Option<Prediction>,
+}
+
+/// Another machine or budget.
+#[derive(Debug, Clone, Serialize)]
+pub struct Alternative {
+    /// What was said to be different.
+    pub what_if: String,
+    /// Its budget in bytes.
+    pub budget: u64,
+    /// The conversation, with the ubatch that was chosen.
+    pub workload: Workload,
+    /// What lives where.
+    pub plan: Plan,
+    /// What that costs.
+    pub prediction: Prediction,
+}
+
+/// Where the machine's figures come from.
+#[derive(Debug, Clone, Serialize)]
+pub struct Source {
+    /// Measured or stated.
+    pub origin: Origin,
+    /// What they belong to.
+    pub key: ProfileKey,
+    /// A sentence.
+    pub note: String,
+}
+
+/// Everything that the command knows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Answer {
+    /// The model's file.
+    pub model: String,
+    /// What the model calls itself.
+    pub name: Option<String>,
+    /// llama.cpp's name of the architecture.
+    pub architecture: String,
+    /// Layers.
+    pub layers: u32,
+    /// Cells of the KV cache.
+    pub context: u64,
+    /// Tokens per ubatch.
+    pub ubatch: u32,
+    /// Type of the keys in the KV cache.
+    pub cache_type_k: &'static str,
+    /// Type of the values in the KV cache.
+    pub cache_type_v: &'static str,
+    /// The conversation that is predicted.
+    pub workload: Workload,
+    /// Where the machine's figures come from.
+    pub profile: Source,
+    /// What the conversation costs. A prediction, not a measurement.
+    pub prediction: Prediction,
+    /// The same with a little less and more device memory.
+    pub budgets: Vec<BudgetRow>,
+    /// The same on another machine.
+    pub alternative: Option<Alternative>,
+    /// What lives where.
+    pub plan: Plan,
+}
+
+/// Answers a question.
+///
+/// # Errors
+/// As [`pipeshard_plan::plan::plan`], for the budget and for that of the alternative.
+pub fn answer(
+    model: String,
+    question: &Question,
+    machine: &PlannedMachine,
+    budget: u64,
+    what_if: Option<(&str, &WhatIf)>,
+) -> Result<Answer, PlanError> {
+    let solved = question.solve(budget, &machine.profile)?;
+    let alternative = match what_if {
+        None => None,
+        Some((text, what)) => {
+            let budget = what.vram().unwrap_or(budget);
+            let profile = what.apply(&machine.profile);
+            let solved = question.solve(budget, &profile)?;
+            Some(Alternative {
+                what_if: text.to_owned(),
+                budget,
+                workload: solved.workload,
+                prediction: solved.prediction,
+                plan: solved.plan,
+            })
+        }
+    };
+    let row = |other: u64| BudgetRow {
+        budget: other,
+        prediction: match other == budget {
+            true => Some(solved.prediction),
+            false => {
+                let solved = question.solve(other, &machine.profile);
+                solved.ok().map(|solved| solved.prediction)
+            }
+        },
+    };
+    let budgets = neighbours(budget).into_iter().map(row).collect();
+    let inventory = question.inventory;
+    Ok(Answer {
+        model,
+        name: inventory.name.clone(),
+        architecture: inventory.architecture.clone(),
+        layers: inventory.layer_count,
+        context: question.context,
+        ubatch: solved.workload.ubatch,
+        cache_type_k: question.type_k.name,
+        cache_type_v: question.type_v.name,
+        workload: solved.workload,
+        profile: Source {
+            origin: machine.profile.origin,
+            key: machine.profile.key.clone(),
+            note: machine.source_for(inventory),
+        },
+        prediction: solved.prediction,
+        budgets,
+        alternative,
+        plan: solved.plan,
+    })
+}
+
+/// A budget, one GiB less and one more; a quarter of it where that is less than a GiB.
+fn neighbours(budget: u64) -> Vec<u64> {
+    let step = if budget >= 4 * GIB { GIB } else { budget / 4 };
+    let all = [
+        budget.saturating_sub(step),
+        budget,
+        budget.saturating_add(step),
+    ];
+    let mut all = all.to_vec();
+    all.dedup();
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_a_gib_away_or_a_quarter() {
+        assert_eq!(neighbours(6 * GIB), [5 * GIB, 6 * GIB, 7 * GIB]);
+        assert_eq!(neighbours(GIB), [3 * GIB / 4, GIB, 5 * GIB / 4]);
+        assert_eq!(neighbours(2), [2]);
+    }
+}

@@ -1,0 +1,376 @@
+//! `pipeshard plan`: what would live where and what that is worth, without loading the model and without a device.
+
+mod answer;
+mod layers;
+mod machine;
+mod map;
+mod question;
+mod text;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+
+use self::answer::{answer, Answer};
+use self::machine::PlannedMachine;
+use self::question::Question;
+use pipeshard::hook::pools;
+use pipeshard::profile::{default_threads, file_of_user, key_of_host, Cache};
+use pipeshard_gguf::{inventory_of, InventoryError};
+use pipeshard_model::inventory::{DType, Inventory};
+use pipeshard_model::size::ByteSize;
+use pipeshard_plan::cost::Workload;
+use pipeshard_plan::plan::{usual_prompt, PlanError, SavedPlan, GENERATED, UBATCHES};
+use pipeshard_plan::profile::{WhatIf, WhatIfError};
+
+/// The most tokens that llama.cpp's tools hand over at a time, and so the largest ubatch, unless they are told to.
+const USUAL_BATCH: u32 = 2048;
+
+/// Arguments of `pipeshard plan`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  pipeshard plan model.gguf --vram 4G
+  pipeshard plan model.gguf --vram 4G --ctx 32768 --cache-type-k q8_0 --cache-type-v q8_0
+  pipeshard plan model.gguf --vram 6G --ctx 16384 --parallel 4 --prompt 2048 --ubatch 2048
+  pipeshard plan model.gguf --vram 8G --what-if pcie=12G           a slower link?
+  pipeshard plan model.gguf --vram 8G --what-if vram=12G           another card?
+  pipeshard plan model.gguf --vram 8G --profile laptop-12g         on a machine that is not here
+  pipeshard plan model.gguf --vram 4G --save plan.json
+  llama-server -m model.gguf --pipeshard-plan plan.json -c 4096    run what was planned
+  pipeshard plan model.gguf --map                                  budgets x contexts, as Markdown
+  pipeshard plan model.gguf --vram 4G --json | jq .prediction.tps
+
+Sizes are written as 4G, 1.5G, 1500M or plain bytes; K, M and G are powers of 1024.
+Rates (of --what-if) are bytes per second; their K, M and G are powers of 1000.
+The model is not loaded and no device is opened. Compute buffers are therefore
+estimated from the shapes of the weights; a run measures them and may plan a little
+more or less. Times are predictions, and say what they are based on.")]
+pub struct PlanArgs {
+    /// The model, a GGUF file (the first one, if it is split)
+    pub model: PathBuf,
+
+    /// The most device memory to use, for example 4G or 1500M
+    #[arg(
+        long,
+        value_name = "SIZE",
+        visible_alias = "pipeshard-vram",
+        required_unless_present = "map"
+    )]
+    pub vram: Option<ByteSize>,
+
+    /// Tokens of context, of all sequences together; 0 takes what the model was trained for
+    #[arg(
+        short = 'c',
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        visible_alias = "ctx-size"
+    )]
+    pub ctx: u32,
+
+    /// Sequences that are computed side by side; the context is divided among them
+    #[arg(
+        long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub parallel: u32,
+
+    /// The sequences share one KV cache, as with llama-server's --kv-unified
+    #[arg(long)]
+    pub kv_unified: bool,
+
+    /// Tokens of the prompt to predict for, of each sequence [default: three quarters of the context, all of a short one, 16384 at most]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub prompt: Option<u32>,
+
+    /// Tokens of the answer to predict for, of each sequence
+    #[arg(
+        long, value_name = "N", default_value_t = GENERATED,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub generate: u32,
+
+    /// Tokens of a prompt that are computed at a time [default: what suits the budget, as in a run without -ub]
+    #[arg(
+        long, value_name = "N", visible_alias = "ubatch-size",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub ubatch: Option<u32>,
+
+    /// Type of the keys in the KV cache
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
+    pub cache_type_k: &'static DType,
+
+    /// Type of the values in the KV cache
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
+    pub cache_type_v: &'static DType,
+
+    /// The machine: a file of `pipeshard profile --json`, or laptop-12g, desktop-16g, desktop-32g or `assumed` [default:
+    /// what was measured here, or else `assumed`]
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<String>,
+
+    /// Threads of the CPU, by which the profile that was measured here is found [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub threads: Option<u32>,
+
+    /// What would be different, for example pcie=12G,vram=8G (also cpu, dram, membw, flops, launch)
+    #[arg(long, value_name = "CHANGES", conflicts_with = "map")]
+    pub what_if: Option<String>,
+
+    /// What the device's backend keeps for itself [default: expected for a real card's profile, else 0]
+    #[arg(long, value_name = "SIZE")]
+    pub reserve: Option<ByteSize>,
+
+    /// What the device's driver rounds allocations up to
+    #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = granularity)]
+    pub granularity: ByteSize,
+
+    /// Write the plan to FILE, for --pipeshard-plan of llama.cpp's tools
+    #[arg(long, value_name = "FILE", conflicts_with = "map")]
+    pub save: Option<PathBuf>,
+
+    /// Print everything as JSON
+    #[arg(long, conflicts_with = "map")]
+    pub json: bool,
+
+    /// Print bytes by class and a map of the layers, too
+    #[arg(long, conflicts_with_all = ["json", "map"])]
+    pub details: bool,
+
+    /// Predict for budgets of 2 to 16 GiB and contexts of 1K to 64K, and print Markdown
+    #[arg(long)]
+    pub map: bool,
+}
+
+/// Why `pipeshard plan` has nothing to show.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanCommandError {
+    /// The model cannot be read.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// There is no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The context to plan for is unknown.
+    #[error(
+        "the model does not say what context it was trained for: give one, for example --ctx 4096"
+    )]
+    NoContext,
+    /// Prompt and answer are longer than the context.
+    #[error(
+        "a prompt of {prompt} tokens does not fit the context of {context} for each sequence: give a larger --ctx or a smaller \
+         --prompt"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: u32,
+        /// Cells of each sequence.
+        context: u64,
+    },
+    /// The profile cannot be used.
+    #[error("--profile: {0}")]
+    Profile(String),
+    /// Nobody knows what would be different.
+    #[error("--what-if: {0}")]
+    WhatIf(#[from] WhatIfError),
+    /// No budget.
+    #[error("give a budget, for example --vram 4G")]
+    NoBudget,
+    /// The plan cannot be saved.
+    #[error("cannot write the plan to {path}: {error}")]
+    Save {
+        /// The file.
+        path: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The result cannot be printed.
+    #[error("cannot print the plan: {0}")]
+    Output(#[from] io::Error),
+}
+
+fn cache_type(name: &str) -> Result<&'static DType, String> {
+    const USABLE: [&str; 9] = [
+        "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1",
+    ];
+    let usable = USABLE.contains(&name).then(|| DType::from_name(name));
+    let no_type = || {
+        format!(
+            "a KV cache has no such type; use one of {}",
+            USABLE.join(", ")
+        )
+    };
+    usable.flatten().ok_or_else(no_type)
+}
+
+fn granularity(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>() {
+        Ok(ByteSize(0)) => Err("allocations cannot be multiples of zero bytes".to_owned()),
+        Ok(size) => Ok(size),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Plans and prints to standard output.
+///
+/// # Errors
+///
+/// A model or a profile that cannot be read, a budget that is too small, an output that cannot be written to.
+pub fn run(args: PlanArgs) -> Result<(), PlanCommandError> {
+    let inventory = inventory_of(&args.model)?;
+    let text = match args.map {
+        true => map::render(&inventory, &args)?,
+        false => {
+            let asked = answered(&inventory, &args)?;
+            if let Some(path) = &args.save {
+                save(&inventory, &args, &asked, path)?;
+            }
+            render(&asked, &args)?
+        }
+    };
+    // takes the colours out again where nobody sees them
+    match anstream::stdout().lock().write_all(text.as_bytes()) {
+        // Whoever read it has read enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn machine(args: &PlanArgs) -> Result<PlannedMachine, PlanCommandError> {
+    let named = args.profile.clone().or_else(|| {
+        let file = file_of_user()?;
+        Some(file.display().to_string())
+    });
+    match named {
+        Some(named) => PlannedMachine::from_argument(&named).map_err(PlanCommandError::Profile),
+        None => {
+            let threads = args.threads.unwrap_or_else(default_threads);
+            let cache = Cache::of_user().ok();
+            Ok(PlannedMachine::at_hand(
+                cache.as_ref(),
+                &key_of_host(threads),
+            ))
+        }
+    }
+}
+
+fn answered(inventory: &Inventory, args: &PlanArgs) -> Result<Answer, PlanCommandError> {
+    let machine = machine(args)?;
+    let question = question(inventory, args, &machine)?;
+    let budget = args.vram.ok_or(PlanCommandError::NoBudget)?;
+    let what_if: Option<WhatIf> = args.what_if.as_deref().map(str::parse).transpose()?;
+    let what_if = args.what_if.as_deref().zip(what_if.as_ref());
+    let model = args.model.display().to_string();
+    Ok(answer(model, &question, &machine, budget.0, what_if)?)
+}
+
+fn question<'a>(
+    inventory: &'a Inventory,
+    args: &PlanArgs,
+    machine: &PlannedMachine,
+) -> Result<Question<'a>, PlanCommandError> {
+    let context = match args.ctx {
+        0 => inventory.context_length,
+        wanted => wanted,
+    };
+    if context == 0 {
+        return Err(PlanCommandError::NoContext);
+    }
+    let each = question::padded(context.into(), args.parallel) / u64::from(args.parallel);
+    let prompt = args.prompt.unwrap_or(usual_prompt(each));
+    if u64::from(prompt) >= each {
+        let context = each;
+        return Err(PlanCommandError::PromptTooLong { prompt, context });
+    }
+    // the answer ends where the context does
+    let room = u32::try_from(each - u64::from(prompt)).unwrap_or(u32::MAX);
+    let workload = Workload {
+        prompt,
+        generated: args.generate.min(room),
+        sequences: args.parallel,
+        ubatch: args.ubatch.unwrap_or(UBATCHES[0]),
+    };
+    let ubatches: Vec<u32> = match args.ubatch {
+        Some(given) => vec![given],
+        None => (UBATCHES.into_iter())
+            .filter(|&size| size <= USUAL_BATCH)
+            .filter(|&size| size == UBATCHES[0] || u64::from(size) <= each)
+            .collect(),
+    };
+    let largest = ubatches.iter().copied().max().unwrap_or(1);
+    let expected = || match machine.real_card {
+        true => pools::expected_for(inventory, largest),
+        false => 0,
+    };
+    Ok(Question {
+        type_k: args.cache_type_k,
+        type_v: args.cache_type_v,
+        shared_cache: args.kv_unified,
+        ubatches,
+        reserve: args.reserve.map_or_else(expected, |size| size.0),
+        granularity: args.granularity.0,
+        ..Question::new(inventory, context.into(), workload)
+    })
+}
+
+fn render(asked: &Answer, args: &PlanArgs) -> Result<String, PlanCommandError> {
+    if args.json {
+        let json = serde_json::to_string_pretty(asked).map_err(io::Error::from)?;
+        return Ok(json + "\n");
+    }
+    let mut text = text::render(asked);
+    if args.details {
+        text += "\n";
+        text += &asked.plan.explain();
+    }
+    if let Some(path) = &args.save {
+        text += &format!(
+            "\nSaved. To run it: llama-server -m {} --pipeshard-plan {} -c {} -ub {}{}\n",
+            args.model.display(),
+            path.display(),
+            asked.context,
+            asked.ubatch,
+            flags(args)
+        );
+    }
+    Ok(text)
+}
+
+/// What llama.cpp's tools have to be told beside context and ubatch, where it is not the default.
+fn flags(args: &PlanArgs) -> String {
+    let mut flags = String::new();
+    for (flag, dtype) in [("-ctk", args.cache_type_k), ("-ctv", args.cache_type_v)] {
+        if dtype.name != "f16" {
+            flags += &format!(" {flag} {}", dtype.name);
+        }
+    }
+    if args.parallel > 1 {
+        flags += &format!(" -np {}", args.parallel);
+    }
+    if args.kv_unified {
+        flags += " -kvu";
+    }
+    flags
+}
+
+fn save(
+    inventory: &Inventory,
+    args: &PlanArgs,
+    asked: &Answer,
+    path: &std::path::Path,
+) -> Result<(), PlanCommandError> {
+    let machine = machine(args)?;
+    let settings = question(inventory, args, &machine)?.settings(asked.ubatch);
+    let saved = SavedPlan::new(inventory, settings, asked.plan.clone());
+    let failed = |error| PlanCommandError::Save {
+        path: path.display().to_string(),
+        error,
+    };
+    let text = saved.to_json().map_err(|e| failed(e.into()))?;
+    std::fs::write(path, text).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests;

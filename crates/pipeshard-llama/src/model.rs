@@ -1,0 +1,181 @@
+//! Models.
+
+use super::LlamaError;
+use pipeshard_sys as ffi;
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+
+/// How a file is brought into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LoadMode {
+    /// Mapped, llama.cpp's default.
+    #[default]
+    Mmap,
+    /// Read into buffers.
+    None,
+    /// Read and locked.
+    Mlock,
+    /// Mapped and locked.
+    MmapMlock,
+    /// Read past the page cache.
+    DirectIo,
+}
+
+impl LoadMode {
+    fn raw(self) -> ffi::llama_load_mode {
+        match self {
+            LoadMode::Mmap => ffi::LLAMA_LOAD_MODE_MMAP,
+            LoadMode::None => ffi::LLAMA_LOAD_MODE_NONE,
+            LoadMode::Mlock => ffi::LLAMA_LOAD_MODE_MLOCK,
+            LoadMode::MmapMlock => ffi::LLAMA_LOAD_MODE_MMAP_MLOCK,
+            LoadMode::DirectIo => ffi::LLAMA_LOAD_MODE_DIRECT_IO,
+        }
+    }
+}
+
+/// Where a tensor override puts what it matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Host memory.
+    Host,
+    /// Memory of the first GPU.
+    Device,
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Default)]
+pub struct ModelOptions {
+    /// Layers on the GPU; negative: all.
+    pub gpu_layers: i32,
+    /// No GPU at all, neither for weights nor for operations.
+    pub cpu_only: bool,
+    /// Load mode.
+    pub load_mode: LoadMode,
+    /// Tensor overrides: patterns, and where what they match goes.
+    pub overrides: Vec<(String, Side)>,
+    /// Do without the GPU's page-locked buffers.
+    pub no_host: bool,
+}
+
+/// A loaded model.
+pub struct Model(*mut ffi::llama_model);
+
+// SAFETY: llama.cpp allows a loaded model to be used from several threads; it is changed by loading adapters only, for
+// which `Lora::load` asks for it by reference on the thread that owns it.
+unsafe impl Sync for Model {}
+// SAFETY: as above; nothing in it belongs to a thread.
+unsafe impl Send for Model {}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: owned, freed once, after its contexts, which borrow it.
+        unsafe { ffi::llama_model_free(self.0) }
+    }
+}
+
+pub(super) fn path_text(path: &Path) -> Result<CString, LlamaError> {
+    let text = path.to_string_lossy();
+    CString::new(text.as_bytes()).map_err(|_| LlamaError::Text(text.into_owned()))
+}
+
+/// The memory of the first GPU, or of the host where there is none.
+fn device_memory() -> ffi::ggml_backend_buffer_type_t {
+    // SAFETY: no preconditions; devices live as long as the process.
+    unsafe {
+        let device = ffi::ggml_backend_dev_by_type(ffi::GGML_BACKEND_DEVICE_TYPE_GPU);
+        match device.is_null() {
+            true => ffi::ggml_backend_cpu_buffer_type(),
+            false => ffi::ggml_backend_dev_buffer_type(device),
+        }
+    }
+}
+
+impl Model {
+    /// Loads a file.
+    ///
+    /// # Errors
+    /// [`LlamaError::Model`] when llama.cpp or pipeshard refuses it.
+    pub fn load(path: &Path, options: &ModelOptions) -> Result<Self, LlamaError> {
+        // SAFETY: no preconditions.
+        let mut params = unsafe { ffi::llama_model_default_params() };
+        params.use_extra_bufts = false;
+        params.load_mode = options.load_mode.raw();
+        params.n_gpu_layers = options.gpu_layers;
+        params.no_host = options.no_host;
+        let mut no_devices = [std::ptr::null_mut()];
+        if options.cpu_only {
+            params.devices = no_devices.as_mut_ptr();
+        }
+        let patterns: Vec<CString> = options
+            .overrides
+            .iter()
+            .map(|(p, _)| CString::new(p.as_str()).map_err(|_| LlamaError::Text(p.clone())))
+            .collect::<Result<_, _>>()?;
+        let sides = options.overrides.iter().map(|(_, side)| *side);
+        let mut overrides: Vec<ffi::llama_model_tensor_buft_override> = patterns
+            .iter()
+            .zip(sides)
+            .map(|(p, side)| ffi::llama_model_tensor_buft_override {
+                pattern: p.as_ptr(),
+                buft: match side {
+                    // SAFETY: no preconditions.
+                    Side::Host => unsafe { ffi::ggml_backend_cpu_buffer_type() },
+                    Side::Device => device_memory(),
+                },
+            })
+            .collect();
+        if !overrides.is_empty() {
+            overrides.push(ffi::llama_model_tensor_buft_override {
+                pattern: std::ptr::null(),
+                buft: std::ptr::null_mut(),
+            });
+            params.tensor_buft_overrides = overrides.as_ptr();
+        }
+        let text = path_text(path)?;
+        // SAFETY: text, devices and overrides live through the call, and the lists end with null.
+        let model = unsafe { ffi::llama_model_load_from_file(text.as_ptr(), params) };
+        match model.is_null() {
+            true => Err(LlamaError::Model(PathBuf::from(path))),
+            false => Ok(Model(model)),
+        }
+    }
+
+    pub(super) fn raw(&self) -> *mut ffi::llama_model {
+        self.0
+    }
+
+    pub(super) fn raw_vocabulary(&self) -> *const ffi::llama_vocab {
+        // SAFETY: the model is alive.
+        unsafe { ffi::llama_model_get_vocab(self.0) }
+    }
+
+    /// Tokens of the vocabulary.
+    pub fn vocabulary(&self) -> i32 {
+        // SAFETY: the model is alive.
+        unsafe { ffi::llama_vocab_n_tokens(self.raw_vocabulary()) }
+    }
+
+    /// Width of the residual stream.
+    pub fn embedding(&self) -> usize {
+        // SAFETY: the model is alive.
+        unsafe { ffi::llama_model_n_embd(self.0) }.max(0) as usize
+    }
+
+    /// Number of layers.
+    pub fn layers(&self) -> i32 {
+        // SAFETY: the model is alive.
+        unsafe { ffi::llama_model_n_layer(self.0) }
+    }
+
+    /// Whether it has a recurrent state, in some layers or in all.
+    pub fn is_recurrent(&self) -> bool {
+        // SAFETY: the model is alive.
+        unsafe { ffi::llama_model_is_recurrent(self.0) || ffi::llama_model_is_hybrid(self.0) }
+    }
+
+    /// Outputs of a classification head; 1 without one.
+    pub fn classes(&self) -> usize {
+        // SAFETY: the model is alive.
+        unsafe { ffi::llama_model_n_cls_out(self.0) }.max(1) as usize
+    }
+}

@@ -1,0 +1,10 @@
+//! What a model consists of, and how sizes are written.
+//!
+//! Values only: no device, no foreign code. Files are read by `pipeshard-gguf`, loaded models by the runtime; both hand over
+//! what they find as [`inventory::LoadedTensor`] and [`inventory::KeyValues`].
+#![forbid(unsafe_code)]
+
+pub mod inventory;
+pub mod size;
+#[cfg(any(test, feature = "test-support"))]
+pub mod test_support;

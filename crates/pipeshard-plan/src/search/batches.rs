@@ -1,0 +1,235 @@
+//! What short batches do: stream through part of the ring, or all of it.
+
+use super::{Search, GAIN};
+use crate::cost::PassShape;
+use crate::plan::{plan, BatchFetch, Decisions, Placement, Plan, StreamShare, UnitClass};
+
+/// Shares of the ring that are tried, in percent.
+const SHARES: [u32; 13] = [0, 10, 20, 30, 40, 50, 60, 65, 70, 75, 80, 90, 100];
+/// Batch sizes that may have a share of their own.
+const BATCHES: [u32; 4] = [2, 4, 8, 16];
+/// Batches of up to so many tokens may have their experts divided between the device and the CPU.
+const FETCHED_ROWS: [u32; 5] = [2, 4, 7, 8, 16];
+/// So many more experts than for a single token are worth trying for each of several.
+const MORE_FETCHED: u32 = 2;
+/// How much more a change of the conversation's score counts than the same change of a batch's time.
+const CONVERSATION_WEIGHT: f64 = 10.0;
+/// Batch sizes from which on everything may be streamed.
+const THRESHOLDS: [u32; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
+
+impl Search<'_> {
+    /// How much generation streams while the CPU computes.
+    pub(super) fn try_shares(&mut self) -> bool {
+        let mut better = false;
+        if !self.may_stream() {
+            return false;
+        }
+        let rows = 1;
+        for percent in SHARES {
+            let decisions = Decisions {
+                short_streams: self.with_share(rows, percent),
+                ..self.decisions.clone()
+            };
+            better |= decisions != self.decisions && self.attempt(decisions);
+        }
+        better
+    }
+
+    /// Of how many experts the device relieves the CPU when it generates.
+    pub(super) fn try_fetching(&mut self) -> bool {
+        let mut better = false;
+        if self.all_fits() {
+            return false;
+        }
+        let rows = self.workload.sequences;
+        let several = rows > 1 && self.may_divide(rows);
+        for fetched_experts in 0..self.costs.experts_used() {
+            let decisions = Decisions {
+                fetched_experts,
+                ..self.decisions.clone()
+            };
+            let decisions = match several && fetched_experts > 0 {
+                true => self.divided(decisions, rows, fetched_experts),
+                false => decisions,
+            };
+            better |= decisions != self.decisions && self.attempt(decisions);
+        }
+        better
+    }
+
+    /// Whether batches of so many tokens may have their experts divided.
+    fn may_divide(&self, rows: u32) -> bool {
+        let most = FETCHED_ROWS.last().copied().unwrap_or(1);
+        rows <= most.min(self.costs.divisible_rows())
+    }
+
+    /// The same decisions, but batches of up to so many tokens leave experts on the host, for the device to fetch some.
+    fn divided(&self, decisions: Decisions, rows: u32, experts: u32) -> Decisions {
+        let streamed = decisions.expert_min_rows.or(self.input.expert_min_rows);
+        let streamed = streamed.unwrap_or(self.input.stream_min_rows);
+        let mut fetched_by_batches = decisions.fetched_by_batches.clone();
+        fetched_by_batches.retain(|batch| batch.rows < rows);
+        fetched_by_batches.push(BatchFetch { rows, experts });
+        Decisions {
+            fetched_by_batches,
+            expert_min_rows: Some(streamed.max(rows + 1)),
+            ..decisions
+        }
+    }
+
+    /// Batches between generation and prompts: the share that each streams, and where streaming everything begins.
+    pub(super) fn tune_batches(&mut self) {
+        if self.plan.ring.groups.is_empty() {
+            return;
+        }
+        if self.may_stream() {
+            for rows in BATCHES {
+                self.tune_share(rows);
+            }
+        }
+        for experts in [false, true] {
+            self.tune_threshold(experts);
+        }
+        self.tune_fetched_batches();
+    }
+
+    /// Up to how many tokens the device relieves the CPU of experts for each of them, as it does for a single one, and of how
+    /// many. The more rows an expert has the longer the CPU takes for it, and the more are worth fetching; but these take
+    /// memory from everything else.
+    fn tune_fetched_batches(&mut self) {
+        let single = self.plan.fetched_experts;
+        if single == 0 {
+            return;
+        }
+        let most = self.costs.experts_used().min(single + MORE_FETCHED + 1);
+        for rows in FETCHED_ROWS {
+            if !self.may_divide(rows) || rows <= self.workload.sequences {
+                continue;
+            }
+            let counts = single.saturating_sub(1).max(1)..most;
+            let seconds_of = |experts: u32| {
+                let decisions = self.divided(self.decisions.clone(), rows, experts);
+                (self.batch_seconds(&decisions, rows), experts)
+            };
+            let tried = counts.map(seconds_of);
+            let Some((_, experts)) = tried.min_by(|a, b| a.0.total_cmp(&b.0)) else {
+                return;
+            };
+            let weighed = |search: &Self, plan: &Plan, score: f64| {
+                search.pass_seconds(plan, rows).ln() + CONVERSATION_WEIGHT * score.ln()
+            };
+            let before = weighed(self, &self.plan, self.score);
+            let Some(priced) = self.price(self.divided(self.decisions.clone(), rows, experts))
+            else {
+                return;
+            };
+            let divides = priced.plan.fetched_for(rows) > 0;
+            if !divides || weighed(self, &priced.plan, priced.score) > before - GAIN {
+                return;
+            }
+            self.take(priced);
+        }
+    }
+
+    /// Whether anything but experts is in the ring.
+    fn may_stream(&self) -> bool {
+        let mut units = self.plan.ring.groups.iter().flat_map(|group| &group.units);
+        units.any(|(id, _)| self.plan.units[id.index()].class != UnitClass::Experts)
+    }
+
+    fn with_share(&self, min_rows: u32, percent: u32) -> Vec<StreamShare> {
+        let mut shares = self.decisions.short_streams.clone();
+        shares.retain(|share| share.min_rows != min_rows);
+        shares.push(StreamShare { min_rows, percent });
+        shares.sort_by_key(|share| share.min_rows);
+        shares
+    }
+
+    fn tune_share(&mut self, rows: u32) {
+        let mut best = (self.batch_seconds(&self.decisions.clone(), rows), None);
+        for percent in SHARES {
+            let decisions = Decisions {
+                short_streams: self.with_share(rows, percent),
+                ..self.decisions.clone()
+            };
+            let seconds = self.batch_seconds(&decisions, rows);
+            if seconds < best.0 * (1.0 - GAIN) {
+                best = (seconds, Some(decisions));
+            }
+        }
+        if let Some(decisions) = best.1 {
+            self.adopt_if_harmless(decisions);
+        }
+    }
+
+    fn tune_threshold(&mut self, experts: bool) {
+        let prompt = self.plan.tiers.last().map(|tier| &tier.placements);
+        let mut placed = prompt.into_iter().flatten().zip(&self.plan.units);
+        if !placed.any(|(placement, unit)| {
+            *placement == Placement::Streamed && (unit.class == UnitClass::Experts) == experts
+        }) {
+            return;
+        }
+        let with = |rows: u32| {
+            let mut decisions = self.decisions.clone();
+            match experts {
+                true => decisions.expert_min_rows = Some(rows),
+                false => {
+                    // experts keep theirs
+                    let own = decisions.expert_min_rows.or(self.input.expert_min_rows);
+                    decisions.expert_min_rows = own.or(Some(self.input.stream_min_rows));
+                    decisions.stream_min_rows = Some(rows);
+                }
+            }
+            decisions
+        };
+        // the fewest rows for which, and for all more, streaming everything is no slower
+        let mut found = None;
+        for &rows in THRESHOLDS.iter().rev() {
+            let all = self.batch_seconds(&with(rows), rows);
+            let part = self.batch_seconds(&with(rows + 1), rows);
+            if all > part {
+                break;
+            }
+            found = Some(rows);
+        }
+        let rows = found.unwrap_or(2 * THRESHOLDS[THRESHOLDS.len() - 1]);
+        self.adopt_if_harmless(with(rows));
+    }
+
+    /// Takes over decisions about other batches than those of the conversation, unless they concern it all the same.
+    fn adopt_if_harmless(&mut self, decisions: Decisions) {
+        if let Some(priced) = self.price(decisions) {
+            if priced.score <= self.score * (1.0 + GAIN) {
+                self.take(priced);
+            }
+        }
+    }
+
+    /// Takes over decisions whatever they cost.
+    pub(super) fn adopt(&mut self, decisions: Decisions) {
+        if let Some(priced) = self.price(decisions) {
+            self.take(priced);
+        }
+    }
+
+    /// Seconds of a pass of `rows` tokens, each of a sequence of its own.
+    fn batch_seconds(&self, decisions: &Decisions, rows: u32) -> f64 {
+        match plan(&self.input.with(decisions)) {
+            Ok(made) => self.pass_seconds(&made, rows),
+            Err(_) => f64::INFINITY,
+        }
+    }
+
+    /// The same under a plan that was made.
+    fn pass_seconds(&self, made: &Plan, rows: u32) -> f64 {
+        let cells = u64::from(self.workload.prompt / rows.max(1));
+        let shape = PassShape {
+            rows,
+            sequences: rows,
+            cells,
+            outputs: rows,
+        };
+        self.costs.pass(made, shape).seconds
+    }
+}

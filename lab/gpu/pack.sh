@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Packs what a GPU machine without Rust and without network needs: the tools, libpipeshard.so, a libggml-cuda.so of the same
+# llama.cpp and the visit script. Usage: lab/gpu/pack.sh LIBGGML_CUDA_SO [OUT_DIR]
+# Build first: make build test-library.
+# With CUPTI=DIR (its include and lib, as in the wheel nvidia-cuda-cupti of the toolkit's version) and CUDA_INCLUDE=DIR, what
+# `visit.sh kernels` records with comes along.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+cuda=${1:?usage: lab/gpu/pack.sh LIBGGML_CUDA_SO [OUT_DIR]}
+out=${2:-.gpu}
+bin=${CARGO_TARGET_DIR:-target}/release
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+mkdir -p "$stage/bin/test-hooks" "$out"
+tools=(pipeshard pipeshard-lab llama-completion llama-bench llama-batched-bench llama-perplexity llama-cli llama-server)
+for tool in "${tools[@]}"; do cp -L "$bin/$tool" "$stage/bin/"; done
+cp -P "$bin"/lib*.so* "$stage/bin/"
+cp -L "$bin/../test-hooks/libpipeshard.so" "$stage/bin/test-hooks/"
+cp -L "$cuda" "$stage/bin/libggml-cuda.so"
+rm -f "$stage"/bin/*.dwp
+strip --strip-debug "$stage"/bin/* "$stage"/bin/test-hooks/* 2>/dev/null || true
+cp lab/gpu/visit.sh lab/gpu/profile.sh lab/gpu/kernels.py "$stage/"
+cc -O2 -Wall -shared -fPIC lab/gpu/memory.c -o "$stage/bin/libmemory.so" -lpthread -ldl
+cc -O3 -Wall lab/gpu/rest.c -o "$stage/bin/rest" -lpthread
+cc -O3 -mavx2 -Wall lab/gpu/pages.c -o "$stage/bin/pages" -lpthread -ldl
+if [ -n "${CUPTI:-}" ]; then
+    cupti=$(basename "$(ls "$CUPTI"/lib/libcupti.so.* | head -n 1)")
+    cc -O2 -Wall -shared -fPIC -I"$CUPTI/include" -I"${CUDA_INCLUDE:?CUPTI needs cuda.h: set CUDA_INCLUDE}" lab/gpu/kernels.c \
+        -o "$stage/bin/libkernels.so" -L"$CUPTI/lib" -l:"$cupti"
+    cp -L "$CUPTI/lib/$cupti" "$stage/bin/"
+fi
+tar -C "$stage" -cf - . | xz -T0 -3 > "$out/tools.tar.xz"
+ls -la "$out"
