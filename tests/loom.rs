@@ -1,6 +1,6 @@
 //! The protocols between threads, in every order in which threads can run (up to two switches that nothing forces): the
-//! queue of a stream, events, the lanes with the ring between them, and the staging ring. What is tried is the source
-//! that runs; only the locks are loom's.
+//! queue of a stream, events, the lanes with the ring between them, the staging ring, and the gate in front of the runtime. What is
+//! tried is the source that runs; only the locks are loom's.
 //!
 //! A test that expects a panic leaves something out on purpose: it shows that the models would notice.
 #![allow(
@@ -11,6 +11,9 @@
 #[path = "../crates/pipeshard-sim/src/fence.rs"]
 #[allow(dead_code)]
 mod fence;
+#[path = "../src/hook/gate.rs"]
+#[allow(dead_code)]
+mod gate;
 #[path = "../crates/pipeshard-sim/src/queue.rs"]
 #[allow(dead_code)]
 mod queue;
@@ -18,39 +21,59 @@ mod queue;
 use std::sync::Arc;
 
 use fence::{Event, Fence};
+use gate::{Gate, Guard, GUARDS};
 use loom::cell::UnsafeCell;
 use loom::thread;
 use pipeshard::lanes::ring::{CopyLane, Experts, GroupId, Place, Ring};
 use pipeshard::lanes::staging::StagingRing;
 use queue::{CommandQueue, Queued};
 
-/// What `crate::sync` has, made of loom's.
+/// What `crate::sync` and `crate::hook::sync` have, made of loom's.
 mod sync {
+    pub use loom::thread::ThreadId;
     use std::ops::{Deref, DerefMut};
+    use std::time::Duration;
+
+    pub fn current_thread() -> ThreadId {
+        loom::thread::current().id()
+    }
+
+    /// Time does not pass here.
+    pub struct Waited;
+
+    impl Waited {
+        pub fn timed_out(&self) -> bool {
+            false
+        }
+    }
 
     #[derive(Debug, Default)]
     pub struct Mutex<T>(loom::sync::Mutex<T>);
 
-    pub struct Guard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+    pub struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
 
     impl<T> Mutex<T> {
         pub fn new(value: T) -> Self {
             Self(loom::sync::Mutex::new(value))
         }
 
-        pub fn lock(&self) -> Guard<'_, T> {
-            Guard(self.0.lock().ok())
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            MutexGuard(self.0.lock().ok())
+        }
+
+        pub fn try_lock_for(&self, _: Duration) -> Option<MutexGuard<'_, T>> {
+            Some(self.lock())
         }
     }
 
-    impl<T> Deref for Guard<'_, T> {
+    impl<T> Deref for MutexGuard<'_, T> {
         type Target = T;
         fn deref(&self) -> &T {
             self.0.as_ref().expect("locked")
         }
     }
 
-    impl<T> DerefMut for Guard<'_, T> {
+    impl<T> DerefMut for MutexGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
             self.0.as_mut().expect("locked")
         }
@@ -70,9 +93,14 @@ mod sync {
             Self(loom::sync::Condvar::new())
         }
 
-        pub fn wait<T>(&self, guard: &mut Guard<'_, T>) {
+        pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
             let held = guard.0.take().expect("locked");
             guard.0 = self.0.wait(held).ok();
+        }
+
+        pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _: Duration) -> Waited {
+            self.wait(guard);
+            Waited
         }
 
         pub fn notify_one(&self) {
@@ -396,4 +424,170 @@ fn no_staging_block_is_overwritten_while_it_is_read() {
 #[should_panic(expected = "assertion `left == right` failed")]
 fn a_staging_block_that_is_not_waited_for_is_noticed() {
     every_order(|| stage(false));
+}
+
+fn gate() -> Arc<Gate<()>> {
+    Arc::new(Gate::new((), || panic!("nobody is given up on")))
+}
+
+/// Does something under a guard.
+fn under(gate: &Gate<()>, guard: Guard, work: impl FnOnce()) {
+    match guard {
+        Guard::Nothing | Guard::IdleOrAlone => panic!("this is no guard"),
+        Guard::Plain => {
+            let _held = gate.plain();
+            work();
+        }
+        Guard::InTurn => {
+            let _held = gate.in_turn();
+            work();
+        }
+        Guard::Idle => {
+            let _held = gate.idle();
+            work();
+        }
+        Guard::Alone => {
+            let _held = gate.alone();
+            work();
+        }
+        Guard::IdleThenAlone => {
+            let _held = gate.idle().alone();
+            work();
+        }
+    }
+}
+
+/// The guards that a callback may find itself under.
+fn kinds(guard: Guard) -> Vec<Guard> {
+    match guard {
+        Guard::Nothing => Vec::new(),
+        Guard::IdleOrAlone => vec![Guard::Idle, Guard::Alone],
+        guard => vec![guard],
+    }
+}
+
+/// Another thread writes under `guard` what a pass reads that holds no lock meanwhile.
+fn beside_a_pass(guard: Guard) {
+    let (gate, graph) = (gate(), memory(1));
+    let other = {
+        let (gate, graph) = (Arc::clone(&gate), Arc::clone(&graph));
+        thread::spawn(move || under(&gate, guard, || write(&graph, 0, 7)))
+    };
+    gate.idle().begin_pass(1);
+    let before = read(&graph, 0);
+    assert_eq!(read(&graph, 0), before);
+    gate.plain().end_pass(1);
+    other.join().expect("it only waits");
+}
+
+/// Another thread writes under `guard` where weights are, while this one has a graph that refers to them and computes it.
+fn beside_a_graph(guard: Guard) {
+    let (gate, arena) = (gate(), memory(1));
+    let other = {
+        let (gate, arena) = (Arc::clone(&gate), Arc::clone(&arena));
+        thread::spawn(move || under(&gate, guard, || write(&arena, 0, 7)))
+    };
+    gate.in_turn().begin_preparing();
+    let before = read(&arena, 0);
+    gate.idle().begin_pass(1);
+    assert_eq!(read(&arena, 0), before);
+    let mut over = gate.plain();
+    over.end_pass(1);
+    over.end_preparing();
+    drop(over);
+    other.join().expect("it only waits");
+}
+
+/// Two threads write under `guard` what else is behind the lock.
+fn beside_each_other(guard: Guard) {
+    let (gate, counters) = (gate(), memory(1));
+    let count = move |gate: &Gate<()>, counters: &Memory| {
+        under(gate, guard, || {
+            let counted = read(counters, 0).wrapping_add(1);
+            write(counters, 0, counted);
+        });
+    };
+    let other = {
+        let (gate, counters) = (Arc::clone(&gate), Arc::clone(&counters));
+        thread::spawn(move || count(&gate, &counters))
+    };
+    count(&gate, &counters);
+    other.join().expect("it only waits");
+    assert_eq!(read(&counters, 0), 1);
+}
+
+/// What a callback may do under its guard.
+fn promises(guard: Guard) -> &'static [fn(Guard)] {
+    match guard {
+        Guard::Nothing | Guard::IdleOrAlone => &[],
+        Guard::Plain | Guard::InTurn => &[beside_each_other],
+        Guard::Idle => &[beside_each_other, beside_a_pass],
+        Guard::Alone | Guard::IdleThenAlone => &[beside_each_other, beside_a_pass, beside_a_graph],
+    }
+}
+
+#[test]
+fn every_callback_finds_what_its_guard_promises() {
+    let mut tried = Vec::new();
+    for guard in GUARDS.iter().flat_map(|&(_, guard)| kinds(guard)) {
+        if !tried.contains(&guard) {
+            tried.push(guard);
+            for &promise in promises(guard) {
+                every_order(move || promise(guard));
+            }
+        }
+    }
+    assert_eq!(tried.len(), 5, "{tried:?}");
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn what_a_pass_reads_is_not_guarded_by_the_lock_alone() {
+    every_order(|| beside_a_pass(Guard::Plain));
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn where_weights_are_is_not_guarded_by_waiting_for_passes() {
+    every_order(|| beside_a_graph(Guard::Idle));
+}
+
+#[test]
+fn threads_that_all_want_another_shape_do_not_wait_for_each_other() {
+    every_order(|| {
+        let gate = gate();
+        let turn = |gate: &Gate<()>| {
+            gate.in_turn().begin_preparing();
+            // it gives up its own graph, and makes another
+            let mut idle = gate.alone().as_idle();
+            idle.begin_preparing();
+            idle.begin_pass(1);
+            drop(idle);
+            let mut over = gate.plain();
+            over.end_pass(1);
+            over.end_preparing();
+        };
+        let other = {
+            let gate = Arc::clone(&gate);
+            thread::spawn(move || turn(&gate))
+        };
+        turn(&gate);
+        other.join().expect("it only waits");
+    });
+}
+
+#[test]
+fn a_scheduler_that_is_freed_ends_a_pass_that_nobody_ended() {
+    every_order(|| {
+        let gate = gate();
+        gate.idle().begin_pass(1);
+        let other = {
+            let gate = Arc::clone(&gate);
+            thread::spawn(move || drop(gate.alone()))
+        };
+        // an exception has left the pass; freeing the scheduler is all that follows
+        gate.plain().end_pass(1);
+        drop(gate.idle());
+        other.join().expect("it only waits");
+    });
 }

@@ -38,6 +38,17 @@ impl ByClass {
     }
 }
 
+/// Device memory that a tenant holds, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Holdings {
+    /// Residents' chunks and the ring, while there is an arena.
+    pub arena: Option<(u64, u64)>,
+    /// The runtime's own, and weights that the user put there.
+    pub own: u64,
+    /// For experts that are fetched.
+    pub fetched: u64,
+}
+
 /// One owner's KV, layer by layer.
 #[derive(Debug, Clone)]
 struct KvOwner {
@@ -45,7 +56,7 @@ struct KvOwner {
     layers: Vec<KvPlacement>,
 }
 
-/// The books.
+/// What is accounted for.
 #[derive(Debug, Default)]
 pub struct Ledger {
     kv: BTreeMap<usize, KvOwner>,
@@ -59,7 +70,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Books one layer's KV of `owner`.
+    /// Notes one layer's KV of `owner`.
     pub fn add_kv(&mut self, owner: usize, model: usize, placement: KvPlacement) {
         if !self.kv.contains_key(&owner) {
             self.kv_order.push(owner);
@@ -109,7 +120,7 @@ impl Ledger {
             .collect()
     }
 
-    /// Books the compute buffers of a scheduler: `bytes` in all. Buffers never shrink.
+    /// Notes the compute buffers of a scheduler: `bytes` in all. Buffers never shrink.
     pub fn set_scratch(&mut self, sched: usize, bytes: u64) {
         self.expect_scratch(sched, bytes);
         self.note();
@@ -126,11 +137,6 @@ impl Ledger {
         self.scratch.get(&sched).copied().unwrap_or(0)
     }
 
-    /// Takes a booking of compute buffers back, to what it was.
-    pub fn restore_scratch(&mut self, sched: usize, bytes: u64) {
-        self.scratch.insert(sched, bytes);
-    }
-
     /// Forgets a scheduler's compute buffers.
     pub fn remove_scratch(&mut self, sched: usize) {
         self.scratch.remove(&sched);
@@ -141,13 +147,13 @@ impl Ledger {
         self.scratch.values().sum()
     }
 
-    /// Books the arena: bytes of residents and of the ring.
+    /// Notes the arena: bytes of residents and of the ring.
     pub fn set_arena(&mut self, resident: u64, slots: u64) {
         self.arena = (resident, slots);
         self.note();
     }
 
-    /// Books what the backend holds on its own account.
+    /// Notes what the backend holds on its own account.
     pub fn set_other(&mut self, bytes: u64) {
         self.other = bytes;
         self.note();

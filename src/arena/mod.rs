@@ -2,7 +2,7 @@
 //!
 //! All weights live in host memory; the arena holds copies. It is made of chunks, allocated in the order in which the plan
 //! ranks residents, so that giving memory back means freeing the last chunks and nothing else moves. The arena belongs to
-//! the process and the device: schedulers come and go.
+//! one tenant of the device: schedulers come and go. Owns chunks, ring and their events; called by `hook::residency`.
 
 pub mod ledger;
 pub mod unit;
@@ -51,6 +51,10 @@ struct Group {
     bytes: u64,
 }
 
+// SAFETY: the pointers in the copy tasks are to host weights and to tensors of loaded units, which outlive the arena's
+// shape: `Arena::release` comes before either goes. Used under the runtime's lock.
+unsafe impl Send for Group {}
+
 /// What became of experts that batches have chosen.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ExpertCounters {
@@ -84,10 +88,6 @@ pub struct Arena {
     /// Writes down what the copy lane is given.
     pub trace: Recorder,
 }
-
-// SAFETY: the pointers in the copy tasks are to host weights and to tensors owned by the runtime, which outlive the arena's
-// shape: `release` comes before either goes. Used under the runtime's lock.
-unsafe impl Send for Arena {}
 
 impl Arena {
     /// An empty arena. `fill_on_carve`: new device memory is filled with 0xFF first, which no token may depend on.
@@ -240,7 +240,7 @@ impl Arena {
     fn make_ring(
         &self,
         plan: &Plan,
-        units: &mut [LoadedUnit],
+        units: &[LoadedUnit],
         buffer: Buffer,
         members: Vec<Vec<usize>>,
     ) -> Result<RingMemory, ArenaError> {

@@ -1,9 +1,12 @@
-//! A loaded weight and its copy on the device.
+//! A loaded weight and its copy on the device. Owns the tensor that stands for it there.
+//!
+//! Units are placed without `ggml_backend_buffer_init_tensor`: a backend must have no state of its own per tensor.
 
 use crate::lanes::copy::{bytes_tensor, CopyTask};
 use crate::lanes::device::Buffer;
 use pipeshard_model::inventory::DType;
 use pipeshard_sys as ffi;
+use std::ptr::NonNull;
 
 /// A weight that llama.cpp has loaded into host memory, with the tensor that stands for it on the device.
 pub struct LoadedUnit {
@@ -15,12 +18,35 @@ pub struct LoadedUnit {
     /// Offsets where one page-locked range ends and the next begins.
     seams: Box<[usize]>,
     /// What graphs read in place of `source`; its address never changes.
-    device: Box<ffi::ggml_tensor>,
-    tail: Option<Box<ffi::ggml_tensor>>,
+    device: OwnedTensor,
+    tail: Option<OwnedTensor>,
 }
 
-// SAFETY: the pointers are to weights that llama.cpp keeps until it announces their end, and are only read.
+// SAFETY: `source` and `host` are to a weight that llama.cpp keeps until it announces its end, and are only read.
 unsafe impl Send for LoadedUnit {}
+
+/// A tensor of ours that C and copy commands have the address of: so nobody may claim it for himself, as a box would.
+struct OwnedTensor(NonNull<ffi::ggml_tensor>);
+
+// SAFETY: owned, with pointers to device memory that nobody dereferences; used under the runtime's lock.
+unsafe impl Send for OwnedTensor {}
+
+impl OwnedTensor {
+    fn new(tensor: Box<ffi::ggml_tensor>) -> Self {
+        OwnedTensor(NonNull::from(Box::leak(tensor)))
+    }
+
+    fn raw(&self) -> *mut ffi::ggml_tensor {
+        self.0.as_ptr()
+    }
+}
+
+impl Drop for OwnedTensor {
+    fn drop(&mut self) {
+        // SAFETY: made from a box, freed once; graphs and commands that have the address are over, see `Residency::release`.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
 
 impl LoadedUnit {
     /// Describes a loaded weight. `device_bytes`: what the device allocates for it, padding included.
@@ -41,7 +67,7 @@ impl LoadedUnit {
             device_bytes,
             pinned: false,
             seams: Box::default(),
-            device,
+            device: OwnedTensor::new(device),
             tail: None,
         }
     }
@@ -52,8 +78,24 @@ impl LoadedUnit {
     }
 
     /// The tensor that stands for it on the device.
-    pub fn device_tensor(&mut self) -> *mut ffi::ggml_tensor {
-        &mut *self.device
+    pub fn device_tensor(&self) -> *mut ffi::ggml_tensor {
+        self.device.raw()
+    }
+
+    /// Whether it has a place on the device, be it one for measuring.
+    pub fn is_placed(&self) -> bool {
+        // SAFETY: the tensor is owned.
+        unsafe { !(*self.device.raw()).data.is_null() }
+    }
+
+    fn point(&mut self, buffer: ffi::ggml_backend_buffer_t, data: *mut u8) {
+        let tensor = self.device.raw();
+        // SAFETY: the tensor is owned; graphs that read it are not being computed or measured by other threads, as the arena's
+        // shape only changes then.
+        unsafe {
+            (*tensor).buffer = buffer;
+            (*tensor).data = data.cast();
+        }
     }
 
     /// First byte in host memory.
@@ -68,14 +110,16 @@ impl LoadedUnit {
 
     /// How many experts are stacked in it, one after the other; none for a tensor of another kind.
     pub fn experts(&self) -> Option<u32> {
-        let (ne, nb) = (self.device.ne, self.device.nb);
+        // SAFETY: the tensor is owned, and nobody changes its shape.
+        let (ne, nb) = unsafe { ((*self.device.raw()).ne, (*self.device.raw()).nb) };
         let experts = u32::try_from(ne[2]).ok().filter(|&n| n > 1 && ne[3] == 1)?;
         (nb[2].checked_mul(experts as usize) == Some(self.bytes)).then_some(experts)
     }
 
     /// How many rows at once the CPU multiplies it with one by one, at most.
     pub fn rows_one_by_one(&self) -> u32 {
-        let kind = DType::from_id(self.device.type_);
+        // SAFETY: the tensor is owned, and nobody changes its type.
+        let kind = DType::from_id(unsafe { (*self.device.raw()).type_ });
         kind.map_or(1, DType::rows_one_by_one)
     }
 
@@ -84,7 +128,7 @@ impl LoadedUnit {
         &self.seams
     }
 
-    /// Notes whether the host memory is page-locked, and at which offsets one locked range ends and the next begins.
+    /// Before it has a place first: copy commands point to the seams. Notes whether the host memory is page-locked, and at which offsets one locked range ends and the next begins.
     pub fn set_pinned(&mut self, pinned: bool, seams: Box<[usize]>) {
         self.pinned = pinned;
         self.seams = seams;
@@ -98,36 +142,33 @@ impl LoadedUnit {
     /// Gives it a place in a device buffer.
     pub fn place(&mut self, buffer: &Buffer, offset: u64) {
         let address = buffer.base().wrapping_add(offset as usize);
-        self.device.buffer = buffer.raw();
-        self.device.data = address.cast();
+        self.point(buffer.raw(), address);
         let padding = self.device_bytes.saturating_sub(self.bytes as u64);
-        self.tail =
-            (padding > 0).then(|| bytes_tensor(buffer, address.wrapping_add(self.bytes), padding));
+        let tail = || bytes_tensor(buffer, address.wrapping_add(self.bytes), padding);
+        self.tail = (padding > 0).then(|| OwnedTensor::new(tail()));
     }
 
     /// Points it to memory that no graph will read, while graphs are only measured.
     pub fn place_for_measuring(&mut self, buffer: &Buffer) {
-        self.device.buffer = buffer.raw();
-        self.device.data = buffer.base().cast();
+        self.point(buffer.raw(), buffer.base());
         self.tail = None;
     }
 
     /// Takes its place away.
     pub fn unplace(&mut self) {
-        self.device.buffer = std::ptr::null_mut();
-        self.device.data = std::ptr::null_mut();
+        self.point(std::ptr::null_mut(), std::ptr::null_mut());
         self.tail = None;
     }
 
     /// The copy of the whole weight to its place.
-    pub fn copy_task(&mut self) -> CopyTask {
+    pub fn copy_task(&self) -> CopyTask {
         CopyTask {
             host: self.host,
             bytes: self.bytes,
             pinned: self.pinned,
             seams: &*self.seams,
-            device: &mut *self.device,
-            tail: self.tail.as_deref_mut().map(|t| t as *mut _),
+            device: self.device.raw(),
+            tail: self.tail.as_ref().map(OwnedTensor::raw),
         }
     }
 }

@@ -1,13 +1,11 @@
 //! What the environment asks for. Flags of the tools arrive here as well: they are turned into these variables before the
 //! library is loaded.
 
-use super::panics::PanicAt;
-use super::saved::PlanFile;
 use crate::lanes::copy::DroppedWait;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::search::Candidate;
 use pipeshard_sim::{SimSpec, SpecError};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Passes in a trace unless told otherwise: a long prompt and what is generated after it.
 const TRACE_PASSES: usize = 512;
@@ -60,7 +58,7 @@ pub struct Config {
     /// How many passes are in it besides the first: the latest (`LLAMA_ARG_PIPESHARD_TRACE_PASSES`).
     pub trace_passes: usize,
     /// A plan to follow in place of making one (`LLAMA_ARG_PIPESHARD_PLAN`).
-    pub plan: Option<PlanFile>,
+    pub plan: Option<PathBuf>,
     /// Bytes kept for the backend's own pools (`PIPESHARD_RESERVE`).
     pub reserve: Option<u64>,
     /// Never page-lock; copies go through the staging ring (`PIPESHARD_PAGE_LOCK=off`).
@@ -92,7 +90,7 @@ pub struct Debug {
     /// Page-lock in steps of this many bytes (`PIPESHARD_DEBUG_LOCK_STEP`).
     pub lock_step: Option<u64>,
     /// A call of a callback that panics (`PIPESHARD_DEBUG_PANIC`).
-    pub panic_at: Option<PanicAt>,
+    pub panic_at: Option<String>,
     /// Stream experts from this many rows on (`PIPESHARD_DEBUG_EXPERT_ROWS`).
     pub expert_rows: Option<u32>,
     /// Fetch chosen experts only while at most this share of them is expected (`PIPESHARD_DEBUG_CHOSEN_PERCENT`).
@@ -173,6 +171,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// Whether what passes take is compared with what was predicted: not on virtual clocks.
+    pub fn on_wall_clock(&self) -> bool {
+        self.sim.is_none() || self.debug.calibrate
+    }
+
     /// Reads the process's environment.
     pub fn from_env() -> Result<Self, ConfigError> {
         let set = std::env::vars_os().filter(|(_, value)| !value.is_empty());
@@ -210,15 +213,12 @@ impl Config {
         let budget = get("LLAMA_ARG_PIPESHARD_VRAM")
             .map(|v| size("--pipeshard-vram (LLAMA_ARG_PIPESHARD_VRAM)", v))
             .transpose()?;
-        let read_plan = |path: String| {
-            PlanFile::read(Path::new(&path), budget).map_err(|why| ConfigError::Plan { path, why })
-        };
-        let plan = get("LLAMA_ARG_PIPESHARD_PLAN").filter(|_| attach);
-        let plan = plan.map(read_plan).transpose()?;
         Ok(Config {
             attach,
-            budget: budget.or_else(|| plan.as_ref().map(|file| file.saved.plan.budget)),
-            plan,
+            budget,
+            plan: get("LLAMA_ARG_PIPESHARD_PLAN")
+                .filter(|_| attach)
+                .map(PathBuf::from),
             sim: get("LLAMA_ARG_PIPESHARD_SIM")
                 .map(|text| SimSpec::parse(&text).map_err(ConfigError::Sim))
                 .transpose()?,
@@ -267,16 +267,7 @@ impl Config {
                 lock_step: switch("PIPESHARD_DEBUG_LOCK_STEP")
                     .map(|v| size("PIPESHARD_DEBUG_LOCK_STEP", v))
                     .transpose()?,
-                panic_at: switch("PIPESHARD_DEBUG_PANIC")
-                    .map(|v| {
-                        PanicAt::parse(&v).ok_or_else(|| {
-                            bad(
-                                "PIPESHARD_DEBUG_PANIC",
-                                "CALLBACK or CALLBACK:NUMBER, with a callback of the hook's table such as pass_begin",
-                            )(v)
-                        })
-                    })
-                    .transpose()?,
+                panic_at: switch("PIPESHARD_DEBUG_PANIC"),
                 expert_rows: number("PIPESHARD_DEBUG_EXPERT_ROWS")?,
                 chosen_percent: number("PIPESHARD_DEBUG_CHOSEN_PERCENT")?,
                 fetched_experts: number("PIPESHARD_DEBUG_FETCHED_EXPERTS")?,

@@ -14,26 +14,33 @@
 //! | `pipeshard_reset_simulated_device` | `void (void)` | starts those counters afresh |
 //! | `pipeshard_free` | `void (char *)` | |
 
-use super::config::Config;
-use super::{log, outcome, table};
+use super::answers::context;
+use super::config::{Config, ConfigError};
+use super::log;
+use super::planning::saved::PlanFile;
+use super::publish;
+use super::runtime::Runtime;
+use super::table::{table, PanicAt, Shared};
 use crate::report::Report;
 use pipeshard_sim as sim;
-use pipeshard_sys as ffi;
-use pipeshard_sys::BUILD_ID;
+use pipeshard_sys::{self as ffi, BUILD_ID};
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// A value that C refers to for the life of the process.
-struct Forever<T>(T);
+struct Static<T>(T);
 
 // SAFETY: the values are written once, before C sees them, and only read afterwards.
-unsafe impl<T> Sync for Forever<T> {}
+unsafe impl<T> Sync for Static<T> {}
 // SAFETY: as above.
-unsafe impl<T> Send for Forever<T> {}
+unsafe impl<T> Send for Static<T> {}
 
-static REGISTRY: OnceLock<Forever<ffi::ggml_backend_reg>> = OnceLock::new();
-static HOOK: OnceLock<Forever<(ffi::ggml_sched_hook, CString)>> = OnceLock::new();
-static SIMULATED: OnceLock<Forever<ffi::ggml_backend_reg_t>> = OnceLock::new();
+/// The runtime of the process, once something was attached.
+static SHARED: OnceLock<Shared> = OnceLock::new();
+static REGISTRY: OnceLock<Static<ffi::ggml_backend_reg>> = OnceLock::new();
+static HOOK: OnceLock<Static<(ffi::ggml_sched_hook, CString)>> = OnceLock::new();
+static SIMULATED: OnceLock<Static<ffi::ggml_backend_reg_t>> = OnceLock::new();
 
 /// Called by ggml's loader. Null (after saying why on standard error) when the settings make no sense or the
 /// library and llama.cpp come from different builds.
@@ -53,7 +60,7 @@ fn start() -> Result<ffi::ggml_backend_reg_t, String> {
     log::forward();
     let config = Config::from_env().map_err(|e| e.to_string())?;
     if let Some(spec) = &config.sim {
-        SIMULATED.get_or_init(|| Forever(sim::registry(spec.clone())));
+        SIMULATED.get_or_init(|| Static(sim::registry(spec.clone())));
         if std::env::var_os(COUNTERS_FILE).is_some() {
             // SAFETY: the handler is a plain function.
             unsafe { libc::atexit(write_counters_at_exit) };
@@ -63,7 +70,7 @@ fn start() -> Result<ffi::ggml_backend_reg_t, String> {
         attach(config)?;
     }
     let registry = REGISTRY.get_or_init(|| {
-        Forever(ffi::ggml_backend_reg {
+        Static(ffi::ggml_backend_reg {
             api_version: ffi::GGML_BACKEND_API_VERSION as i32,
             iface: ffi::ggml_backend_reg_i {
                 get_name: Some(get_name),
@@ -77,7 +84,17 @@ fn start() -> Result<ffi::ggml_backend_reg_t, String> {
     Ok(std::ptr::from_ref(&registry.0).cast_mut())
 }
 
-fn attach(config: Config) -> Result<(), String> {
+fn attach(mut config: Config) -> Result<(), String> {
+    let file = config.plan.as_deref().map(|path| {
+        PlanFile::read(path, config.budget).map_err(|why| ConfigError::Plan {
+            path: path.display().to_string(),
+            why,
+        })
+    });
+    let file = file.transpose().map_err(|e| e.to_string())?;
+    config.budget = config.budget.or(file.as_ref().map(PlanFile::budget));
+    let panic_at = config.debug.panic_at.as_deref().map(PanicAt::parse);
+    let panic_at = panic_at.transpose().map_err(|e| e.to_string())?;
     // ggml-cuda page-locks in place only where this is set; nothing else reads it.
     if !config.no_page_lock && std::env::var_os("GGML_CUDA_REGISTER_HOST").is_none() {
         std::env::set_var("GGML_CUDA_REGISTER_HOST", "1");
@@ -92,11 +109,11 @@ fn attach(config: Config) -> Result<(), String> {
         );
     }
     let hook = HOOK.get_or_init(|| {
-        let shared = table::install(config);
+        let shared = SHARED.get_or_init(|| Shared::new(config, file, panic_at));
         // the table points to the text of the CString, which does not move when the value does
         // SAFETY: the text lives as long as HOOK, which is never dropped.
         let text: &'static CStr = unsafe { CStr::from_ptr(build_id.as_ptr()) };
-        Forever((table::table(shared, text), build_id))
+        Static((table(shared, text), build_id))
     });
     // SAFETY: the table is static and laid out as the header says.
     if !unsafe { ffi::ggml_sched_hook_set(&hook.0 .0) } {
@@ -129,8 +146,24 @@ extern "C" fn write_counters_at_exit() {
     let _ = std::panic::catch_unwind(write);
 }
 
+/// How long the end of the process waits for a callback that is in progress.
+const EXIT_WAITS: Duration = Duration::from_millis(300);
+
+/// At the end of the process: publishes, unless the last model's end already did.
+fn publish_at_exit() {
+    if publish::is_done() {
+        return;
+    }
+    let Some(shared) = SHARED.get() else { return };
+    match shared.gate.plain_within(EXIT_WAITS) {
+        Some(mut runtime) => publish::publish(&mut runtime),
+        // a signal may have come inside a callback, and its handler have ended the process: this thread would wait for itself
+        None => log::error("the process ends while a callback is in progress; there is no report"),
+    }
+}
+
 extern "C" fn at_exit() {
-    let _ = std::panic::catch_unwind(outcome::publish_at_exit);
+    let _ = std::panic::catch_unwind(|| log::after(publish_at_exit));
 }
 
 unsafe extern "C" fn get_name(_: ffi::ggml_backend_reg_t) -> *const c_char {
@@ -170,15 +203,27 @@ unsafe extern "C" fn get_proc_address(
 }
 
 unsafe extern "C" fn set_budget(bytes: u64) -> bool {
-    let work = || match table::shared().map(|s| s.lock_idle().set_budget(bytes)) {
-        Some(Ok(())) => true,
-        Some(Err(why)) => {
-            log::error(&why);
-            false
+    let work = || {
+        let Some(shared) = SHARED.get() else {
+            return false;
+        };
+        let mut runtime = shared.gate.idle();
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            accounts,
+            tenant,
+            telemetry,
+            ..
+        } = parts;
+        match context::set_budget(accounts, tenant, telemetry, bytes, proof) {
+            Ok(()) => true,
+            Err(why) => {
+                log::error(&why);
+                false
+            }
         }
-        None => false,
     };
-    std::panic::catch_unwind(work).unwrap_or(false)
+    std::panic::catch_unwind(|| log::after(work)).unwrap_or(false)
 }
 
 /// A text for C, or null. The caller gives it back with `pipeshard_free`.
@@ -192,7 +237,7 @@ fn text(make: impl FnOnce() -> Option<String>) -> *mut c_char {
 
 /// The report so far, `None` where pipeshard is off.
 fn report_now() -> Option<Report> {
-    Some(outcome::report(&table::shared()?.lock()))
+    Some(publish::report(&SHARED.get()?.gate.plain()))
 }
 
 unsafe extern "C" fn report() -> *mut c_char {
@@ -208,7 +253,10 @@ unsafe extern "C" fn props() -> *mut c_char {
 }
 
 unsafe extern "C" fn units() -> *mut c_char {
-    text(|| serde_json::to_string(&table::shared()?.lock().plan_units).ok())
+    text(|| {
+        let runtime = SHARED.get()?.gate.plain();
+        serde_json::to_string(runtime.tenant.weights.described()).ok()
+    })
 }
 
 fn simulated() -> Option<ffi::ggml_backend_dev_t> {

@@ -1,19 +1,88 @@
-//! Messages in the place where the tool's own messages go.
+//! Messages in the place where the tool's own messages go. Anybody may call this.
 
 use pipeshard_sys as ffi;
+use std::cell::RefCell;
 use std::ffi::CString;
+use std::io::Write;
 
 extern "C" {
     /// ggml's own logger (ggml-impl.h), which the tools redirect.
     fn ggml_log_internal(level: ffi::ggml_log_level, format: *const std::ffi::c_char, ...);
 }
 
-fn send(level: ffi::ggml_log_level, message: &str) {
-    let text = message.replace('\0', " ");
-    if let Ok(text) = CString::new(format!("pipeshard: {text}\n")) {
-        // SAFETY: the format takes one NUL-terminated string, which lives during the call.
-        unsafe { ggml_log_internal(level, c"%s".as_ptr(), text.as_ptr()) }
+/// A message on its way.
+enum Message {
+    ToLog(ffi::ggml_log_level, String),
+    ToStderr(String),
+}
+
+thread_local! {
+    /// What the calling thread says when it is done with what it does.
+    static LATER: RefCell<Option<Vec<Message>>> = const { RefCell::new(None) };
+}
+
+impl Message {
+    fn deliver(self) {
+        match self {
+            Message::ToLog(level, message) => {
+                let text = message.replace('\0', " ");
+                if let Ok(text) = CString::new(format!("pipeshard: {text}\n")) {
+                    // SAFETY: the format takes one NUL-terminated string, which lives during the call.
+                    unsafe { ggml_log_internal(level, c"%s".as_ptr(), text.as_ptr()) }
+                }
+            }
+            Message::ToStderr(text) => write_line(&mut std::io::stderr(), &text),
+        }
     }
+
+    fn send(self) {
+        let mut message = Some(self);
+        held_back(|later| {
+            if let Some(later) = later {
+                later.extend(message.take());
+            }
+        });
+        if let Some(message) = message {
+            message.deliver();
+        }
+    }
+}
+
+/// What the calling thread holds back; nothing at the end of the process, when there is nothing left of a thread.
+fn held_back<T>(look: impl FnOnce(&mut Option<Vec<Message>>) -> T) -> Option<T> {
+    LATER.try_with(|later| look(&mut later.borrow_mut())).ok()
+}
+
+/// Does `work`, and delivers behind it what the thread says meanwhile. The program's log callback may take locks of its own, or ask
+/// for the report: it is not called from where the runtime is locked.
+pub fn after<T>(work: impl FnOnce() -> T) -> T {
+    /// Also where `work` panics.
+    struct Deliver;
+    impl Drop for Deliver {
+        fn drop(&mut self) {
+            let said = held_back(Option::take).flatten();
+            said.into_iter().flatten().for_each(Message::deliver);
+        }
+    }
+    let begins = held_back(|later| match later {
+        Some(_) => false,
+        None => {
+            *later = Some(Vec::new());
+            true
+        }
+    });
+    let began = begins.unwrap_or(false);
+    let _deliver = began.then(|| Deliver);
+    work()
+}
+
+fn send(level: ffi::ggml_log_level, message: &str) {
+    Message::ToLog(level, message.to_string()).send();
+}
+
+/// Something worth knowing before what follows it, which takes a while. The one message that is not held back by [`after`].
+pub fn at_once(message: &str) {
+    Message::ToLog(ffi::GGML_LOG_LEVEL_INFO, message.to_string()).deliver();
 }
 
 /// Something worth knowing.
@@ -26,9 +95,18 @@ pub fn warn(message: &str) {
     send(ffi::GGML_LOG_LEVEL_WARN, message);
 }
 
-/// Something that ends what the user wanted. Also on standard error where the tool silences its log.
+/// Something that ends what the user wanted: on standard error, for the tool may silence its log.
 pub fn error(message: &str) {
-    eprintln!("pipeshard: {message}");
+    to_stderr(&format!("pipeshard: {message}"));
+}
+
+/// A line on standard error. Where nobody reads that any more, it is lost: that is no reason to end the process.
+pub fn to_stderr(text: &str) {
+    Message::ToStderr(text.to_string()).send();
+}
+
+fn write_line(out: &mut impl Write, text: &str) {
+    let _ = writeln!(out, "{text}");
 }
 
 /// Passes on what other parts of the library log through the `log` crate.
@@ -56,5 +134,46 @@ impl log::Log for Forward {
 pub fn forward() {
     if log::set_logger(&Forward).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As standard error is when who read it has gone.
+    struct Closed;
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    #[test]
+    fn who_cannot_be_told_is_not_told() {
+        write_line(&mut Closed, "the reader of the log has gone");
+    }
+
+    fn how_many() -> Option<usize> {
+        held_back(|later| later.as_ref().map(Vec::len)).flatten()
+    }
+
+    #[test]
+    fn what_is_said_under_the_lock_is_delivered_behind_it() {
+        after(|| {
+            info("one");
+            assert_eq!(how_many(), Some(1));
+            after(|| warn("another, within a callback within a callback"));
+            assert_eq!(how_many(), Some(2));
+        });
+        assert_eq!(how_many(), None);
+        let panicked = std::panic::catch_unwind(|| after(|| panic!("on purpose")));
+        assert!(panicked.is_err());
+        assert_eq!(how_many(), None);
     }
 }

@@ -1,50 +1,48 @@
-//! The answers to the scheduler's questions (`ggml-pipeshard/include/ggml-pipeshard.h`).
+//! The answers to the questions of llama.cpp and of ggml's scheduler (`ggml-pipeshard/include/ggml-pipeshard.h`).
 //!
-//! | file | answers |
-//! |---|---|
-//! | [`library`] | what ggml's loader finds in libpipeshard.so, and the handshake |
-//! | [`table`] | the C callbacks: panic boundary, nothing else |
-//! | [`runtime`] | what is known: models, schedulers, plan, arena, and its upkeep |
-//! | [`models`] | weights that come and go |
-//! | [`admission`] | KV placement, compute buffers, the budget |
-//! | [`choosing`] | the search for a plan, before a context is made |
-//! | [`panics`] | what becomes of a panic in a callback |
-//! | [`turns`] | who may change the arena's shape, and when |
-//! | [`placement`] | a graph about to be split: who computes what, from which copy of the weights |
-//! | [`pass`] | a pass: copies ahead of their use, waits, counts |
-//! | [`traced`] | the same steps, with notes for a trace |
-//! | [`divide`] | a token's experts divided between the device and the CPU |
-//! | [`fetching`] | what a pass has to do for these: memory, copies, waits |
-//! | [`routing`] | which experts a batch has chosen |
-//! | [`pools`] | what the device's backend takes on its own account |
-//! | [`outcome`] | the report |
-//! | [`saved`] | a saved plan that is followed |
-//! | [`rewrite`] | graph rewrites |
-//! | [`lookup`] | embeddings looked up by several threads |
-//! | [`helpers`] | these threads |
+//! Imports go one way, from the bottom of this table to its top, and parts do not know each other:
+//!
+//! | | file | |
+//! |---|---|---|
+//! | leaves | [`config`] | what was asked for |
+//! | | [`log`] | messages |
+//! | | [`gate`] | who may do what when |
+//! | | [`pass_error`], [`pool_estimate`], [`helpers`] | why a pass fails; what operations take from pools; threads |
+//! | | [`graph`] | a graph that is about to be split |
+//! | parts | [`weights`] | models in host memory |
+//! | | [`accounts`] | a device's memory, and who holds how much of it |
+//! | | [`residency`] | what of the models is on the device |
+//! | | [`planning`] | what should be there |
+//! | | [`schedulers`] | ggml's schedulers |
+//! | | [`telemetry`] | what happened |
+//! | | [`tenant`] | weights, residency and planner of models that share a plan |
+//! | answers | [`answers`] | to each question, over the parts |
+//! | runtime | [`runtime`] | the parts, put together |
+//! | top | [`publish`] | the report |
+//! | | [`table`] | the C callbacks: guard, panic boundary, nothing else |
+//! | | [`library`] | what ggml's loader finds in libpipeshard.so, and the handshake |
 
-pub mod admission;
-pub mod calibrating;
-mod choosing;
+pub mod accounts;
+pub mod answers;
 pub mod config;
-mod divide;
-mod fetching;
+pub mod gate;
+#[cfg(test)]
+mod gate_tests;
+pub mod graph;
 mod helpers;
-mod learning;
 pub mod library;
 pub mod log;
-mod lookup;
-pub mod models;
-pub mod outcome;
-pub mod panics;
-pub mod pass;
-pub mod placement;
-mod planning;
-pub mod pools;
-pub mod rewrite;
-pub mod routing;
+pub mod pass_error;
+pub mod planning;
+pub mod pool_estimate;
+pub mod publish;
+pub mod residency;
 pub mod runtime;
-pub mod saved;
+pub mod schedulers;
+mod sync;
 pub mod table;
-pub mod traced;
-pub mod turns;
+pub mod telemetry;
+pub mod tenant;
+#[cfg(test)]
+mod test_card;
+pub mod weights;

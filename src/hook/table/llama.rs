@@ -1,10 +1,12 @@
 //! What llama.cpp asks.
 
-use super::shared_of;
-use crate::hook::admission::ContextSize;
+use super::shared::shared_of;
+use crate::hook::answers::context::LayerCells;
+use crate::hook::answers::{context as contexts, loading, search};
 use crate::hook::helpers::Helpers;
-use crate::hook::{log, outcome};
-use crate::trace::record::HostWork;
+use crate::hook::planning::context::ContextSize;
+use crate::hook::runtime::Runtime;
+use crate::hook::{log, publish};
 use pipeshard_sys as ffi;
 use std::ffi::c_void;
 
@@ -14,24 +16,41 @@ use std::ffi::c_void;
 pub(super) unsafe extern "C" fn epoch(user: *mut c_void) -> u64 {
     let shared = shared_of(user);
     shared.guard("epoch", 0, || {
-        let mut runtime = shared.lock_in_turn();
+        let mut runtime = shared.gate.in_turn();
         // the graph before may be used again: what it refers to stays until its pass
-        shared.begin_preparing(&mut runtime);
-        runtime.trace.epoch_asked();
-        runtime.epoch
+        runtime.begin_preparing();
+        runtime.telemetry.trace.epoch_asked();
+        runtime.tenant.residency.generation().reuse()
     })
 }
 
 pub(super) unsafe extern "C" fn device(user: *mut c_void) -> ffi::ggml_backend_dev_t {
     let shared = shared_of(user);
     shared.guard("device", std::ptr::null_mut(), || {
-        let mut runtime = shared.lock_alone();
-        runtime.mend();
-        if runtime.broken {
-            log::error("after an internal error no model is loaded until all others are gone");
-            return std::ptr::null_mut();
+        let mut runtime = shared.gate.alone();
+        if runtime.is_broken() {
+            if !runtime.tenant.weights.models().is_empty() {
+                log::error("after an internal error no model is loaded until all others are gone");
+                return std::ptr::null_mut();
+            }
+            let (parts, proof) = runtime.parts();
+            let Runtime {
+                accounts,
+                tenant,
+                schedulers,
+                telemetry,
+                ..
+            } = parts;
+            loading::start_over(accounts, tenant, schedulers, telemetry, proof);
+            runtime.repaired();
         }
-        let device = runtime.find_device();
+        let Runtime {
+            accounts,
+            tenant,
+            telemetry,
+            ..
+        } = &mut *runtime;
+        let device = loading::device(accounts, tenant, telemetry);
         device.map_or(std::ptr::null_mut(), |d| d.raw())
     })
 }
@@ -44,41 +63,47 @@ pub(super) unsafe extern "C" fn weights_ready(
 ) -> bool {
     let shared = shared_of(user);
     shared.guard("weights_ready", false, || {
-        let mut runtime = shared.lock_alone();
-        if runtime.broken {
+        let mut runtime = shared.gate.alone();
+        if runtime.is_broken() {
             return false;
         }
-        let since = runtime.trace.since();
-        let tensors = std::slice::from_raw_parts(tensors, count);
-        let ready = runtime.weights_ready(model as usize, tensors);
-        runtime.trace.worked(since, HostWork::WeightsReady);
-        match ready {
-            Ok(()) => true,
-            Err(why) => {
-                log::error(&why);
-                runtime.outcome.off(&why);
-                false
-            }
-        }
+        publish::is_due();
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            config,
+            accounts,
+            tenant,
+            telemetry,
+            ..
+        } = parts;
+        let tensors = match tensors.is_null() {
+            true => &[][..],
+            false => std::slice::from_raw_parts(tensors, count),
+        };
+        let model = (model as usize, tensors);
+        loading::weights_ready(config, accounts, tenant, telemetry, model, proof)
     })
 }
 
 pub(super) unsafe extern "C" fn weights_gone(user: *mut c_void, model: *const c_void) {
     let shared = shared_of(user);
-    shared.guard_or(
-        "weights_gone",
-        (),
-        || {
-            let mut runtime = shared.lock_alone();
-            let last = runtime.models.iter().all(|m| m.key == model as usize);
-            if last && !runtime.models.is_empty() {
-                outcome::publish(&mut runtime);
-            }
-            runtime.weights_gone(model as usize);
-        },
-        // nothing may read them any more, whatever happened
-        || shared.lock_alone().weights_gone(model as usize),
-    )
+    let gone = |publishes: bool| {
+        let mut runtime = shared.gate.alone();
+        let only = runtime.tenant.weights.only_model();
+        if publishes && only.is_some_and(|only| only.key == model as usize) {
+            publish::publish(&mut runtime);
+        }
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            accounts,
+            tenant,
+            telemetry,
+            ..
+        } = parts;
+        loading::weights_gone(accounts, tenant, telemetry, model as usize, proof);
+    };
+    // nothing may read them any more, whatever happened
+    shared.guard_or("weights_gone", (), || gone(true), || gone(false));
 }
 
 pub(super) unsafe extern "C" fn ubatch(
@@ -99,7 +124,17 @@ pub(super) unsafe extern "C" fn ubatch(
             type_k: u32::try_from(context.type_k).unwrap_or(u32::MAX),
             type_v: u32::try_from(context.type_v).unwrap_or(u32::MAX),
         };
-        shared.lock_idle().context_wanted(model as usize, wanted)
+        let mut runtime = shared.gate.idle();
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            config,
+            accounts,
+            tenant,
+            telemetry,
+            ..
+        } = parts;
+        let wanted = (model as usize, wanted);
+        search::context_wanted(config, accounts, tenant, telemetry, wanted, proof)
     })
 }
 
@@ -113,21 +148,32 @@ pub(super) unsafe extern "C" fn kv_on_host(
     let shared = shared_of(user);
     // in host memory it takes nothing from the budget; a context with it will not be made
     shared.guard("kv_on_host", true, || {
-        let layer = u32::try_from(layer).unwrap_or(0);
-        shared
-            .lock_alone()
-            .kv_on_host(model as usize, owner as usize, layer, size as u64)
+        let wanted = LayerCells {
+            model: model as usize,
+            owner: owner as usize,
+            layer: u32::try_from(layer).unwrap_or(0),
+            bytes: size as u64,
+        };
+        let mut runtime = shared.gate.alone();
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            accounts, tenant, ..
+        } = parts;
+        contexts::kv_on_host(accounts, tenant, wanted, proof)
     })
 }
 
 pub(super) unsafe extern "C" fn kv_gone(user: *mut c_void, owner: *const c_void) {
     let shared = shared_of(user);
-    shared.guard_or(
-        "kv_gone",
-        (),
-        || shared.lock_idle().kv_gone(owner as usize),
-        || shared.lock_idle().kv_gone(owner as usize),
-    )
+    let gone = || {
+        let mut runtime = shared.gate.idle();
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            accounts, tenant, ..
+        } = parts;
+        contexts::kv_gone(accounts, tenant, owner as usize, proof);
+    };
+    shared.guard_or("kv_gone", (), gone, gone)
 }
 
 pub(super) unsafe extern "C" fn layer_on_host(
@@ -137,15 +183,24 @@ pub(super) unsafe extern "C" fn layer_on_host(
 ) -> bool {
     let shared = shared_of(user);
     shared.guard("layer_on_host", false, || {
-        u32::try_from(layer)
-            .is_ok_and(|layer| shared.lock().ledger.layer_on_host(model as usize, layer))
+        let runtime = shared.gate.plain();
+        let ledger = &runtime.accounts.ledger;
+        u32::try_from(layer).is_ok_and(|layer| ledger.layer_on_host(model as usize, layer))
     })
 }
 
 pub(super) unsafe extern "C" fn context_failed(user: *mut c_void, _model: *const c_void) -> bool {
     let shared = shared_of(user);
     shared.guard("context_failed", false, || {
-        shared.lock_idle().context_failed()
+        let mut runtime = shared.gate.idle();
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            accounts,
+            tenant,
+            telemetry,
+            ..
+        } = parts;
+        contexts::failed(accounts, tenant, telemetry, proof)
     })
 }
 

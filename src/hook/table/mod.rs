@@ -1,96 +1,15 @@
-//! The C callbacks: each takes the lock, asks the runtime, and turns the answer into C's. A panic inside becomes the answer
-//! that fails the operation cleanly ([`super::panics`]).
+//! The C callbacks: each takes a guard ([`super::gate::GUARDS`]), hands the runtime's parts to an answer, and turns what comes back
+//! into C's. A panic inside becomes the answer that fails the operation cleanly ([`panics`]).
 
 mod llama;
+mod panic_at;
+mod panics;
 mod scheduler;
+mod shared;
 
-use super::config::Config;
-use super::panics::PanicAt;
-use super::runtime::Runtime;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+pub use panic_at::{PanicAt, CALLBACKS};
 use pipeshard_sys as ffi;
-use std::ffi::c_void;
-use std::sync::OnceLock;
-
-/// The runtime of the process, and the signal that something happened that others may wait for.
-pub struct Shared {
-    runtime: Mutex<Runtime>,
-    /// A pass was submitted, or a graph run or given up.
-    pub step: Condvar,
-    /// A test wants a callback to panic.
-    pub panic_at: Option<PanicAt>,
-}
-
-static SHARED: OnceLock<Shared> = OnceLock::new();
-
-/// The process's runtime, made on the first call.
-pub fn install(config: Config) -> &'static Shared {
-    SHARED.get_or_init(|| Shared::new(config))
-}
-
-/// The process's runtime, if there is one.
-pub fn shared() -> Option<&'static Shared> {
-    SHARED.get()
-}
-
-impl Shared {
-    /// A runtime that has seen nothing yet.
-    pub fn new(config: Config) -> Self {
-        Shared {
-            panic_at: config.debug.panic_at.clone(),
-            runtime: Mutex::new(Runtime::new(config)),
-            step: Condvar::new(),
-        }
-    }
-
-    /// Locks the runtime.
-    pub fn lock(&self) -> MutexGuard<'_, Runtime> {
-        self.runtime.lock()
-    }
-
-    /// Locks the runtime when no pass is being submitted by another thread.
-    pub fn lock_idle(&self) -> MutexGuard<'_, Runtime> {
-        let mut runtime = self.runtime.lock();
-        while runtime.active_pass.is_some() {
-            self.step.wait(&mut runtime);
-        }
-        runtime
-    }
-}
-
-/// The table's callbacks, by name.
-pub const CALLBACKS: &[&str] = &[
-    "sched_made",
-    "sched_freed",
-    "graph_begin",
-    "cut",
-    "split_made",
-    "scratch_wanted",
-    "input_copy",
-    "pass_begin",
-    "split_before",
-    "split_after",
-    "pass_end",
-    "host_wait",
-    "epoch",
-    "device",
-    "weights_ready",
-    "weights_gone",
-    "ubatch",
-    "kv_on_host",
-    "kv_gone",
-    "layer_on_host",
-    "in_parts",
-    "context_failed",
-];
-
-/// The shared state behind the table's `user` pointer.
-///
-/// # Safety
-/// `user` is the pointer that [`table`] put into the table.
-unsafe fn shared_of<'a>(user: *mut c_void) -> &'a Shared {
-    &*user.cast::<Shared>()
-}
+pub use shared::Shared;
 
 /// The table for ggml, which keeps it for the life of the process.
 pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi::ggml_sched_hook {
@@ -122,5 +41,18 @@ pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi:
         layer_on_host: Some(llama::layer_on_host),
         in_parts: Some(llama::in_parts),
         context_failed: Some(llama::context_failed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::{offset_of, size_of};
+
+    #[test]
+    fn every_callback_has_a_guard() {
+        let first = offset_of!(ffi::ggml_sched_hook, sched_made);
+        let callbacks = (size_of::<ffi::ggml_sched_hook>() - first) / size_of::<usize>();
+        assert_eq!(CALLBACKS.len(), callbacks);
     }
 }

@@ -1,13 +1,16 @@
 //! What ggml's scheduler asks.
 
-use super::{shared_of, Shared};
+use super::shared::{shared_of, Shared};
+use crate::hook::answers::graph::{self, Begun};
+use crate::hook::answers::{context, pass, search};
+use crate::hook::gate::{Idle, Plain};
+use crate::hook::graph::nodes::graph_nodes;
 use crate::hook::log;
-use crate::hook::pass::PassError;
-use crate::hook::placement;
-use crate::hook::runtime::{Runtime, Sched};
-use crate::lanes::hand_over::{HandOver, HostWait};
+use crate::hook::pass_error::PassError;
+use crate::hook::runtime::Runtime;
+use crate::hook::schedulers::computes_on;
+use crate::lanes::hand_over::HostWait;
 use crate::trace::record::HostWork;
-use parking_lot::MutexGuard;
 use pipeshard_sys as ffi;
 use std::ffi::c_void;
 
@@ -17,46 +20,39 @@ use std::ffi::c_void;
 pub(super) unsafe extern "C" fn sched_made(user: *mut c_void, sched: ffi::ggml_backend_sched_t) {
     let shared = shared_of(user);
     shared.guard("sched_made", (), || {
-        let mut runtime = shared.lock();
-        let count = ffi::ggml_backend_sched_get_n_backends(sched);
-        let backends: Vec<_> = (0..count)
-            .map(|i| ffi::ggml_backend_sched_get_backend(sched, i))
-            .collect();
-        let Some(&cpu_backend) = backends.last() else {
-            return;
-        };
-        let device_backends = backends
-            .iter()
-            .copied()
-            .filter(|&b| runtime.on_device(b))
-            .collect();
-        let dropped = runtime.config.debug.dropped_wait;
-        runtime.scheds.insert(
-            sched as usize,
-            Sched {
-                device_backends,
-                cpu_backend,
-                graph: Default::default(),
-                nodes: None,
-                hand_over: HandOver::new(dropped),
-                pass_done: None,
-            },
-        );
+        let mut runtime = shared.gate.plain();
+        let Runtime {
+            config,
+            accounts,
+            tenant,
+            schedulers,
+            ..
+        } = &mut *runtime;
+        graph::sched_made(config, accounts, tenant, schedulers, sched);
     })
 }
 
 pub(super) unsafe extern "C" fn sched_freed(user: *mut c_void, sched: ffi::ggml_backend_sched_t) {
     let shared = shared_of(user);
-    shared.guard_or(
-        "sched_freed",
-        (),
-        || {
-            let mut runtime = shared.lock_idle();
-            shared.end_preparing(&mut runtime);
-            runtime.sched_freed(sched as usize);
-        },
-        || shared.lock_idle().sched_freed(sched as usize),
-    )
+    let freed = || {
+        let mut plain = shared.gate.plain();
+        plain.end_preparing();
+        // an exception on its way through the scheduler leaves its pass unended: nobody else would end it
+        plain.end_pass(sched as usize);
+        drop(plain);
+        let mut runtime = shared.gate.idle();
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            accounts,
+            tenant,
+            schedulers,
+            telemetry,
+            ..
+        } = parts;
+        let sched = sched as usize;
+        context::sched_freed(accounts, tenant, schedulers, telemetry, sched, proof);
+    };
+    shared.guard_or("sched_freed", (), freed, freed)
 }
 
 pub(super) unsafe extern "C" fn graph_begin(
@@ -66,41 +62,102 @@ pub(super) unsafe extern "C" fn graph_begin(
     measuring: bool,
 ) -> bool {
     let shared = shared_of(user);
+    let begun = Begun {
+        sched,
+        graph,
+        measuring,
+    };
     shared.guard("graph_begin", false, || {
-        let mut runtime = shared.lock_idle();
+        let mut runtime = shared.gate.idle();
         // the graph before it will not run again
-        shared.end_preparing(&mut runtime);
-        if runtime.broken {
+        runtime.end_preparing();
+        if runtime.is_broken() {
             return false;
         }
-        if !measuring {
-            runtime.settle_decisions();
-            if runtime.will_carve() {
-                drop(runtime);
-                runtime = shared.lock_alone();
-            }
+        let Runtime {
+            config,
+            tenant,
+            schedulers,
+            telemetry,
+            ..
+        } = &mut *runtime;
+        if !graph::concerns(config, tenant, schedulers, telemetry, begun) {
+            return true;
         }
-        let since = runtime.trace.since();
-        let placed = runtime.graph_begin(sched, graph, measuring);
-        runtime.trace.worked(since, HostWork::GraphBegin);
-        match placed {
+        let (mut runtime, split) = match runtime.accounts.device_failure() {
+            Some(failure) => (runtime, Err(failure)),
+            None => prepare_and_split(runtime, begun),
+        };
+        match split {
             Ok(()) => {
-                if runtime.refers_to_arena(sched as usize) {
-                    shared.begin_preparing(&mut runtime);
+                if runtime.schedulers.refers_to_arena(sched as usize) {
+                    runtime.begin_preparing();
                 }
                 true
             }
             Err(why) if measuring => {
-                runtime.retry.fail(why);
+                runtime.tenant.planner.attempts.fail(why);
                 false
             }
             Err(why) => {
                 log::error(&why);
-                runtime.outcome.note_error(why);
+                runtime.telemetry.counters.note_error(why);
                 false
             }
         }
     })
+}
+
+/// Sees to it that what the graph refers to is there, and decides its nodes. Waits to be alone where the arena has to take another
+/// shape for it.
+unsafe fn prepare_and_split(
+    mut runtime: Idle<'_, Runtime>,
+    begun: Begun,
+) -> (Idle<'_, Runtime>, Result<(), String>) {
+    let mut since = runtime.telemetry.trace.since();
+    let (parts, proof) = runtime.parts();
+    let Runtime {
+        config,
+        accounts,
+        tenant,
+        telemetry,
+        ..
+    } = parts;
+    let prepared = if begun.measuring {
+        graph::prepare_measuring(accounts, tenant, proof)
+    } else {
+        search::decide_again(config, accounts, tenant, &mut telemetry.counters, proof);
+        graph::note_written_files(tenant, telemetry);
+        if tenant.wants_another_shape(accounts) {
+            let mut alone = runtime.alone();
+            since = alone.telemetry.trace.since();
+            let (parts, proof) = alone.parts();
+            let Runtime {
+                accounts,
+                tenant,
+                telemetry,
+                ..
+            } = parts;
+            let prepared = graph::prepare_run(accounts, tenant, telemetry, proof);
+            runtime = alone.as_idle();
+            prepared
+        } else {
+            graph::prepare_run_as_it_is(accounts, tenant)
+        }
+    };
+    let Runtime {
+        config,
+        accounts,
+        tenant,
+        schedulers,
+        telemetry,
+    } = &mut *runtime;
+    let split = match prepared {
+        Ok(()) => graph::split(config, accounts, tenant, schedulers, telemetry, begun),
+        Err(why) => Err(why),
+    };
+    telemetry.trace.worked(since, HostWork::GraphBegin);
+    (runtime, split)
 }
 
 pub(super) unsafe extern "C" fn cut(
@@ -110,11 +167,8 @@ pub(super) unsafe extern "C" fn cut(
 ) -> bool {
     let shared = shared_of(user);
     shared.guard("cut", false, || {
-        let mut runtime = shared.lock();
-        runtime
-            .scheds
-            .get_mut(&(sched as usize))
-            .is_some_and(|s| s.graph.cut(node as usize))
+        let mut runtime = shared.gate.plain();
+        graph::cut(&mut runtime.schedulers, sched as usize, node as usize)
     })
 }
 
@@ -127,12 +181,14 @@ pub(super) unsafe extern "C" fn split_made(
 ) {
     let shared = shared_of(user);
     shared.guard("split_made", (), || {
-        let mut runtime = shared.lock();
-        let nodes = placement::graph_nodes(nodes);
-        runtime.trace.split_made(sched as usize, split, nodes);
-        if let Some(entry) = runtime.scheds.get_mut(&(sched as usize)) {
-            entry.graph.add_split(nodes);
-        }
+        let mut runtime = shared.gate.plain();
+        let Runtime {
+            schedulers,
+            telemetry,
+            ..
+        } = &mut *runtime;
+        let which = (sched as usize, split);
+        graph::split_made(schedulers, telemetry, which, graph_nodes(nodes));
     })
 }
 
@@ -144,45 +200,74 @@ pub(super) unsafe extern "C" fn scratch_wanted(
     measuring: bool,
 ) -> bool {
     let shared = shared_of(user);
-    shared.guard("scratch_wanted", false, || {
-        let mut runtime = match measuring {
-            true => shared.lock_alone(),
-            false => shared.lock_idle(),
-        };
-        let granted = !runtime.broken
-            && (!runtime.on_device(backend)
-                || runtime.scratch_wanted(sched as usize, size as u64, measuring));
-        if !granted {
-            shared.end_preparing(&mut runtime);
+    let wanted = (sched as usize, size as u64);
+    shared.guard("scratch_wanted", false, || match measuring {
+        true => {
+            let mut runtime = shared.gate.alone();
+            if runtime.is_broken() {
+                return false;
+            }
+            let (parts, proof) = runtime.parts();
+            let Runtime {
+                accounts, tenant, ..
+            } = parts;
+            !computes_on(backend, accounts.device())
+                || context::scratch_measured(accounts, tenant, wanted, proof)
         }
-        granted
+        false => {
+            let mut runtime = shared.gate.idle();
+            let broken = runtime.is_broken();
+            let (parts, proof) = runtime.parts();
+            let Runtime {
+                accounts,
+                tenant,
+                telemetry,
+                ..
+            } = parts;
+            let ours = computes_on(backend, accounts.device());
+            let granted = !broken
+                && (!ours || context::scratch_grows(accounts, tenant, telemetry, wanted, proof));
+            if !granted {
+                runtime.end_preparing();
+            }
+            granted
+        }
     })
 }
 
+/// Why nothing is computed, if it is not.
+fn failing(broken: bool, runtime: &Runtime) -> Result<(), PassError> {
+    match (broken, runtime.accounts.device_failure()) {
+        (true, _) => Err(PassError::Broken),
+        (false, Some(failure)) => Err(PassError::DeviceFailed(failure)),
+        (false, None) => Ok(()),
+    }
+}
+
 /// The status of a step of a pass. Failures are logged by the caller as well, with the name of what failed.
-fn status<'a>(
-    shared: &'a Shared,
+fn status(result: Result<(), PassError>, runtime: &mut Runtime) -> ffi::ggml_status {
+    match result {
+        Ok(()) => ffi::GGML_STATUS_SUCCESS,
+        // logged when it happened
+        Err(PassError::Broken) => ffi::GGML_STATUS_FAILED,
+        Err(error) => {
+            log::error(&error.to_string());
+            runtime.telemetry.counters.note_error(error.to_string());
+            ffi::GGML_STATUS_FAILED
+        }
+    }
+}
+
+/// A step of a pass that another step of it came before.
+fn step(
+    shared: &Shared,
     callback: &'static str,
-    lock: impl FnOnce(&'a Shared) -> MutexGuard<'a, Runtime>,
     step: impl FnOnce(&mut Runtime) -> Result<(), PassError>,
 ) -> ffi::ggml_status {
     shared.guard(callback, ffi::GGML_STATUS_FAILED, || {
-        let mut runtime = lock(shared);
-        let result = match (runtime.broken, runtime.device_failure()) {
-            (true, _) => Err(PassError::Broken),
-            (false, Some(failure)) => Err(PassError::DeviceFailed(failure)),
-            (false, None) => step(&mut runtime),
-        };
-        match result {
-            Ok(()) => ffi::GGML_STATUS_SUCCESS,
-            // logged when it happened
-            Err(PassError::Broken) => ffi::GGML_STATUS_FAILED,
-            Err(error) => {
-                log::error(&error.to_string());
-                runtime.outcome.note_error(error.to_string());
-                ffi::GGML_STATUS_FAILED
-            }
-        }
+        let mut runtime = shared.gate.plain();
+        let result = failing(runtime.is_broken(), &runtime).and_then(|()| step(&mut runtime));
+        status(result, &mut runtime)
     })
 }
 
@@ -191,17 +276,34 @@ pub(super) unsafe extern "C" fn pass_begin(
     sched: ffi::ggml_backend_sched_t,
 ) -> ffi::ggml_status {
     let shared = shared_of(user);
-    let result = status(shared, "pass_begin", Shared::lock_idle, |runtime| {
-        runtime.traced_pass_begin(sched as usize)
+    let sched = sched as usize;
+    let result = shared.guard("pass_begin", ffi::GGML_STATUS_FAILED, || {
+        let mut runtime = shared.gate.idle();
+        runtime.begin_pass(sched);
+        let failing = failing(runtime.is_broken(), &runtime);
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            tenant,
+            schedulers,
+            telemetry,
+            ..
+        } = &mut *parts;
+        let result =
+            failing.and_then(|()| pass::begin(tenant, schedulers, telemetry, sched, proof));
+        status(result, parts)
     });
     if result != ffi::GGML_STATUS_SUCCESS {
         // there is no pass, and pass_end will not be called
-        let mut runtime = shared.lock();
-        runtime.pass_over(sched as usize);
-        shared.end_preparing(&mut runtime);
-        shared.step.notify_all();
+        pass_over(shared, sched);
     }
     result
+}
+
+/// No pass of `sched` is being submitted any more.
+fn pass_over(shared: &Shared, sched: usize) {
+    let mut runtime: Plain<'_, Runtime> = shared.gate.plain();
+    runtime.end_pass(sched);
+    runtime.end_preparing();
 }
 
 pub(super) unsafe extern "C" fn input_copy(
@@ -214,8 +316,19 @@ pub(super) unsafe extern "C" fn input_copy(
 ) -> bool {
     let shared = shared_of(user);
     shared.guard("input_copy", false, || {
-        let mut runtime = shared.lock();
-        let (taken, wait) = runtime.input_copy(sched as usize, (from, to), input, copy);
+        let mut runtime = shared.gate.plain();
+        let Runtime {
+            config,
+            accounts,
+            schedulers,
+            telemetry,
+            ..
+        } = &mut *runtime;
+        if config.debug.stock_hand_over {
+            return false;
+        }
+        let between = (sched as usize, (from, to));
+        let (taken, wait) = pass::input_copy(accounts, schedulers, telemetry, between, input, copy);
         drop(runtime);
         wait.wait();
         taken
@@ -229,15 +342,28 @@ pub(super) unsafe extern "C" fn split_before(
     backend: ffi::ggml_backend_t,
 ) -> ffi::ggml_status {
     let shared = shared_of(user);
+    let which = (sched as usize, split as usize);
     let wait = shared.guard("split_before", HostWait::Nothing, || {
-        shared
-            .lock()
-            .inputs_copied(sched as usize, split as usize, backend)
+        let mut runtime = shared.gate.plain();
+        let Runtime {
+            tenant,
+            schedulers,
+            telemetry,
+            ..
+        } = &mut *runtime;
+        pass::inputs_copied(tenant, schedulers, telemetry, which, backend)
     });
     // others may go on meanwhile
     wait.wait();
-    status(shared, "split_before", Shared::lock, |runtime| {
-        runtime.traced_split_before(sched as usize, split as usize, backend)
+    step(shared, "split_before", |runtime| {
+        let Runtime {
+            accounts,
+            tenant,
+            schedulers,
+            telemetry,
+            ..
+        } = runtime;
+        pass::split_before(accounts, tenant, schedulers, telemetry, which, backend)
     })
 }
 
@@ -247,8 +373,16 @@ pub(super) unsafe extern "C" fn split_after(
     split: i32,
     backend: ffi::ggml_backend_t,
 ) -> ffi::ggml_status {
-    status(shared_of(user), "split_after", Shared::lock, |runtime| {
-        runtime.traced_split_after(sched as usize, split as usize, backend)
+    let which = (sched as usize, split as usize);
+    step(shared_of(user), "split_after", |runtime| {
+        let Runtime {
+            accounts,
+            tenant,
+            schedulers,
+            telemetry,
+            ..
+        } = runtime;
+        pass::split_after(accounts, tenant, schedulers, telemetry, which, backend)
     })
 }
 
@@ -258,27 +392,39 @@ pub(super) unsafe extern "C" fn pass_end(
     result: ffi::ggml_status,
 ) {
     let shared = shared_of(user);
+    let which = (sched as usize, result == ffi::GGML_STATUS_SUCCESS);
     let mut wait = HostWait::Nothing;
     shared.guard_or(
         "pass_end",
         (),
         || {
-            let mut runtime = shared.lock();
-            runtime.traced_pass_end(sched as usize, result);
-            wait = runtime.inputs_read(sched as usize);
+            let mut runtime = shared.gate.plain();
+            let Runtime {
+                accounts,
+                tenant,
+                schedulers,
+                telemetry,
+                ..
+            } = &mut *runtime;
+            wait = pass::end(accounts, tenant, schedulers, telemetry, which);
         },
-        || shared.lock().settle(sched as usize),
+        || shared.gate.plain().schedulers.synchronize(sched as usize),
     );
+    // without the lock: others may go on meanwhile, but for those who wait until this pass is over
     wait.wait();
+    // what the pass took includes that wait
     shared.guard("pass_end", (), || {
-        let mut runtime = shared.lock();
-        let ended = runtime.calibration_clock();
-        runtime.calibration_ends(sched as usize, result == ffi::GGML_STATUS_SUCCESS, ended);
+        let mut runtime = shared.gate.plain();
+        let Runtime {
+            tenant,
+            schedulers,
+            telemetry,
+            ..
+        } = &mut *runtime;
+        pass::compare(tenant, schedulers, telemetry, which);
     });
-    let mut runtime = shared.lock();
-    runtime.pass_over(sched as usize);
-    shared.end_preparing(&mut runtime);
-    shared.step.notify_all();
+    // last, and whatever happened: others may change what the pass has read from here on
+    pass_over(shared, sched as usize);
 }
 
 pub(super) unsafe extern "C" fn host_wait(
@@ -287,5 +433,7 @@ pub(super) unsafe extern "C" fn host_wait(
     why: ffi::ggml_sched_host_wait,
 ) {
     let shared = shared_of(user);
-    shared.guard("host_wait", (), || shared.lock().host_wait(why))
+    shared.guard("host_wait", (), || {
+        shared.gate.plain().telemetry.host_waits(why)
+    })
 }

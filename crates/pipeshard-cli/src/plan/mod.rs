@@ -15,7 +15,7 @@ use clap::Args;
 use self::answer::{answer, Answer};
 use self::machine::PlannedMachine;
 use self::question::Question;
-use pipeshard::hook::pools;
+use pipeshard::hook::accounts::backend_reserve;
 use pipeshard::profile::{default_threads, file_of_user, key_of_host, Cache};
 use pipeshard_gguf::{inventory_of, InventoryError};
 use pipeshard_model::inventory::{DType, Inventory};
@@ -301,7 +301,7 @@ fn question<'a>(
     };
     let largest = ubatches.iter().copied().max().unwrap_or(1);
     let expected = || match machine.real_card {
-        true => pools::expected_for(inventory, largest),
+        true => backend_reserve::expected_for(inventory, largest),
         false => 0,
     };
     Ok(Question {

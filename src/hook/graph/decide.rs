@@ -4,107 +4,16 @@
 //! weight like any other that lies in device memory: it is no input of a split and cuts nothing. Only where a streamed
 //! group begins is a new split asked for, so that the wait for its copy stands in front of it.
 
-use super::divide::{Divided, Divider};
 use super::lookup;
-use super::routing::Routings;
-use super::runtime::Runtime;
+use super::nodes::{is_view, origin, rows, sources, Backends};
+use super::split_graph::SplitGraph;
 use crate::arena::stacked_experts;
-use crate::lanes::ring::GroupId;
+use crate::arena::unit::LoadedUnit;
+use crate::hook::config::Debug;
+use crate::hook::pool_estimate::bytes_for;
 use pipeshard_plan::plan::{Location, Placement, Plan, UnitClass, UnitId};
 use pipeshard_sys as ffi;
-use std::collections::{HashMap, HashSet};
-
-/// What the hook knows of the graph that a scheduler split last.
-#[derive(Debug, Default)]
-pub struct SplitGraph {
-    /// Nodes that read a group of the ring, and whether it is copied in this pass: what is kept there cuts nothing.
-    group_of: HashMap<usize, (GroupId, bool)>,
-    /// The group that the latest node with one read, while splits are being cut.
-    open_group: Option<GroupId>,
-    /// Streamed groups that each split reads.
-    pub splits: Vec<Vec<GroupId>>,
-    /// Each streamed group in order of first use, with the number of splits that read it.
-    pub uses: Vec<(GroupId, u32)>,
-    /// The most rows that an operation with large weights sees, the output head aside.
-    pub rows: u32,
-    /// The most cells of a cache that one of its attentions reads, those of all sequences together.
-    pub cells: u64,
-    /// [`Runtime::carving`] that the device addresses are from; `None` when the graph has none.
-    pub carving: Option<u64>,
-    /// The graph has not run yet.
-    pub fresh: bool,
-    /// Units that the graph reads, with where they are read.
-    pub bound: Vec<(UnitId, Placement)>,
-    /// Nodes with weights that were left to the scheduler.
-    pub declined: u32,
-    /// Attentions of the device over cells that are copied from host memory. Each begins a split: the copies take memory from
-    /// there on, wherever else is cut. How much that is depends on the number of cells, so compute buffers may still grow.
-    pub over_host_cells: HashSet<usize>,
-    /// What the device's backend is expected to take from its own pool for the operation that needs most of it, in bytes.
-    pub pool_bytes: u64,
-    /// Which groups are read in part, by whose choice.
-    pub routings: Routings,
-    /// Layers whose experts both processors compute.
-    pub divided: Divided,
-}
-
-impl SplitGraph {
-    fn clear(&mut self) {
-        self.group_of.clear();
-        self.open_group = None;
-        self.splits.clear();
-        self.uses.clear();
-        self.bound.clear();
-        self.rows = 0;
-        self.cells = 0;
-        self.carving = None;
-        self.declined = 0;
-        self.over_host_cells.clear();
-        self.pool_bytes = 0;
-        self.routings.clear();
-        self.divided.clear();
-        self.fresh = true;
-    }
-
-    /// Must a new split start at this node?
-    pub fn cut(&mut self, node: usize) -> bool {
-        match self.group_of.get(&node) {
-            Some(&(group, true)) if self.open_group != Some(group) => {
-                self.open_group = Some(group);
-                true
-            }
-            _ => self.over_host_cells.contains(&node) || self.divided.cuts(node),
-        }
-    }
-
-    /// The next split consists of these nodes.
-    pub fn add_split(&mut self, nodes: &[*mut ffi::ggml_tensor]) {
-        let mut groups: Vec<GroupId> = Vec::new();
-        for node in nodes {
-            if let Some(&(group, _)) = self.group_of.get(&(*node as usize)) {
-                if !groups.contains(&group) {
-                    groups.push(group);
-                }
-            }
-        }
-        for &group in &groups {
-            match self.uses.iter_mut().find(|u| u.0 == group) {
-                Some(entry) => entry.1 += 1,
-                None => self.uses.push((group, 1)),
-            }
-        }
-        self.splits.push(groups);
-        self.divided.add_split(nodes);
-    }
-}
-
-/// The backends that a scheduler offers us.
-#[derive(Clone, Copy)]
-pub(super) struct Backends {
-    pub(super) sched: ffi::ggml_backend_sched_t,
-    pub(super) device: ffi::ggml_backend_t,
-    pub(super) cpu: ffi::ggml_backend_t,
-}
+use std::collections::HashMap;
 
 /// A weight, the number of experts stacked in it, and the indices of those that are read.
 type Choice = (*mut ffi::ggml_tensor, u32, *mut ffi::ggml_tensor);
@@ -114,7 +23,7 @@ struct Decider<'a> {
     plan: &'a Plan,
     locations: Vec<Location>,
     index: &'a HashMap<usize, UnitId>,
-    units: &'a mut [crate::arena::unit::LoadedUnit],
+    units: &'a [LoadedUnit],
     backends: Backends,
     /// Nodes that were sent to the CPU.
     on_cpu: HashMap<usize, ()>,
@@ -123,128 +32,69 @@ struct Decider<'a> {
     graph: &'a mut SplitGraph,
     /// The graph has operations that stream their weights.
     streaming: bool,
-    /// See [`super::config::Debug::like_stock`].
+    /// See [`crate::hook::config::Debug::like_stock`].
     like_stock: bool,
     /// Lookups that threads share.
     lookups: u64,
 }
 
-impl Runtime {
-    /// Decides every node of a graph that is about to be split. `measuring`: it will never run.
-    ///
-    /// # Safety
-    /// `sched` is a live, registered scheduler and `graph` a valid graph that it is about to split.
-    pub unsafe fn graph_begin(
-        &mut self,
-        sched: ffi::ggml_backend_sched_t,
-        graph: *mut ffi::ggml_cgraph,
-        measuring: bool,
-    ) -> Result<(), String> {
-        let Some(entry) = self.scheds.get(&(sched as usize)) else {
-            return Ok(());
-        };
-        let Some(&device) = entry.device_backends.first() else {
-            return Ok(());
-        };
-        let backends = Backends {
-            sched,
-            device,
-            cpu: entry.cpu_backend,
-        };
-        if self.config.debug.rewrite {
-            self.outcome.rewritten_nodes += super::rewrite::identity(graph);
-        }
-        let nodes = graph_nodes(graph);
-        if !nodes
-            .iter()
-            .any(|&n| sources(n).any(|s| self.index.contains_key(&(s as usize))))
-        {
-            if let Some(entry) = self.scheds.get_mut(&(sched as usize)) {
-                entry.graph.clear();
-            }
-            return Ok(());
-        }
-        if let Some(failure) = self.device_failure() {
-            return Err(failure);
-        }
-        if measuring {
-            self.plan_for_measuring()?;
-            self.place_for_measuring();
-        } else {
-            self.note_written_files();
-            if self.carved.is_none() {
-                self.units.iter_mut().for_each(|u| u.unplace());
-            }
-            self.prepare_fetching();
-            self.carve()?;
-        }
-        let (Some(plan), Some(entry)) = (&self.plan, self.scheds.get_mut(&(sched as usize))) else {
-            return Err("no plan".to_string());
-        };
-        entry.graph.clear();
-        let mut decider = Decider {
-            plan,
-            locations: plan.locations(),
-            index: &self.index,
-            units: &mut self.units,
-            backends,
-            on_cpu: HashMap::new(),
-            cpu_choice: self.config.debug.cpu_choice,
-            graph: &mut entry.graph,
-            streaming: false,
-            like_stock: self.config.debug.like_stock,
-            lookups: 0,
-        };
-        for &node in nodes {
-            decider.count_rows(node);
-            decider.count_cells(node);
-        }
-        let tier = plan.tier(decider.graph.rows.max(1));
-        decider.streaming = tier.is_some_and(|t| t.placements.contains(&Placement::Streamed));
-        for &node in nodes {
-            decider.decide(node);
-        }
-        self.outcome.rewritten_nodes += match measuring {
-            true => 0,
-            false => decider.lookups,
-        };
-        let few = decider.graph.rows > 0 && plan.fetched_for(decider.graph.rows) > 0;
-        if let (false, true, Some(fetcher)) = (measuring, few, &self.fetcher) {
-            let divider = Divider {
-                index: &self.index,
-                units: decider.units,
-                shared: &plan.shared_with_device(decider.graph.rows),
-                fetcher,
-                backends,
-                on_cpu: &decider.on_cpu,
-            };
-            let replaced = decider.graph.bound.len();
-            let (divided, nodes) = divider.divide(graph, &mut entry.nodes, replaced);
-            entry.graph.divided = divided;
-            self.outcome.rewritten_nodes += nodes;
-        }
-        self.pools.expect_product(entry.graph.pool_bytes);
-        if !measuring {
-            if let Some(device) = self.device {
-                self.choices.reserve(device, entry.graph.routings.bytes())?;
-            }
-            entry.graph.carving = Some(self.carving);
-            self.outcome.note_graph(&entry.graph, &self.plan_units);
-        }
-        Ok(())
-    }
+/// What nodes are decided from.
+pub struct Given<'a> {
+    /// Where weights are.
+    pub plan: &'a Plan,
+    /// Which unit a loaded tensor is.
+    pub index: &'a HashMap<usize, UnitId>,
+    /// The units.
+    pub units: &'a [LoadedUnit],
+    /// Who computes.
+    pub backends: Backends,
+    /// Switches for tests.
+    pub debug: &'a Debug,
+}
 
-    /// Gives tensors of the device that have no place an address, so that nobody thinks that compute buffers have to hold them.
-    pub fn place_for_measuring(&mut self) {
-        let Some(placeholder) = &self.placeholder else {
-            return;
-        };
-        for unit in self.units.iter_mut() {
-            // SAFETY: the unit owns its device tensor.
-            if unsafe { (*unit.device_tensor()).data.is_null() } {
-                unit.place_for_measuring(placeholder);
-            }
-        }
+/// What came of it, besides the graph's description.
+pub struct Decided {
+    /// Nodes that were sent to the CPU.
+    pub on_cpu: HashMap<usize, ()>,
+    /// Lookups that threads share.
+    pub lookups: u64,
+}
+
+/// Decides every node of a graph that is about to be split, and describes it in `graph`, which is empty.
+///
+/// # Safety
+/// `nodes` are those of a valid graph that the scheduler in `given` is about to split.
+pub unsafe fn decide(
+    given: Given<'_>,
+    graph: &mut SplitGraph,
+    nodes: &[*mut ffi::ggml_tensor],
+) -> Decided {
+    let plan = given.plan;
+    let mut decider = Decider {
+        plan,
+        locations: plan.locations(),
+        index: given.index,
+        units: given.units,
+        backends: given.backends,
+        on_cpu: HashMap::new(),
+        cpu_choice: given.debug.cpu_choice,
+        graph,
+        streaming: false,
+        like_stock: given.debug.like_stock,
+        lookups: 0,
+    };
+    for &node in nodes {
+        decider.count_rows(node);
+        decider.count_cells(node);
+    }
+    let tier = plan.tier(decider.graph.rows.max(1));
+    decider.streaming = tier.is_some_and(|t| t.placements.contains(&Placement::Streamed));
+    for &node in nodes {
+        decider.decide(node);
+    }
+    Decided {
+        on_cpu: decider.on_cpu,
+        lookups: decider.lookups,
     }
 }
 
@@ -368,7 +218,7 @@ impl Decider<'_> {
     /// The node runs on the device and reads the device's copies.
     unsafe fn run_on_device(&mut self, node: *mut ffi::ggml_tensor, placement: Placement) {
         ffi::ggml_backend_sched_set_tensor_backend(self.backends.sched, node, self.backends.device);
-        self.graph.pool_bytes = self.graph.pool_bytes.max(super::pools::bytes_for(node));
+        self.graph.pool_bytes = self.graph.pool_bytes.max(bytes_for(node));
         // what is kept in the ring is there as a whole
         let choice = match placement {
             Placement::Streamed => self.chosen_experts(node),
@@ -382,7 +232,7 @@ impl Decider<'_> {
                 Location::Chunk { .. } => self.graph.bound.push((id, Placement::Resident)),
                 Location::Ring { group, .. } => {
                     let copied = placement == Placement::Streamed;
-                    self.graph.group_of.insert(node as usize, (group, copied));
+                    self.graph.reads_group(node as usize, group, copied);
                     match choice {
                         Some((source, experts, indices)) if source == *slot => {
                             self.graph.routings.read_chosen(group, experts, indices);
@@ -447,57 +297,4 @@ impl Decider<'_> {
                 && ffi::ggml_backend_buffer_is_host(buffer)
         })
     }
-}
-
-/// The nodes of a graph.
-///
-/// # Safety
-/// `graph` is a valid graph that outlives the slice and is not changed meanwhile.
-pub unsafe fn graph_nodes<'a>(graph: *mut ffi::ggml_cgraph) -> &'a [*mut ffi::ggml_tensor] {
-    let count = ffi::ggml_graph_n_nodes(graph).max(0) as usize;
-    let nodes = ffi::ggml_graph_nodes(graph);
-    match nodes.is_null() || count == 0 {
-        true => &[],
-        false => std::slice::from_raw_parts(nodes, count),
-    }
-}
-
-pub(super) unsafe fn sources(
-    node: *mut ffi::ggml_tensor,
-) -> impl Iterator<Item = *mut ffi::ggml_tensor> {
-    (*node).src.into_iter().filter(|s| !s.is_null())
-}
-
-/// What a tensor is a view or a converted copy of: attention does not always read the cells themselves.
-unsafe fn origin(tensor: *mut ffi::ggml_tensor) -> *mut ffi::ggml_tensor {
-    let mut tensor = tensor;
-    loop {
-        let copied = matches!((*tensor).op, ffi::GGML_OP_CPY | ffi::GGML_OP_CONT);
-        let from = match copied {
-            true => (*tensor).src[0],
-            false => (*tensor).view_src,
-        };
-        if from.is_null() {
-            return tensor;
-        }
-        tensor = from;
-    }
-}
-
-pub(super) unsafe fn is_view(node: *const ffi::ggml_tensor) -> bool {
-    matches!(
-        (*node).op,
-        ffi::GGML_OP_VIEW | ffi::GGML_OP_RESHAPE | ffi::GGML_OP_PERMUTE | ffi::GGML_OP_TRANSPOSE
-    )
-}
-
-/// Rows of activations that an operation with weights sees; the count by which ggml's backends decide what to offload.
-unsafe fn rows(node: *const ffi::ggml_tensor) -> u32 {
-    let ne = (*node).ne;
-    let rows = match (*node).op {
-        ffi::GGML_OP_MUL_MAT => ne[1],
-        ffi::GGML_OP_MUL_MAT_ID | ffi::GGML_OP_ROPE => ne[2],
-        _ => ne[1].saturating_mul(ne[2]).saturating_mul(ne[3]),
-    };
-    rows.clamp(0, i64::from(u32::MAX)) as u32
 }

@@ -1,12 +1,13 @@
 //! A run that follows a saved plan (`--pipeshard-plan`): read at the start, compared with the model and with each context.
+//!
+//! Owned by [`super::planner::Planner`]; where there is no saved plan, every question is answered by "nothing is said".
 
-use super::admission::ContextSize;
-use super::log;
-use super::runtime::Runtime;
+use super::context::ContextSize;
+use crate::hook::log;
 use crate::report::SavedPlanUse;
 use pipeshard_model::inventory::DType;
 use pipeshard_model::size::ByteSize;
-use pipeshard_plan::plan::{FixedPlan, SavedPlan, TensorIdentity};
+use pipeshard_plan::plan::{FixedPlan, Plan, SavedPlan, TensorIdentity, Unit};
 use pipeshard_sys as ffi;
 use std::ffi::CStr;
 use std::io::Read;
@@ -46,6 +47,11 @@ impl PlanFile {
         }
     }
 
+    /// The budget that it was made for, in bytes.
+    pub fn budget(&self) -> u64 {
+        self.saved.plan.budget
+    }
+
     fn refuse(&self, why: impl std::fmt::Display) -> String {
         format!(
             "the saved plan {} is not followed: {why}",
@@ -71,30 +77,45 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
-/// A saved plan in use.
+/// A saved plan in use, if there is one.
 #[derive(Debug, Default)]
 pub struct FollowedPlan {
+    file: Option<PlanFile>,
     /// In terms of the loaded units, while the model is loaded.
-    pub fixed: Option<FixedPlan>,
+    fixed: Option<FixedPlan>,
     /// The context that is being made.
     asked_for: Option<ContextSize>,
     /// Why the context cannot be made.
     refusal: Option<String>,
 }
 
-impl Runtime {
-    /// Compares a model with the saved plan, if there is one. Returns why the model cannot be served.
+impl FollowedPlan {
+    /// Follows this plan, if it is one.
+    pub fn new(file: Option<PlanFile>) -> Self {
+        FollowedPlan {
+            file,
+            ..FollowedPlan::default()
+        }
+    }
+
+    /// Whether there is one.
+    pub fn is_given(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Compares a model with the plan. `first`: no other model is loaded. Returns why the model cannot be served.
     ///
     /// # Safety
     /// The tensors are valid.
-    pub unsafe fn check_saved_model(
+    pub unsafe fn check_model(
         &self,
+        first: bool,
         tensors: &[*mut ffi::ggml_tensor],
     ) -> Result<(), String> {
-        let Some(file) = &self.config.plan else {
+        let Some(file) = &self.file else {
             return Ok(());
         };
-        if !self.models.is_empty() {
+        if !first {
             let one = "it is for one model, and this process loads another one; leave out --pipeshard-plan";
             return Err(file.refuse(one));
         }
@@ -113,12 +134,12 @@ impl Runtime {
         file.saved.check_model(loaded).map_err(|e| file.refuse(e))
     }
 
-    /// The model's units are known: the saved plan is put in their terms. Returns why that is not possible.
-    pub fn follow_saved_plan(&mut self) -> Result<(), String> {
-        let Some(file) = &self.config.plan else {
+    /// The model's units are known: the plan is put in their terms. Returns why that is not possible.
+    pub fn follow(&mut self, units: &[Unit]) -> Result<(), String> {
+        let Some(file) = &self.file else {
             return Ok(());
         };
-        let fixed = file.saved.fixed(&self.plan_units);
+        let fixed = file.saved.fixed(units);
         let fixed = fixed.map_err(|e| file.refuse(e))?;
         log::info(&format!(
             "following the plan in {}: {} for {}",
@@ -126,26 +147,32 @@ impl Runtime {
             ByteSize(file.saved.plan.ledger.total()),
             file.saved.settings.described()
         ));
-        self.followed.fixed = Some(fixed);
+        self.fixed = Some(fixed);
         Ok(())
     }
 
-    /// What the planner is to follow now. Once batches have run nothing is refused any more: what does not fit gives way.
-    pub fn fixed_plan(&self) -> Option<FixedPlan> {
-        let mut fixed = self.followed.fixed.clone()?;
-        if self.outcome.total_passes() > 0 {
+    /// The model is gone.
+    pub fn forget_model(&mut self) {
+        let file = self.file.take();
+        *self = FollowedPlan::new(file);
+    }
+
+    /// What the planner is to follow now. Once batches have run (`in_use`) nothing is refused any more: what does not fit gives way.
+    pub fn fixed(&self, in_use: bool) -> Option<FixedPlan> {
+        let mut fixed = self.fixed.clone()?;
+        if in_use {
             fixed.dropped_percent = 100;
         }
         Some(fixed)
     }
 
-    /// A context is about to be made. Returns the ubatch of the saved plan, where the user gave none.
-    pub fn saved_ubatch(&mut self, wanted: ContextSize) -> Option<u32> {
-        let file = self.config.plan.as_ref()?;
-        self.followed.asked_for = Some(wanted);
-        self.followed.refusal = None;
+    /// A context is about to be made. Returns the ubatch of the plan, where the user gave none (`free`).
+    pub fn ubatch(&mut self, wanted: ContextSize, free: bool) -> Option<u32> {
+        let file = self.file.as_ref()?;
+        self.asked_for = Some(wanted);
+        self.refusal = None;
         let planned = file.saved.settings.ubatch.max(1);
-        if self.config.ubatch_from_plan {
+        if free {
             return Some(planned.min(wanted.batch.max(1)));
         }
         if wanted.ubatch != planned {
@@ -159,14 +186,14 @@ impl Runtime {
 
     /// Where the saved plan has this layer's KV; `None` where it says nothing about it. KV of another size is left on the host,
     /// and the context will be refused.
-    pub fn saved_kv_on_host(&mut self, layer: u32, bytes: u64) -> Option<bool> {
-        let file = self.config.plan.as_ref()?;
+    pub fn kv_on_host(&mut self, layer: u32, bytes: u64) -> Option<bool> {
+        let file = self.file.as_ref()?;
         let planned = file.saved.plan.kv.iter().find(|kv| kv.layer == layer)?;
         if planned.bytes == bytes {
             return Some(!planned.device);
         }
-        if self.followed.refusal.is_none() {
-            let context = self.followed.asked_for.map_or_else(String::new, |asked| {
+        if self.refusal.is_none() {
+            let context = self.asked_for.map_or_else(String::new, |asked| {
                 let name = |id| DType::from_id(id).map_or("?", |dtype| dtype.name);
                 format!(
                     " (-c {} -ub {} -np {} -ctk {} -ctv {})",
@@ -177,7 +204,7 @@ impl Runtime {
                     name(asked.type_v)
                 )
             });
-            self.followed.refusal = Some(file.refuse(format!(
+            self.refusal = Some(file.refuse(format!(
                 "it is for {}, and the context that is wanted{context} is another: the KV cache of layer {layer} takes {}, not {}. \
                  Use the plan's settings, or make a plan for these",
                 file.saved.settings.described(),
@@ -189,15 +216,14 @@ impl Runtime {
     }
 
     /// Why the context that is being made cannot be, because of the saved plan.
-    pub fn saved_plan_refusal(&self) -> Option<String> {
-        self.followed.refusal.clone()
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
     }
 
-    /// What became of the saved plan, for the report.
-    pub fn saved_plan_use(&self) -> Option<SavedPlanUse> {
-        let file = self.config.plan.as_ref()?;
-        let fixed = self.followed.fixed.as_ref()?;
-        let carved = self.carved.as_ref()?;
+    /// What became of the plan in the shape that the arena has.
+    pub fn used(&self, carved: &Plan) -> Option<SavedPlanUse> {
+        let file = self.file.as_ref()?;
+        let fixed = self.fixed.as_ref()?;
         let mut dropped = vec![false; carved.units.len()];
         for id in &fixed.residents {
             if let Some(mark) = dropped.get_mut(id.index()) {
@@ -220,8 +246,8 @@ impl Runtime {
     }
 
     /// Says so when the run keeps fewer residents than the saved plan has.
-    pub fn note_dropped_residents(&self) {
-        if let Some(used) = self.saved_plan_use().filter(|used| used.dropped > 0) {
+    pub fn note_dropped_residents(&self, carved: &Plan) {
+        if let Some(used) = self.used(carved).filter(|used| used.dropped > 0) {
             log::warn(&format!(
                 "{} of the {} residents of the saved plan ({}) have no room: compute buffers or the backend take more than was \
                  planned for",

@@ -4,7 +4,7 @@
 //! that reads them is about to be submitted, the choice is read back, for which the host waits, and all groups that are
 //! read by the same choice learn of it.
 
-use super::pass::PassError;
+use crate::hook::pass_error::PassError;
 use crate::lanes::copy::host_buffer;
 use crate::lanes::device::{Buffer, Device};
 use crate::lanes::experts::ExpertSet;
@@ -21,6 +21,9 @@ struct Routing {
     groups: Vec<GroupId>,
     chosen: ExpertSet,
 }
+
+// SAFETY: a pointer to a tensor of a graph that lives as long as this describes it, used under the runtime's lock.
+unsafe impl Send for Routing {}
 
 /// The choices of one graph.
 #[derive(Debug, Default)]

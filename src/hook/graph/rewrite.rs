@@ -1,6 +1,6 @@
 //! Graph rewrites: nodes put into a graph before it is split.
 
-use super::placement::graph_nodes;
+use super::nodes::graph_nodes;
 use pipeshard_sys as ffi;
 
 /// Puts a scaling by one in front of the first normalisation of a graph: the same values by another path. Exercises what

@@ -11,7 +11,7 @@
 //! experts is formed from the same terms in the same order. What does not look like that (biases, adapters, results that somebody
 //! else reads) is left to the CPU as a whole.
 
-use super::placement::{graph_nodes, is_view, sources, Backends};
+use super::nodes::{graph_nodes, is_view, sources, Backends};
 use crate::arena::unit::LoadedUnit;
 use crate::lanes::fetch::{ChoiceLayout, ExpertFetcher, ExpertStack};
 use pipeshard_plan::plan::{ExpertLayer, UnitId};
@@ -141,12 +141,16 @@ impl Drop for NodeContext {
 }
 
 /// What dividing is decided from.
-pub(super) struct Divider<'a> {
+pub struct Divider<'a> {
+    /// Which unit a loaded tensor is.
     pub index: &'a HashMap<usize, UnitId>,
+    /// The units.
     pub units: &'a [LoadedUnit],
     /// By unit, whether its layer's experts are divided.
     pub shared: &'a [bool],
+    /// What the device's share is fetched with.
     pub fetcher: &'a ExpertFetcher,
+    /// Who computes.
     pub backends: Backends,
     /// Nodes that were sent to the CPU.
     pub on_cpu: &'a HashMap<usize, ()>,
@@ -170,7 +174,7 @@ impl Divider<'_> {
     ///
     /// # Safety
     /// `graph` is a valid graph that has been decided about and not been split yet. `context` holds nothing that is still used.
-    pub(super) unsafe fn divide(
+    pub unsafe fn divide(
         &self,
         graph: *mut ffi::ggml_cgraph,
         context: &mut Option<NodeContext>,

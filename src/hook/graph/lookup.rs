@@ -5,7 +5,7 @@
 //! Here the node becomes an operation of our own, which converts each row as ggml does, to the same bits, with
 //! helpers that nobody waits for.
 
-use super::helpers::Helpers;
+use crate::hook::helpers::Helpers;
 use half::slice::HalfFloatSliceExt;
 use pipeshard_plan::cost::MANY_EMBEDDINGS;
 use pipeshard_sys as ffi;

@@ -1,0 +1,212 @@
+//! What one device has, and who holds how much of it.
+//!
+//! Owns the budget, the ledger and the reserve for the backend's own memory. The answers ask it before memory is taken and tell it
+//! afterwards; it allocates nothing and does not know what plans are made of its figures.
+
+pub mod backend_reserve;
+
+use crate::arena::ledger::{Holdings, Ledger};
+use crate::hook::config::Config;
+use crate::hook::log;
+use crate::lanes::device::Device;
+use crate::lanes::matrix_library;
+use backend_reserve::BackendReserve;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The driver's allocation granularity on real devices (cudaMalloc hands out 2 MiB pages).
+const DRIVER_GRANULARITY: u64 = 2 << 20;
+/// Left free on a real device when no budget is given: a sixteenth of what is free, within these bounds.
+const MARGIN: Range<u64> = 256 << 20..1 << 30;
+
+/// One device's memory.
+pub struct Accounts {
+    config: Arc<Config>,
+    /// The device, once it was asked for.
+    device: Option<Device>,
+    /// In bytes.
+    budget: u64,
+    /// Free device memory when the device was first asked for, in bytes.
+    free_at_start: u64,
+    /// Who holds how much.
+    pub ledger: Ledger,
+    /// What the device's backend takes on its own account.
+    pub reserve: BackendReserve,
+    own: u64,
+}
+
+/// What the device's backend was seen to hold on its own account.
+#[derive(Debug, Clone, Copy)]
+pub enum BackendHolds {
+    /// It was not looked at: that is a call to the driver.
+    Unknown,
+    /// No more than was kept for it, or than is known.
+    Enough,
+    /// More than was kept for it.
+    TooMuch,
+}
+
+impl Accounts {
+    /// No device was asked for yet.
+    pub fn new(config: Arc<Config>) -> Self {
+        let reserve = BackendReserve::new(
+            config.reserve,
+            config.sim.is_none(),
+            config.debug.pools_mib.map(|mib| u64::from(mib) << 20),
+        );
+        Accounts {
+            config,
+            device: None,
+            budget: 0,
+            free_at_start: 0,
+            ledger: Ledger::default(),
+            reserve,
+            own: 0,
+        }
+    }
+
+    /// The device that computes, once it was found.
+    pub fn device(&self) -> Option<Device> {
+        self.device
+    }
+
+    /// The device that computes, found on the first call: that, and whether it was found now. Else why there is none.
+    pub fn find_device(&mut self) -> Result<(Device, bool), String> {
+        if let Some(device) = self.device {
+            return Ok((device, false));
+        }
+        let found = match &self.config.sim {
+            Some(_) => Device::first_gpu(Some("SIM0")),
+            None => Device::first_gpu(None),
+        };
+        let device = found.ok_or(
+            "no GPU was found: install a driver and a ggml backend for it, simulate one with --pipeshard-sim vram=8G, \
+             or leave out --pipeshard",
+        )?;
+        if !device.can_pipeline() {
+            return Err(format!(
+                "{} ({}) has no asynchronous copies or events, without which weights cannot be streamed; leave out --pipeshard",
+                device.name(),
+                device.description()
+            ));
+        }
+        // what every process holds that computes on a real device is no part of the budget
+        let opened =
+            match self.config.sim {
+                Some(_) => None,
+                None => {
+                    let opened = matrix_library::opened(device);
+                    Some(opened.map_err(|why| {
+                        format!("{why}; free some VRAM, or leave out --pipeshard")
+                    })?)
+                }
+            };
+        let (free, total) = device.memory();
+        drop(opened);
+        self.free_at_start = free;
+        let margin = match self.config.sim {
+            Some(_) => 0,
+            None => (free / 16).clamp(MARGIN.start, MARGIN.end),
+        };
+        let stated = self.config.budget;
+        self.budget = stated.unwrap_or_else(|| free.saturating_sub(margin));
+        if self.budget > free {
+            log::warn(&format!(
+                "the budget of {} MiB is more than the {} MiB that {} has free; allocations may be refused",
+                self.budget >> 20,
+                free >> 20,
+                device.name()
+            ));
+        }
+        log::info(&format!(
+            "{} ({}): budget {} MiB of {} MiB, {} MiB free",
+            device.name(),
+            device.description(),
+            self.budget >> 20,
+            total >> 20,
+            free >> 20
+        ));
+        self.device = Some(device);
+        Ok((device, true))
+    }
+
+    /// Why the device does nothing any more. Only the simulated one says so; others end the process.
+    pub fn device_failure(&self) -> Option<String> {
+        self.config.sim.as_ref()?;
+        let device = self.device?;
+        let why = pipeshard_sim::failure(device.raw())?;
+        let name = device.name();
+        Some(format!(
+            "{name} failed: {why}. Nothing can be computed on it any more; restart the program"
+        ))
+    }
+
+    /// The budget in bytes.
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// Another budget. Returns the one before.
+    pub fn set_budget(&mut self, bytes: u64) -> u64 {
+        std::mem::replace(&mut self.budget, bytes)
+    }
+
+    /// Bytes by which device allocations are rounded up.
+    pub fn granularity(&self) -> u64 {
+        let simulated = self.config.sim.as_ref();
+        simulated.map_or(DRIVER_GRANULARITY, |spec| spec.granularity.max(1))
+    }
+
+    /// What an allocation of so many bytes takes.
+    pub fn rounded(&self, bytes: u64) -> u64 {
+        bytes.next_multiple_of(self.granularity())
+    }
+
+    /// What is kept free of weights, KV and compute buffers: the tenants' own memory, and the backend's.
+    pub fn reserved(&self) -> u64 {
+        // no card has a pebibyte, and sums do not overflow
+        self.own + self.reserve.reserve().min(1 << 50)
+    }
+
+    /// Notes what the tenant holds now.
+    pub fn note(&mut self, holds: Holdings) {
+        if let Some((residents, slots)) = holds.arena {
+            self.ledger.set_arena(residents, slots);
+        }
+        self.own = holds.own;
+        let other = holds.own + holds.fetched + self.reserve.held();
+        self.ledger.set_other(other);
+    }
+
+    /// Bytes that are neither held nor reserved.
+    pub fn unused(&self) -> u64 {
+        let held = self.ledger.now().total() + self.reserved();
+        self.budget.saturating_sub(held)
+    }
+
+    /// A pass has ended: looks what the backend of a real device took on its own account, seldom.
+    pub fn look_at_backend(&mut self) -> BackendHolds {
+        if !self.reserve.pass_ended() {
+            return BackendHolds::Unknown;
+        }
+        let Some(device) = self.device else {
+            return BackendHolds::Unknown;
+        };
+        let held = self.free_at_start.saturating_sub(device.memory().0) + self.reserve.acted();
+        let beside = self.ledger.now().total();
+        let beside = beside.saturating_sub(self.reserve.held());
+        match self.reserve.measure(held.saturating_sub(beside)) {
+            true => BackendHolds::TooMuch,
+            false => BackendHolds::Enough,
+        }
+    }
+
+    /// The device refused memory that the budget allows: the budget becomes what there is. `wanted`: what was to be held in all.
+    pub fn lower_budget(&mut self, wanted: u64) -> u64 {
+        let free = self.device.map_or(0, |d| d.memory().0);
+        let held = self.ledger.now().total();
+        let there_is = held + free.saturating_sub(free / 32);
+        self.budget = there_is.min(wanted.saturating_sub(1));
+        self.budget
+    }
+}

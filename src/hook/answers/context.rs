@@ -1,0 +1,251 @@
+//! Contexts come and go: who may take how much device memory, and what happens when it does not fit.
+
+use super::shape;
+use crate::hook::accounts::Accounts;
+use crate::hook::gate::{NewShape, NoPass};
+use crate::hook::log;
+use crate::hook::planning::attempts::Failed;
+use crate::hook::schedulers::Schedulers;
+use crate::hook::telemetry::Telemetry;
+use crate::hook::tenant::Tenant;
+use pipeshard_plan::plan::{plan, KvPlacement};
+
+/// KV of one layer that is about to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerCells {
+    /// Of which model.
+    pub model: usize,
+    /// Of whom: llama.cpp's address of the memory that it belongs to.
+    pub owner: usize,
+    /// The layer.
+    pub layer: u32,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// Where this layer's KV goes: on the device as long as all that must be there fits beside it.
+pub fn kv_on_host(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    wanted: LayerCells,
+    proof: NewShape<'_>,
+) -> bool {
+    let LayerCells {
+        model,
+        owner,
+        layer,
+        bytes,
+    } = wanted;
+    if tenant.weights.model(model).is_none() {
+        return false;
+    }
+    let mut input = tenant.plan_input(accounts, 0);
+    let attempt = tenant.planner.attempts.current();
+    if attempt.cells_give_way {
+        // the buffers come after the cells, which cannot make room for them any more
+        input.scratch = input.scratch.max(attempt.estimated_scratch);
+    }
+    let mut placement = KvPlacement {
+        layer,
+        device: true,
+        bytes,
+    };
+    if let Some(kv) = &mut input.kv_fixed {
+        kv.push(placement);
+    }
+    placement.device = match tenant.planner.followed.kv_on_host(layer, bytes) {
+        Some(on_host) => !on_host,
+        None => {
+            let decided = tenant.planner.context_of(model);
+            let on_host = decided.is_some_and(|c| c.decisions.kv_on_host.contains(&layer));
+            let wanted = attempt.tried() || !on_host;
+            wanted && !tenant.planner.attempts.smallest() && plan(&input).is_ok()
+        }
+    };
+    // what stays where it is need not be copied again; the next plan takes it over or frees it
+    let taken = if placement.device { bytes } else { 0 };
+    let held = accounts.ledger.now().total() + taken;
+    if accounts.rounded(held) > accounts.budget() {
+        shape::release(accounts, tenant, proof);
+    }
+    accounts.ledger.add_kv(owner, model, placement);
+    tenant.planner.replan();
+    !placement.device
+}
+
+/// The KV of `owner` was freed, after its context's scheduler.
+pub fn kv_gone(accounts: &mut Accounts, tenant: &mut Tenant, owner: usize, _: NoPass<'_>) {
+    tenant.planner.attempts.kv_gone();
+    if accounts.ledger.has_kv(owner) {
+        accounts.ledger.remove_kv(owner);
+        tenant.planner.replan();
+    }
+}
+
+/// A scheduler is about to be freed. Its owner has waited for its work, and may have freed the backends already.
+pub fn sched_freed(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    schedulers: &mut Schedulers,
+    telemetry: &mut Telemetry,
+    sched: usize,
+    _: NoPass<'_>,
+) {
+    schedulers.remove(sched);
+    tenant.residency.forget_sched(sched);
+    telemetry.trace.sched_freed(sched);
+    let before = accounts.ledger.scratch();
+    accounts.ledger.remove_scratch(sched);
+    tenant.planner.attempts.sched_gone(sched, before);
+    tenant.planner.replan();
+}
+
+/// Compute buffers that a scheduler is about to have on the device, in bytes: what they were, and what they become.
+enum Wanted {
+    /// They are allowed already.
+    Granted,
+    /// Nothing can be planned for them.
+    Refused,
+    /// They fit by plan.
+    Fit { before: u64, bytes: u64 },
+}
+
+/// Plans for compute buffers. Where they fit by plan, that is the plan for now.
+fn wanted(accounts: &Accounts, tenant: &mut Tenant, sched: usize, bytes: u64) -> Wanted {
+    if let Some(why) = tenant.planner.followed.refusal() {
+        let why = why.to_string();
+        tenant.planner.attempts.fail(why);
+        return Wanted::Refused;
+    }
+    let bytes = accounts.rounded(bytes);
+    let before = accounts.ledger.scratch_of(sched);
+    if bytes <= before {
+        return Wanted::Granted;
+    }
+    match tenant.make_plan(accounts, bytes - before) {
+        Ok(made) => {
+            tenant.planner.set(made);
+            Wanted::Fit { before, bytes }
+        }
+        Err(error) => {
+            let wanted = accounts.ledger.scratch() - before + bytes;
+            let attempts = &mut tenant.planner.attempts;
+            attempts.fail_for_scratch(wanted, error.to_string());
+            tenant.planner.replan();
+            Wanted::Refused
+        }
+    }
+}
+
+/// Whether so much more fits beside what is held now.
+fn has_room(accounts: &Accounts, before: u64, bytes: u64) -> bool {
+    accounts.ledger.now().total() - before + bytes <= accounts.budget()
+}
+
+/// Compute buffers of a scheduler are about to become `bytes` on the device, for graphs that are only measured. Makes room, or says no.
+pub fn scratch_measured(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    (sched, bytes): (usize, u64),
+    proof: NewShape<'_>,
+) -> bool {
+    match wanted(accounts, tenant, sched, bytes) {
+        Wanted::Granted => true,
+        Wanted::Refused => false,
+        Wanted::Fit { before, bytes } => {
+            if !has_room(accounts, before, bytes) {
+                shape::release(accounts, tenant, proof);
+                // the graph refers to tensors that have lost their places
+                tenant.place_for_measuring();
+            }
+            accounts.ledger.set_scratch(sched, bytes);
+            true
+        }
+    }
+}
+
+/// The same in mid-run. The graph that wants them already refers to the arena: where that is in the way, the scheduler divides the
+/// graph once more, and the arena makes room for the larger buffers before that.
+pub fn scratch_grows(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    telemetry: &mut Telemetry,
+    (sched, bytes): (usize, u64),
+    _: NoPass<'_>,
+) -> bool {
+    let known = accounts.ledger.scratch_of(sched);
+    if accounts.rounded(bytes) > known && tenant.planner.followed.refusal().is_none() {
+        telemetry.counters.reallocations += 1;
+    }
+    match wanted(accounts, tenant, sched, bytes) {
+        Wanted::Granted => true,
+        Wanted::Refused => false,
+        Wanted::Fit { before, bytes } => {
+            if has_room(accounts, before, bytes) {
+                accounts.ledger.set_scratch(sched, bytes);
+                return true;
+            }
+            accounts.ledger.expect_scratch(sched, bytes);
+            tenant.planner.replan();
+            tenant.residency.void_graphs();
+            false
+        }
+    }
+}
+
+/// A context could not be made, or has no room for the graphs that it wants to run from now on. True: try again, the answers will differ.
+pub fn failed(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    telemetry: &mut Telemetry,
+    _: NoPass<'_>,
+) -> bool {
+    let in_use = tenant.planner.in_use();
+    // a saved plan says where everything goes: another try would go the same way
+    let may_learn = !tenant.planner.followed.is_given();
+    match tenant.planner.attempts.failed(may_learn, in_use) {
+        Failed::NotHere => false,
+        Failed::ForGood(error) => {
+            log::error(&error);
+            match in_use {
+                true => telemetry.counters.note_error(error),
+                false => telemetry.counters.off(&error),
+            }
+            false
+        }
+        Failed::Again => {
+            if !in_use {
+                accounts.ledger.forget_class_peaks();
+            }
+            log::info(
+                "the context did not fit as planned; planning it again with what is known now",
+            );
+            tenant.planner.replan();
+            true
+        }
+    }
+}
+
+/// Changes the budget; residents move before the next pass.
+pub fn set_budget(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    telemetry: &mut Telemetry,
+    bytes: u64,
+    _: NoPass<'_>,
+) -> Result<(), String> {
+    let before = accounts.set_budget(bytes);
+    match plan(&tenant.plan_input(accounts, 0)) {
+        Ok(made) => {
+            tenant.planner.set(made);
+            tenant.planner.decide_again();
+            tenant.residency.void_graphs();
+            telemetry.counters.budget_changes += 1;
+            Ok(())
+        }
+        Err(error) => {
+            accounts.set_budget(before);
+            Err(error.to_string())
+        }
+    }
+}

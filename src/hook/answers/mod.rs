@@ -1,0 +1,24 @@
+//! The answers to llama.cpp's and the scheduler's questions: free functions over the parts, thin enough to read beside the table.
+//!
+//! | file | when |
+//! |---|---|
+//! | [`loading`] | models come and go |
+//! | [`context`] | contexts come and go: KV, compute buffers, retries, the budget |
+//! | [`search`] | a context is decided about |
+//! | [`graph`] | a graph is about to be split |
+//! | [`pass`] | a graph is computed |
+//! | [`shape`] | the arena takes another shape |
+//! | [`learning`] | what passes have shown is taken over |
+//!
+//! What may only run while no pass is being submitted, or while nobody refers to the arena, takes the proof of it
+//! ([`super::gate`]). Nobody here locks anything.
+
+pub mod context;
+pub mod graph;
+pub mod learning;
+pub mod loading;
+pub mod pass;
+pub mod search;
+pub mod shape;
+#[cfg(test)]
+mod shape_tests;

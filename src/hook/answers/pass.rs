@@ -1,0 +1,398 @@
+//! A pass: the splits of one graph, submitted in order.
+//!
+//! What runs here runs for every split of every token. It allocates nothing and waits for nothing but the choice of experts where
+//! only those are fetched; what the host has to wait for else is handed back, for the caller to wait without the lock. Each step is
+//! noted for a trace and for the comparison with what was predicted; without a trace each note is a test of an empty option.
+
+use super::learning;
+use crate::arena::unit::LoadedUnit;
+use crate::hook::accounts::{Accounts, BackendHolds};
+use crate::hook::gate::NoPass;
+use crate::hook::log;
+use crate::hook::pass_error::PassError;
+use crate::hook::schedulers::{computes_on, Sched, Schedulers};
+use crate::hook::telemetry::Telemetry;
+use crate::hook::tenant::Tenant;
+use crate::lanes::hand_over::{Ends, HostWait};
+use crate::trace::record::HostWork;
+use pipeshard_plan::plan::{plan, Placement};
+use pipeshard_sys as ffi;
+
+type Backend = ffi::ggml_backend_t;
+
+/// The first split of `sched`'s graph is about to be submitted.
+pub fn begin(
+    tenant: &mut Tenant,
+    schedulers: &mut Schedulers,
+    telemetry: &mut Telemetry,
+    sched: usize,
+    _: NoPass<'_>,
+) -> Result<(), PassError> {
+    telemetry.clock.pass_begins();
+    let rows = schedulers.get(sched).map_or(0, |s| s.graph.rows);
+    telemetry.trace.pass_begins(rows);
+    let since = telemetry.trace.since();
+    let result = begin_lanes(tenant, schedulers, telemetry, sched);
+    telemetry.trace.worked(since, HostWork::PassBegin);
+    result
+}
+
+fn begin_lanes(
+    tenant: &mut Tenant,
+    schedulers: &mut Schedulers,
+    telemetry: &mut Telemetry,
+    sched: usize,
+) -> Result<(), PassError> {
+    let Some(entry) = schedulers.get_mut(sched) else {
+        return Ok(());
+    };
+    let now = tenant.residency.generation().addresses();
+    if entry.graph.addresses.is_some_and(|of| of != now) {
+        return Err(PassError::Stale);
+    }
+    check_sources(tenant, entry)?;
+    if !std::mem::replace(&mut entry.graph.fresh, false) {
+        telemetry.counters.graph_reuses += 1;
+    }
+    if entry.graph.uses.is_empty() {
+        return Ok(());
+    }
+    let Some(&compute) = entry.device_backends.first() else {
+        return Ok(());
+    };
+    if let Some((ring, mut lanes)) = tenant.residency.pipeline_of_pass(sched, compute) {
+        ring.begin_pass(&entry.graph.uses);
+        entry.graph.routings.announce(ring);
+        ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
+    }
+    Ok(())
+}
+
+/// A tensor is about to be copied between two backends of `sched`: whether that was submitted, or else what the host has to
+/// wait for before it copies.
+///
+/// # Safety
+/// The tensors have memory and the same layout, and belong to the graph that `sched` is submitting.
+pub unsafe fn input_copy(
+    accounts: &Accounts,
+    schedulers: &mut Schedulers,
+    telemetry: &Telemetry,
+    (sched, between): (usize, (Backend, Backend)),
+    input: *const ffi::ggml_tensor,
+    copy: *mut ffi::ggml_tensor,
+) -> (bool, HostWait) {
+    let lanes = schedulers.lanes_of(sched);
+    let (Some(device), Some((entry, compute))) = (accounts.device(), lanes) else {
+        return (false, HostWait::Nothing);
+    };
+    let ends = Ends {
+        device,
+        compute,
+        cpu: entry.cpu_backend,
+    };
+    telemetry.trace.inputs_begin(sched, compute);
+    match entry.hand_over.copy(ends, between, input, copy) {
+        true => (true, HostWait::Nothing),
+        false => (false, entry.hand_over.sources_free(compute)),
+    }
+}
+
+/// The inputs of a split are copied or being copied; it is about to be computed on `backend`. What the host has to wait
+/// for first.
+///
+/// # Safety
+/// `sched` is submitting a pass.
+pub unsafe fn inputs_copied(
+    tenant: &Tenant,
+    schedulers: &mut Schedulers,
+    telemetry: &mut Telemetry,
+    (sched, split): (usize, usize),
+    backend: Backend,
+) -> HostWait {
+    let Some((entry, compute)) = schedulers.lanes_of(sched) else {
+        return HostWait::Nothing;
+    };
+    let divided = &entry.graph.divided;
+    let fetches = divided.share(split).fetches;
+    if let (Some(layer), Some(fetcher)) = (fetches, tenant.residency.fetcher()) {
+        let layer = &divided.layers[layer];
+        let raw = sched as ffi::ggml_backend_sched_t;
+        let made_by = ffi::ggml_backend_sched_get_tensor_backend(raw, layer.chosen);
+        if fetcher.ask(compute, made_by, layer.chosen, layer.choice) {
+            entry.hand_over.expect_results();
+        }
+    }
+    telemetry.trace.inputs_end(compute);
+    let wait = entry.hand_over.before_split(compute, backend == compute);
+    if wait != HostWait::Nothing {
+        telemetry.host_waits(ffi::GGML_SCHED_WAIT_HAND_OVER);
+    }
+    wait
+}
+
+/// A split is about to be submitted to `backend`.
+///
+/// # Safety
+/// `backend` is a live backend, to which `sched` submits.
+pub unsafe fn split_before(
+    accounts: &Accounts,
+    tenant: &mut Tenant,
+    schedulers: &mut Schedulers,
+    telemetry: &mut Telemetry,
+    (sched, split): (usize, usize),
+    backend: Backend,
+) -> Result<(), PassError> {
+    if let Some(entry) = schedulers.get(sched) {
+        telemetry.clock.split_begins(backend == entry.cpu_backend);
+    }
+    let since = telemetry.trace.since();
+    let result = prepare_split(tenant, schedulers, telemetry, (sched, split), backend);
+    telemetry.trace.worked(since, HostWork::SplitBefore);
+    let stream = traced_stream(accounts, telemetry, backend);
+    telemetry.trace.split_begins(sched, split, stream);
+    result
+}
+
+unsafe fn prepare_split(
+    tenant: &mut Tenant,
+    schedulers: &mut Schedulers,
+    telemetry: &mut Telemetry,
+    (sched, split): (usize, usize),
+    backend: Backend,
+) -> Result<(), PassError> {
+    let Some((entry, choices)) = schedulers.with_choices(sched) else {
+        return Ok(());
+    };
+    share_experts(tenant, entry, telemetry, split, backend)?;
+    if entry.graph.splits.get(split).is_none_or(Vec::is_empty) {
+        return Ok(());
+    }
+    check_sources(tenant, entry)?;
+    let groups = &entry.graph.splits[split];
+    let wait = tenant.residency.waits_for_choice();
+    if let Some((ring, mut lanes)) = tenant.residency.pipeline(backend) {
+        let raw = sched as ffi::ggml_backend_sched_t;
+        let routings = &mut entry.graph.routings;
+        if let Some(waits) = choices.choose(raw, routings, groups, ring, wait)? {
+            telemetry.counters.count_choices(waits);
+            // the other groups that the same choice is about are copied while this one is used
+            ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
+        }
+        ring.before_split(groups, &mut lanes)
+            .map_err(PassError::Ring)?;
+    }
+    Ok(())
+}
+
+/// What a split has to do for a layer whose experts both processors compute: begin to fetch the device's, or wait for them.
+///
+/// # Safety
+/// As for [`split_before`].
+unsafe fn share_experts(
+    tenant: &mut Tenant,
+    entry: &Sched,
+    telemetry: &Telemetry,
+    split: usize,
+    backend: Backend,
+) -> Result<(), PassError> {
+    let share = entry.graph.divided.share(split);
+    if share.fetches.is_some() {
+        check_sources(tenant, entry)?;
+    }
+    let Some(fetcher) = tenant.residency.fetcher_mut() else {
+        return Ok(());
+    };
+    let (layers, trace) = (&entry.graph.divided.layers, &telemetry.trace);
+    if let Some(layer) = share.fetches.map(|layer| &layers[layer]) {
+        // the choice was asked for and waited for; weights stay until the model says that they go, and the targets lie in the
+        // fetcher's memory
+        let begin = trace.fetch_begins(fetcher.stream());
+        let before = fetcher.counters.bytes;
+        fetcher.fetch(layer.kit, &layer.stacks, layer.choice)?;
+        trace.fetched(begin, fetcher.stream(), fetcher.counters.bytes - before);
+    }
+    if let Some(layer) = share.reads.map(|layer| &layers[layer]) {
+        // the layer's copies were submitted in an earlier split
+        fetcher.wait_until_filled(layer.kit, backend);
+    }
+    Ok(())
+}
+
+/// A split was submitted to `backend`.
+///
+/// # Safety
+/// `backend` is a live backend, to which `sched` submits.
+pub unsafe fn split_after(
+    accounts: &Accounts,
+    tenant: &mut Tenant,
+    schedulers: &Schedulers,
+    telemetry: &mut Telemetry,
+    (sched, split): (usize, usize),
+    backend: Backend,
+) -> Result<(), PassError> {
+    telemetry.counters.splits += 1;
+    telemetry.clock.split_ends();
+    let stream = traced_stream(accounts, telemetry, backend);
+    telemetry.trace.split_ends(stream);
+    let since = telemetry.trace.since();
+    let result = match schedulers.get(sched) {
+        Some(entry) => finish_split(tenant, entry, split, backend),
+        None => Ok(()),
+    };
+    telemetry.trace.worked(since, HostWork::SplitAfter);
+    result
+}
+
+unsafe fn finish_split(
+    tenant: &mut Tenant,
+    entry: &Sched,
+    split: usize,
+    backend: Backend,
+) -> Result<(), PassError> {
+    let divided = &entry.graph.divided;
+    let reads = divided.share(split).reads;
+    if let (Some(layer), Some(fetcher)) = (reads, tenant.residency.fetcher_mut()) {
+        fetcher.was_read(divided.layers[layer].kit, backend);
+    }
+    let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
+        return Ok(());
+    };
+    check_sources(tenant, entry)?;
+    if let Some((ring, mut lanes)) = tenant.residency.pipeline(backend) {
+        ring.after_split(groups, &mut lanes);
+        ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
+    }
+    Ok(())
+}
+
+/// The last split was submitted, or the pass failed. What the host has to wait for before it writes what the next pass reads.
+///
+/// # Safety
+/// `sched` is submitting a pass.
+pub unsafe fn end(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    schedulers: &mut Schedulers,
+    telemetry: &mut Telemetry,
+    (sched, ok): (usize, bool),
+) -> HostWait {
+    telemetry.trace.pass_ends();
+    let since = telemetry.trace.since();
+    if let Some((entry, compute)) = schedulers.lanes_of(sched) {
+        end_lanes(accounts, tenant, entry, telemetry, (sched, ok, compute));
+    }
+    telemetry.trace.worked(since, HostWork::PassEnd);
+    match schedulers.lanes_of(sched) {
+        Some((entry, compute)) => entry.hand_over.before_host_goes_on(compute),
+        None => HostWait::Nothing,
+    }
+}
+
+unsafe fn end_lanes(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    entry: &mut Sched,
+    telemetry: &mut Telemetry,
+    (sched, ok, compute): (usize, bool, Backend),
+) {
+    if tenant.residency.pass_ended(sched, compute) {
+        telemetry.counters.contexts += 1;
+    }
+    if !ok {
+        if let Some(failure) = accounts.device_failure() {
+            telemetry.counters.note_error(failure);
+        }
+        return;
+    }
+    if !entry.graph.refers_to_arena() {
+        return;
+    }
+    telemetry.counters.count_pass(entry.graph.rows);
+    telemetry.counters.over_host_cells += entry.graph.over_host_cells.len() as u64;
+    tenant.planner.pass_succeeded(sched);
+    // the next pass most likely streams the same groups: fetch what fits already
+    if !entry.graph.uses.is_empty() && tenant.weights.shrunk_file().is_none() {
+        if let Some((ring, mut lanes)) = tenant.residency.pipeline(compute) {
+            ring.begin_pass(&entry.graph.uses);
+            entry.graph.routings.announce(ring);
+            // a refused copy shows again, and fails the pass, when a split needs it
+            let _ = ring.fill_ahead(&mut lanes);
+        }
+    }
+    look_at_backend(accounts, tenant);
+}
+
+/// Where the backend of a real device took more on its own account than was kept for it, residents make room before the next batch.
+fn look_at_backend(accounts: &mut Accounts, tenant: &mut Tenant) {
+    let holds = accounts.look_at_backend();
+    if let BackendHolds::Unknown = holds {
+        return;
+    }
+    tenant.note_holdings(accounts);
+    if let BackendHolds::Enough = holds {
+        return;
+    }
+    let seen = accounts.reserve;
+    accounts.reserve = seen.with_measured();
+    match plan(&tenant.plan_input(accounts, 0)) {
+        Ok(made) => {
+            tenant.planner.set(made);
+            tenant.planner.decide_again();
+            tenant.residency.void_graphs();
+        }
+        Err(error) => {
+            accounts.reserve = seen;
+            let device = accounts.device().map(|d| d.name()).unwrap_or_default();
+            log::warn(&format!(
+                "the backend of {device} holds {} MiB on its own account, more than the budget leaves it: {error}",
+                accounts.reserve.held() >> 20
+            ));
+        }
+    }
+}
+
+/// The host has waited for what [`end`] said. Compares the pass with what was predicted for it.
+pub fn compare(
+    tenant: &Tenant,
+    schedulers: &Schedulers,
+    telemetry: &mut Telemetry,
+    (sched, ok): (usize, bool),
+) {
+    let (Some(at), Some(entry)) = (telemetry.clock.now(), schedulers.get(sched)) else {
+        return;
+    };
+    let now = tenant.residency.generation().addresses();
+    let clock = &mut telemetry.clock;
+    if clock.pass_ends(sched, &entry.graph, now, ok, at) {
+        if let Some(forecast) = learning::forecast(tenant, entry.graph.rows) {
+            clock.forecast(forecast);
+        }
+    }
+}
+
+/// Looks whether what the graph reads from host memory is still there.
+fn check_sources(tenant: &Tenant, entry: &Sched) -> Result<(), PassError> {
+    let weights = &tenant.weights;
+    let Some(shrunk) = weights.shrunk_file() else {
+        return Ok(());
+    };
+    let lost = |unit: &LoadedUnit| shrunk.affects(unit.host(), unit.bytes());
+    let bound = entry.graph.bound.iter().any(|&(id, placement)| {
+        placement != Placement::Resident && lost(&weights.units()[id.index()])
+    });
+    let lost = bound || weights.lookups_lost(&shrunk);
+    match entry.graph.refers_to_arena() && lost {
+        true => Err(PassError::FileShrunk(shrunk)),
+        false => Ok(()),
+    }
+}
+
+/// The backend, if a trace wants to know when it computes: if it is a stream of our device.
+unsafe fn traced_stream(
+    accounts: &Accounts,
+    telemetry: &Telemetry,
+    backend: Backend,
+) -> Option<Backend> {
+    let wanted = telemetry.trace.is_on() && computes_on(backend, accounts.device());
+    wanted.then_some(backend)
+}

@@ -1,0 +1,368 @@
+//! One lock around a state, and who may do what with it when. Knows nothing of the state; the callbacks of the table lock it.
+//!
+//! Between `epoch` (may the last graph be reused?) and `pass_end` a thread *prepares*: it has a graph that refers to places in
+//! the arena. Several threads may do so at once. Between `pass_begin` and `pass_end` one scheduler's pass is *being submitted*.
+//! Neither holds the lock meanwhile. A guard says what cannot happen as long as it is held:
+//!
+//! | guard | waits until | so its holder may |
+//! |---|---|---|
+//! | [`Plain`] | nothing | look, and count |
+//! | [`InTurn`] | nobody waits for an [`Alone`] | begin to prepare |
+//! | [`Idle`] | no pass is being submitted | change what a pass reads: the plan, schedulers, what is held |
+//! | [`Alone`] | besides, no other thread prepares | change the arena's shape: no graph finds its weights moved |
+//!
+//! [`Idle::parts`] and [`Alone::parts`] hand out the state together with a proof, [`NoPass`] or [`NewShape`]. Functions that may
+//! only run then take the proof as an argument, and there is no other way to have one. [`GUARDS`] says which callback takes which.
+//!
+//! Who waits for [`Alone`] goes before threads that want to begin to prepare later: so neither starves, and no thread that waits
+//! holds up another.
+
+use super::sync::{current_thread, Condvar, Mutex, MutexGuard, ThreadId};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+/// How long a thread that prepares may do nothing before it counts as one that has given up without saying so.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The kinds of guards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// [`Plain`]
+    Plain,
+    /// [`InTurn`]
+    InTurn,
+    /// [`Idle`]
+    Idle,
+    /// [`Alone`]
+    Alone,
+    /// [`Idle`], and [`Alone`] where the arena has to take another shape first.
+    IdleThenAlone,
+    /// [`Alone`] for what is only measured, else [`Idle`].
+    IdleOrAlone,
+    /// The state is not looked at.
+    Nothing,
+}
+
+/// Which guard each callback takes.
+pub const GUARDS: &[(&str, Guard)] = &[
+    ("epoch", Guard::InTurn),
+    ("device", Guard::Alone),
+    ("weights_ready", Guard::Alone),
+    ("weights_gone", Guard::Alone),
+    ("ubatch", Guard::Idle),
+    ("kv_on_host", Guard::Alone),
+    ("kv_gone", Guard::Idle),
+    ("layer_on_host", Guard::Plain),
+    ("in_parts", Guard::Nothing),
+    ("context_failed", Guard::Idle),
+    ("sched_made", Guard::Plain),
+    ("sched_freed", Guard::Idle),
+    ("graph_begin", Guard::IdleThenAlone),
+    ("cut", Guard::Plain),
+    ("split_made", Guard::Plain),
+    // in mid-run the arena keeps its shape until the graph is split again
+    ("scratch_wanted", Guard::IdleOrAlone),
+    ("input_copy", Guard::Plain),
+    ("pass_begin", Guard::Idle),
+    ("split_before", Guard::Plain),
+    ("split_after", Guard::Plain),
+    ("pass_end", Guard::Plain),
+    ("host_wait", Guard::Plain),
+];
+
+/// Threads between the choice of a graph and the end of its pass, and those that wait for them.
+#[derive(Debug, Default)]
+struct Preparing {
+    threads: Vec<ThreadId>,
+    /// Threads that wait to change the arena's shape.
+    waiting: usize,
+    /// Grows whenever a thread begins or ends to prepare, or a pass ends.
+    steps: u64,
+}
+
+impl Preparing {
+    fn begin(&mut self, thread: ThreadId) {
+        self.steps += 1;
+        if !self.threads.contains(&thread) {
+            self.threads.push(thread);
+        }
+    }
+
+    /// True if it had been preparing.
+    fn end(&mut self, thread: ThreadId) -> bool {
+        let before = self.threads.len();
+        self.threads.retain(|&t| t != thread);
+        let ended = self.threads.len() < before;
+        self.steps += u64::from(ended);
+        ended
+    }
+}
+
+/// What is behind the lock.
+struct Held<S> {
+    state: S,
+    preparing: Preparing,
+    /// The scheduler whose pass is being submitted.
+    pass: Option<usize>,
+    /// A callback panicked: nothing that is known can be relied on, and nothing is computed.
+    broken: bool,
+}
+
+/// A state behind a lock.
+pub struct Gate<S> {
+    held: Mutex<Held<S>>,
+    /// A pass was submitted, or a graph run or given up.
+    step: Condvar,
+    /// Told when a thread that prepares is not waited for any longer.
+    abandoned: fn(),
+}
+
+/// Proof that no pass is being submitted.
+#[derive(Debug, Clone, Copy)]
+pub struct NoPass<'g>(PhantomData<&'g ()>);
+
+/// Proof that no pass is being submitted and that no other thread has a graph that refers to the arena.
+#[derive(Debug, Clone, Copy)]
+pub struct NewShape<'g>(PhantomData<&'g ()>);
+
+impl<'g> NewShape<'g> {
+    /// That no pass is being submitted is a part of it.
+    pub fn no_pass(self) -> NoPass<'g> {
+        NoPass(PhantomData)
+    }
+}
+
+/// What tests look at.
+#[cfg(test)]
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Watched {
+    /// Threads that prepare.
+    pub preparing: usize,
+    /// Threads that wait to be alone.
+    pub waiting: usize,
+    /// The scheduler whose pass is being submitted.
+    pub pass: Option<usize>,
+}
+
+#[cfg(test)]
+impl<S> Gate<S> {
+    pub(super) fn watched(&self) -> Watched {
+        let held = self.held.lock();
+        Watched {
+            preparing: held.preparing.threads.len(),
+            waiting: held.preparing.waiting,
+            pass: held.pass,
+        }
+    }
+}
+
+#[cfg(test)]
+impl NewShape<'static> {
+    /// For tests of one thread, which have no gate.
+    pub(super) fn of_test() -> Self {
+        NewShape(PhantomData)
+    }
+}
+
+struct Locked<'a, S> {
+    gate: &'a Gate<S>,
+    held: MutexGuard<'a, Held<S>>,
+}
+
+macro_rules! guards {
+    ($($(#[$text:meta])* $name:ident)*) => {$(
+        $(#[$text])*
+        pub struct $name<'a, S>(Locked<'a, S>);
+
+        impl<S> Deref for $name<'_, S> {
+            type Target = S;
+            fn deref(&self) -> &S {
+                &self.0.held.state
+            }
+        }
+
+        impl<S> DerefMut for $name<'_, S> {
+            fn deref_mut(&mut self) -> &mut S {
+                &mut self.0.held.state
+            }
+        }
+
+        impl<S> $name<'_, S> {
+            /// Whether a callback panicked before.
+            pub fn is_broken(&self) -> bool {
+                self.0.held.broken
+            }
+
+            /// The calling thread has no graph that refers to the arena any more: it has run, or never will.
+            pub fn end_preparing(&mut self) {
+                self.0.end_preparing();
+            }
+        }
+    )*};
+}
+
+guards! {
+    /// The state, whatever else goes on.
+    Plain
+    /// The state, when nobody waits to change the arena's shape.
+    InTurn
+    /// The state, when no pass is being submitted.
+    Idle
+    /// The state, when besides no other thread has a graph that refers to the arena.
+    Alone
+}
+
+impl<S> Locked<'_, S> {
+    fn end_preparing(&mut self) {
+        if self.held.preparing.end(current_thread()) {
+            self.gate.step.notify_all();
+        }
+    }
+
+    fn begin_preparing(&mut self) {
+        self.held.preparing.begin(current_thread());
+    }
+}
+
+impl<S> Plain<'_, S> {
+    /// The pass of `sched` was submitted, or failed.
+    pub fn end_pass(&mut self, sched: usize) {
+        let held = &mut self.0.held;
+        if held.pass == Some(sched) {
+            held.pass = None;
+        }
+        held.preparing.steps += 1;
+        self.0.gate.step.notify_all();
+    }
+
+    /// A callback has panicked. True for the first one.
+    pub fn break_off(&mut self) -> bool {
+        !std::mem::replace(&mut self.0.held.broken, true)
+    }
+}
+
+impl<S> InTurn<'_, S> {
+    /// The calling thread has a graph that refers to the arena as it is now.
+    pub fn begin_preparing(&mut self) {
+        self.0.begin_preparing();
+    }
+}
+
+impl<'a, S> Idle<'a, S> {
+    /// The state, and the proof.
+    pub fn parts(&mut self) -> (&mut S, NoPass<'_>) {
+        (&mut self.0.held.state, NoPass(PhantomData))
+    }
+
+    /// The calling thread has a graph that refers to the arena as it is now.
+    pub fn begin_preparing(&mut self) {
+        self.0.begin_preparing();
+    }
+
+    /// The pass of `sched` is being submitted from here on.
+    pub fn begin_pass(&mut self, sched: usize) {
+        self.0.held.pass = Some(sched);
+    }
+
+    /// Waits for what [`Gate::alone`] waits for. The lock is let go of meanwhile.
+    pub fn alone(self) -> Alone<'a, S> {
+        let gate = self.0.gate;
+        drop(self);
+        gate.alone()
+    }
+}
+
+impl<'a, S> Alone<'a, S> {
+    /// The state, and the proof.
+    pub fn parts(&mut self) -> (&mut S, NewShape<'_>) {
+        (&mut self.0.held.state, NewShape(PhantomData))
+    }
+
+    /// What was broken was made anew.
+    pub fn repaired(&mut self) {
+        self.0.held.broken = false;
+    }
+
+    /// Goes on with less, without letting go of the lock.
+    pub fn as_idle(self) -> Idle<'a, S> {
+        Idle(self.0)
+    }
+}
+
+impl<S> Gate<S> {
+    /// A gate in front of `state`. `abandoned` is called, under the lock, when a thread that prepares is not waited for any longer.
+    pub fn new(state: S, abandoned: fn()) -> Self {
+        Gate {
+            held: Mutex::new(Held {
+                state,
+                preparing: Preparing::default(),
+                pass: None,
+                broken: false,
+            }),
+            step: Condvar::new(),
+            abandoned,
+        }
+    }
+
+    fn lock(&self) -> Locked<'_, S> {
+        Locked {
+            gate: self,
+            held: self.held.lock(),
+        }
+    }
+
+    /// Locks the state.
+    pub fn plain(&self) -> Plain<'_, S> {
+        Plain(self.lock())
+    }
+
+    /// The same if it can be had soon: for who may have stopped its holder, as the handler of a signal has.
+    pub fn plain_within(&self, patience: Duration) -> Option<Plain<'_, S>> {
+        let held = self.held.try_lock_for(patience)?;
+        Some(Plain(Locked { gate: self, held }))
+    }
+
+    /// Locks the state when no other thread wants to change the arena's shape.
+    pub fn in_turn(&self) -> InTurn<'_, S> {
+        let mut locked = self.lock();
+        locked.end_preparing();
+        while locked.held.preparing.waiting > 0 {
+            self.step.wait(&mut locked.held);
+        }
+        InTurn(locked)
+    }
+
+    /// Locks the state when no pass is being submitted by another thread.
+    pub fn idle(&self) -> Idle<'_, S> {
+        let mut locked = self.lock();
+        while locked.held.pass.is_some() {
+            self.step.wait(&mut locked.held);
+        }
+        Idle(locked)
+    }
+
+    /// Locks the state when no pass is being submitted and no other thread has a graph that refers to the arena: its
+    /// shape may change. What the calling thread had prepared is given up.
+    pub fn alone(&self) -> Alone<'_, S> {
+        let mut locked = self.lock();
+        locked.end_preparing();
+        let busy = |held: &Held<S>| held.pass.is_some() || !held.preparing.threads.is_empty();
+        if !busy(&locked.held) {
+            return Alone(locked);
+        }
+        locked.held.preparing.waiting += 1;
+        while busy(&locked.held) {
+            let seen = locked.held.preparing.steps;
+            let late = self.step.wait_for(&mut locked.held, PATIENCE).timed_out();
+            if late && locked.held.pass.is_none() && locked.held.preparing.steps == seen {
+                // an allocation that llama.cpp could not make, say: should the graph run after all, its pass fails
+                (self.abandoned)();
+                locked.held.preparing.threads.clear();
+            }
+        }
+        locked.held.preparing.waiting -= 1;
+        self.step.notify_all();
+        Alone(locked)
+    }
+}

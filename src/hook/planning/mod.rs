@@ -1,0 +1,6 @@
+//! What is planned, and what for: see [`planner`]. Reads weights and accounts as a `PlanInput`; knows no device and no scheduler.
+
+pub mod attempts;
+pub mod context;
+pub mod planner;
+pub mod saved;

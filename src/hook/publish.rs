@@ -1,0 +1,261 @@
+//! The report, made of what the parts have counted. Reads everything and changes nothing, but for what passes have shown, which is
+//! taken over before it is reported.
+
+use super::answers::learning;
+use super::log;
+use super::planning::context::ContextPlan;
+use super::planning::planner::Planner;
+use super::runtime::Runtime;
+use super::telemetry::counters::Counters;
+use super::tenant::Tenant;
+use crate::report::{
+    CalibrationCounts, ExpertCounts, HostWaits, LearnedOfModel, MemoryHeld, MemoryPeak, PassTimes,
+    Predicted, ProfileKind, Report, UnitPlacements,
+};
+use crate::trace::summary::summary;
+use crate::trace::timeline::Timeline;
+use pipeshard_plan::cost::{Lane, Limit};
+use pipeshard_plan::plan::Plan;
+use pipeshard_plan::profile::{model_label, Origin, Profile};
+use pipeshard_sim as sim;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The report on what happened so far.
+pub fn report(runtime: &Runtime) -> Report {
+    let timeline = runtime.telemetry.trace.timeline();
+    report_with(runtime, timeline.as_ref())
+}
+
+fn engaged(counters: &Counters) -> (bool, Option<String>) {
+    let passes = counters.total_passes() > 0;
+    match (counters.reason_off(), passes) {
+        (Some(why), _) => (false, Some(why.to_string())),
+        (None, true) => (true, None),
+        (None, false) => (
+            false,
+            Some("no graph with a model's weights has run".to_string()),
+        ),
+    }
+}
+
+/// Names of the units that are streamed or left to the CPU.
+fn not_resident(plan: &Plan) -> Vec<String> {
+    let mut resident = vec![false; plan.units.len()];
+    for id in &plan.residents {
+        resident[id.index()] = true;
+    }
+    let units = plan.units.iter().zip(resident);
+    let others = units.filter(|(_, resident)| !resident);
+    others.map(|(unit, _)| unit.name.clone()).collect()
+}
+
+fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
+    let Runtime {
+        config,
+        accounts,
+        tenant,
+        telemetry,
+        ..
+    } = runtime;
+    let (residency, counters) = (&tenant.residency, &telemetry.counters);
+    let (engaged, reason) = engaged(counters);
+    let (now, peak) = (accounts.ledger.now(), accounts.ledger.peak());
+    let arena = residency.arena();
+    let (copies, fetched) = (residency.copies(), residency.fetched());
+    let waits = counters.host_waits();
+    let calibration = calibration(runtime);
+    let carved = residency.carved();
+    let device = accounts.device();
+    let simulated = device.filter(|d| sim::is_simulated(d.raw()));
+    Report {
+        engaged,
+        reason,
+        build: pipeshard_sys::BUILD_ID.to_string(),
+        device: counters.device.clone().unwrap_or_default(),
+        budget: accounts.budget(),
+        minimum_budget: counters.minimum_budget(),
+        held: MemoryHeld {
+            resident: now.resident,
+            kv: now.kv,
+            slots: now.slots,
+            scratch: now.scratch,
+            other: now.other,
+        },
+        peak: MemoryPeak {
+            resident: peak.resident,
+            kv: peak.kv,
+            slots: peak.slots,
+            scratch: peak.scratch,
+            other: peak.other,
+            total: accounts.ledger.peak_total(),
+        },
+        context_bytes: config.sim.as_ref().map_or(0, |spec| spec.context),
+        passes: counters.passes(),
+        graph_reuses: counters.graph_reuses,
+        bytes_streamed: arena.map_or(0, |a| a.streamed_bytes()) + fetched.bytes,
+        bytes_uploaded: arena.map_or(0, |a| a.uploaded_bytes()),
+        copies: arena.map_or(0, |a| a.group_copies()),
+        splits: counters.splits,
+        stalls: arena.map_or(0, |a| a.stalls()),
+        host_waits: HostWaits {
+            other: waits.other + copies.staging_waits,
+            ..waits
+        },
+        units: UnitPlacements {
+            decode: counters.unit_counts(0),
+            prompt: counters.unit_counts(1),
+        },
+        page_locked_bytes: tenant.weights.page_locked_bytes(),
+        page_lock_refused: counters.page_lock_refused.clone(),
+        budget_changes: counters.budget_changes,
+        reallocations_after_reserve: counters.reallocations,
+        replans: tenant.planner.plans().saturating_sub(1),
+        planning_seconds: counters.planning.as_secs_f64(),
+        profiling_seconds: counters.profiling.as_secs_f64(),
+        errors: counters.errors().to_vec(),
+        contexts: counters.contexts,
+        models: counters.models,
+        experts: ExpertCounts {
+            beside_cpu: fetched.experts,
+            bytes_beside_cpu: fetched.bytes,
+            ..arena.map_or_else(Default::default, |a| ExpertCounts {
+                copied: a.experts().copied,
+                reused: a.experts().reused,
+                bytes_saved: a.experts().bytes_saved,
+                ..ExpertCounts::default()
+            })
+        },
+        staged_bytes: copies.staged_bytes,
+        recarvings: residency.recarvings(),
+        rewritten_nodes: counters.rewritten_nodes,
+        declined_nodes: counters.declined(),
+        attentions_over_host_cells: counters.over_host_cells,
+        not_resident: carved.map(not_resident).unwrap_or_default(),
+        simulated_device: simulated.and_then(|d| serde_json::to_value(sim::counters(d.raw())).ok()),
+        saved_plan: carved.and_then(|carved| tenant.planner.followed.used(carved)),
+        timeline: timeline.map(summary),
+        predicted: predicted(&tenant.planner),
+        not_calibrated: calibration.as_ref().err().map(ToString::to_string),
+        calibration: calibration.ok(),
+        ..Report::default()
+    }
+}
+
+/// What was predicted of the context that was made last.
+fn predicted(planner: &Planner) -> Option<Predicted> {
+    let ContextPlan {
+        prediction, asked, ..
+    } = planner.context()?;
+    let found = prediction.as_ref()?;
+    let passes = asked.workload.prompt.div_ceil(asked.workload.ubatch.max(1));
+    Some(Predicted {
+        ttft: found.ttft,
+        tps: found.tps,
+        e2el: found.e2el,
+        decode_pass_seconds: found.decode.seconds,
+        decode_bytes_streamed: found.decode.bytes_streamed,
+        prompt_pass_seconds: found.prompt.seconds / f64::from(passes.max(1)),
+        prompt_tokens: asked.workload.prompt,
+        generated_tokens: asked.workload.generated,
+        limit: name(found.decode.limit).to_string(),
+        prompt_limit: name(found.prompt.limit).to_string(),
+        profile: kind(planner.measured.as_ref()?),
+    })
+}
+
+/// What passes took beside what was predicted for them, or why they are not compared.
+fn calibration(runtime: &Runtime) -> Result<CalibrationCounts, &'static str> {
+    if !runtime.config.on_wall_clock() {
+        return Err(
+            "the GPU is simulated: the time of its clocks is not the time that passes take",
+        );
+    }
+    if runtime.tenant.planner.context().is_none() {
+        return Err("nothing was predicted for the context that was made last");
+    }
+    let clock = &runtime.telemetry.clock;
+    Ok(CalibrationCounts {
+        decode: times(&clock.counts.decode),
+        prompt: times(&clock.counts.prompt),
+        learned: learned(&runtime.tenant),
+        explained: clock.explained,
+    })
+}
+
+/// What runs have shown of the model that is loaded, this one included.
+fn learned(tenant: &Tenant) -> Option<LearnedOfModel> {
+    let model = tenant.weights.only_model()?;
+    let profile = tenant.planner.measured.as_ref()?;
+    let known = profile.learned_of(&model_label(&model.inventory))?;
+    Some(LearnedOfModel {
+        cpu_times_as_long: known.cpu,
+        link_beside_cpu: known.link_beside_cpu,
+        passes: known.passes,
+    })
+}
+
+fn times(lane: &Lane) -> PassTimes {
+    let (measured, predicted) = lane.seconds_per_pass();
+    PassTimes {
+        passes: lane.passes(),
+        measured_seconds_per_pass: measured.all,
+        predicted_seconds_per_pass: predicted.all,
+        measured_cpu_seconds_per_pass: measured.cpu,
+        predicted_cpu_seconds_per_pass: predicted.cpu,
+        off_by: lane.off_by(),
+        too_far_off: lane.too_far_off().is_some(),
+    }
+}
+
+fn name(limit: Limit) -> &'static str {
+    match limit {
+        Limit::Link => "link",
+        Limit::Dram => "dram",
+        Limit::Gpu => "gpu",
+        Limit::Cpu => "cpu",
+    }
+}
+
+fn kind(profile: &Profile) -> ProfileKind {
+    match profile.origin {
+        Origin::Measured => ProfileKind::Measured,
+        Origin::Stated if profile.key == Profile::assumed().key => ProfileKind::Assumed,
+        Origin::Stated => ProfileKind::Stated,
+    }
+}
+
+/// The report was published, and nothing was loaded since.
+static PUBLISHED: AtomicBool = AtomicBool::new(false);
+
+/// A model was loaded: there will be something to publish.
+pub fn is_due() {
+    PUBLISHED.store(false, Ordering::Relaxed);
+}
+
+/// Whether the last model's end has published already.
+pub fn is_done() -> bool {
+    PUBLISHED.load(Ordering::Relaxed)
+}
+
+/// Prints the report's table on standard error and writes the files that were asked for.
+pub fn publish(runtime: &mut Runtime) {
+    let config = &runtime.config;
+    let clock = &mut runtime.telemetry.clock;
+    learning::from_passes(config, &mut runtime.tenant, clock);
+    let timeline = runtime.telemetry.trace.timeline();
+    let report = report_with(runtime, timeline.as_ref());
+    log::to_stderr(&report.render_table());
+    let (config, clock) = (&runtime.config, &runtime.telemetry.clock);
+    learning::forget_profile_that_was_off(config, &runtime.tenant.planner, clock);
+    if let Some(path) = &config.report {
+        if let Err(error) = report.write_json(path) {
+            log::error(&error.to_string());
+        }
+    }
+    if let (Some(path), Some(timeline)) = (&config.trace, timeline) {
+        if let Err(error) = timeline.write(path) {
+            log::error(&error.to_string());
+        }
+    }
+    PUBLISHED.store(true, Ordering::Relaxed);
+}

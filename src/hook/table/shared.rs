@@ -1,0 +1,39 @@
+//! The runtime of the process behind its gate, and how a callback gets at it.
+
+use super::panic_at::PanicAt;
+use crate::hook::config::Config;
+use crate::hook::gate::Gate;
+use crate::hook::log;
+use crate::hook::planning::saved::PlanFile;
+use crate::hook::runtime::Runtime;
+use std::ffi::c_void;
+
+/// What the table's `user` pointer points to.
+pub struct Shared {
+    /// The runtime.
+    pub gate: Gate<Runtime>,
+    /// A test wants a callback to panic.
+    pub panic_at: Option<PanicAt>,
+}
+
+impl Shared {
+    /// A runtime that has seen nothing yet.
+    pub fn new(config: Config, file: Option<PlanFile>, panic_at: Option<PanicAt>) -> Self {
+        Shared {
+            gate: Gate::new(Runtime::new(config, file), abandoned),
+            panic_at,
+        }
+    }
+}
+
+fn abandoned() {
+    log::warn("a batch that was begun was neither computed nor given up; going on without it");
+}
+
+/// The shared state behind the table's `user` pointer.
+///
+/// # Safety
+/// `user` is the pointer that [`super::table`] put into the table.
+pub unsafe fn shared_of<'a>(user: *mut c_void) -> &'a Shared {
+    &*user.cast::<Shared>()
+}

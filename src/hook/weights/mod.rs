@@ -1,0 +1,316 @@
+//! Models whose weights are loaded: their units, page-locked memory and files.
+//!
+//! Owns what is known of weights in host memory, and the tensors that stand for them on the device. Models come and go by
+//! [`super::answers::loading`]; everybody else looks units up. Knows of no plan; where a unit lies on the device is written by the
+//! arena.
+
+mod page_lock;
+
+use crate::arena::unit::LoadedUnit;
+use crate::hook::config::Config;
+use crate::lanes::device::{Buffer, Device};
+use crate::lanes::host_memory::LockedMemory;
+use crate::lanes::mapped_file::{MappedFiles, Shrunk};
+use page_lock::{device_bytes_of, page_lock};
+use pipeshard_model::inventory::{layer_of, Inventory, LoadedTensor};
+use pipeshard_plan::plan::{
+    default_small_threshold, units_from_inventory, Unit, UnitClass, UnitId,
+};
+use pipeshard_sys as ffi;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::CStr;
+use std::ops::Range;
+
+/// A model whose weights are loaded.
+pub struct Model {
+    /// llama.cpp's address of it.
+    pub key: usize,
+    /// Its tensors.
+    pub inventory: Inventory,
+    /// Its units, as a range of all units.
+    units: Range<usize>,
+    /// Its page-locked memory.
+    locked: LockedMemory,
+    /// The files that its weights are mapped from.
+    files: MappedFiles,
+    /// Device memory that holds weights which the user put there, in bytes.
+    placed_by_user: u64,
+}
+
+/// A model that was looked at, and may become units.
+pub struct Described {
+    inventory: Inventory,
+    tensors: HashMap<String, *mut ffi::ggml_tensor>,
+}
+
+/// The weights of all models.
+#[derive(Default)]
+pub struct Weights {
+    models: Vec<Model>,
+    /// All units of all models, as the planner sees them.
+    described: Vec<Unit>,
+    /// The same units, loaded.
+    units: Vec<LoadedUnit>,
+    /// Which unit a loaded tensor is.
+    index: HashMap<usize, UnitId>,
+}
+
+/// Looks at a model's weights. Those that are not in host memory are none of ours.
+///
+/// # Safety
+/// The tensors are valid.
+pub unsafe fn describe(tensors: &[*mut ffi::ggml_tensor]) -> Result<Described, String> {
+    let in_host = |t: *mut ffi::ggml_tensor| {
+        !(*t).data.is_null()
+            && !(*t).buffer.is_null()
+            && ffi::ggml_backend_buffer_is_host((*t).buffer)
+    };
+    let mut by_name: HashMap<String, *mut ffi::ggml_tensor> = HashMap::new();
+    for &tensor in tensors.iter().filter(|&&t| in_host(t)) {
+        let name = CStr::from_ptr((*tensor).name.as_ptr());
+        let name = name.to_string_lossy().into_owned();
+        by_name.entry(name).or_insert(tensor);
+    }
+    let loaded = by_name.iter().map(|(name, &t)| LoadedTensor {
+        name: name.clone(),
+        ggml_type: (*t).type_,
+        ne: (*t).ne,
+        nbytes: ffi::ggml_nbytes(t) as u64,
+    });
+    let layers = by_name.keys().filter_map(|n| layer_of(n)).max();
+    let layers = layers.map_or(0, |l| l + 1);
+    let keys = BTreeMap::from([
+        ("general.architecture".to_string(), "loaded".to_string()),
+        ("loaded.block_count".to_string(), layers.to_string()),
+    ]);
+    let inventory = Inventory::from_loaded(loaded, &keys).map_err(|e| e.to_string())?;
+    Ok(Described {
+        inventory,
+        tensors: by_name,
+    })
+}
+
+impl Weights {
+    /// Takes a model in: its weights become units, and the buffers that hold them are page-locked. Answers why some are not.
+    ///
+    /// # Safety
+    /// The tensors are those that were described; they are valid and stay so until [`Self::remove`] is called with the same key.
+    pub unsafe fn add(
+        &mut self,
+        key: usize,
+        described: Described,
+        tensors: &[*mut ffi::ggml_tensor],
+        device: Device,
+        granularity: u64,
+        config: &Config,
+    ) -> Result<Option<String>, String> {
+        let Described {
+            inventory,
+            tensors: by_name,
+        } = described;
+        let first = self.units.len();
+        for mut unit in units_from_inventory(&inventory, default_small_threshold(&inventory)) {
+            let Some(&tensor) = by_name.get(&unit.name) else {
+                continue;
+            };
+            unit.device_bytes = device.alloc_size(tensor);
+            let id = u32::try_from(self.units.len());
+            let id = UnitId(id.map_err(|_| "too many tensors".to_string())?);
+            if unit.class != UnitClass::HostOnly {
+                self.index.insert(tensor as usize, id);
+            }
+            self.units.push(LoadedUnit::new(tensor, unit.device_bytes));
+            self.described.push(unit);
+        }
+        let extent = |unit: &LoadedUnit| (unit.host() as usize, unit.bytes());
+        let ranges: Vec<_> = self.units[first..].iter().map(extent).collect();
+        let files = MappedFiles::of(&ranges);
+        let (locked, refused) = page_lock(device, config, tensors, &mut self.units[first..]);
+        self.models.push(Model {
+            key,
+            inventory,
+            units: first..self.units.len(),
+            locked,
+            files,
+            placed_by_user: device_bytes_of(tensors, granularity),
+        });
+        Ok(refused)
+    }
+
+    /// Forgets a model: nothing may read its weights any more. False if it is not known.
+    pub fn remove(&mut self, key: usize) -> bool {
+        let Some(at) = self.models.iter().position(|m| m.key == key) else {
+            return false;
+        };
+        let gone = self.models.remove(at);
+        let count = gone.units.len();
+        self.units.drain(gone.units.clone());
+        self.described.drain(gone.units.clone());
+        let later = self.models.iter_mut();
+        for later in later.filter(|m| m.units.start >= gone.units.end) {
+            later.units = later.units.start - count..later.units.end - count;
+        }
+        self.index.clear();
+        for (i, (unit, info)) in self.units.iter().zip(&self.described).enumerate() {
+            if info.class != UnitClass::HostOnly {
+                self.index.insert(unit.source() as usize, UnitId(i as u32));
+            }
+        }
+        true
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = Weights::default();
+    }
+
+    /// The models.
+    pub fn models(&self) -> &[Model] {
+        &self.models
+    }
+
+    /// The model with this address.
+    pub fn model(&self, key: usize) -> Option<&Model> {
+        self.models.iter().find(|m| m.key == key)
+    }
+
+    /// The model, where there is only one.
+    pub fn only_model(&self) -> Option<&Model> {
+        match self.models.as_slice() {
+            [model] => Some(model),
+            _ => None,
+        }
+    }
+
+    /// All units, as the planner sees them.
+    pub fn described(&self) -> &[Unit] {
+        &self.described
+    }
+
+    /// The same units, loaded.
+    pub fn units(&self) -> &[LoadedUnit] {
+        &self.units
+    }
+
+    /// The same, for the arena to place.
+    pub fn units_mut(&mut self) -> &mut [LoadedUnit] {
+        &mut self.units
+    }
+
+    /// Which unit a loaded tensor is, by its address.
+    pub fn index(&self) -> &HashMap<usize, UnitId> {
+        &self.index
+    }
+
+    /// Takes all places on the device away.
+    pub fn unplace(&mut self) {
+        self.units.iter_mut().for_each(LoadedUnit::unplace);
+    }
+
+    /// Gives units that have no place an address, so that nobody thinks that compute buffers have to hold them.
+    pub fn place_for_measuring(&mut self, placeholder: &Buffer) {
+        let unplaced = self.units.iter_mut().filter(|unit| !unit.is_placed());
+        unplaced.for_each(|unit| unit.place_for_measuring(placeholder));
+    }
+
+    /// Device memory that holds weights which the user put there, in bytes.
+    pub fn placed_by_user(&self) -> u64 {
+        self.models.iter().map(|m| m.placed_by_user).sum()
+    }
+
+    /// Memory that is page-locked for models that are loaded, in bytes.
+    pub fn page_locked_bytes(&self) -> u64 {
+        self.models.iter().map(|m| m.locked.bytes()).sum()
+    }
+
+    /// Bytes of units that the device reads where they lie, whoever page-locked them.
+    pub fn pinned_bytes(&self) -> u64 {
+        let pinned = self.units.iter().filter(|unit| unit.pinned());
+        pinned.map(|unit| unit.bytes() as u64).sum()
+    }
+
+    /// Whether copies of some units go through the staging ring.
+    pub fn any_staged(&self) -> bool {
+        self.units.iter().any(|unit| !unit.pinned())
+    }
+
+    /// A file that has become shorter since its weights were loaded.
+    pub fn shrunk_file(&self) -> Option<Shrunk> {
+        self.models.iter().find_map(|model| model.files.shrunk())
+    }
+
+    /// Files that were written to while they are in use, each once.
+    pub fn written_files(&mut self) -> impl Iterator<Item = String> + '_ {
+        let models = self.models.iter_mut();
+        models.filter_map(|model| model.files.written())
+    }
+
+    /// Whether rows of embeddings, which are looked up without being asked for, are lost.
+    pub fn lookups_lost(&self, shrunk: &Shrunk) -> bool {
+        let lost = |unit: &LoadedUnit| shrunk.affects(unit.host(), unit.bytes());
+        let mut units = self.units.iter().zip(&self.described);
+        units.any(|(unit, info)| info.class == UnitClass::HostOnly && lost(unit))
+    }
+}
+
+#[cfg(test)]
+impl Weights {
+    /// Units without a model.
+    pub(super) fn of_test(units: Vec<LoadedUnit>, described: Vec<Unit>) -> Self {
+        Weights {
+            units,
+            described,
+            ..Weights::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hook::test_card::card;
+
+    /// A model of one weight with so much page-locked memory.
+    fn model(key: usize, device: Device, memory: &[u8]) -> Model {
+        let weight = LoadedTensor {
+            name: "blk.0.ffn_up.weight".to_string(),
+            ggml_type: ffi::GGML_TYPE_F32,
+            ne: [64, 64, 1, 1],
+            nbytes: 4 * 64 * 64,
+        };
+        let keys = [
+            ("general.architecture", "loaded"),
+            ("loaded.block_count", "1"),
+        ];
+        let keys = keys.map(|(key, value)| (key.to_string(), value.to_string()));
+        let mut locked = LockedMemory::default();
+        // SAFETY: the memory outlives the model.
+        unsafe { locked.lock(device, memory.as_ptr(), memory.len()) };
+        Model {
+            key,
+            inventory: Inventory::from_loaded([weight].into_iter(), &BTreeMap::from(keys))
+                .expect("a model"),
+            units: 0..0,
+            locked,
+            files: MappedFiles::default(),
+            placed_by_user: 0,
+        }
+    }
+
+    #[test]
+    fn what_was_page_locked_for_a_model_that_is_gone_does_not_count() {
+        let device = card("vram=64M");
+        let memory = vec![0; 4 << 20];
+        let (first, second) = memory.split_at(3 << 20);
+        let mut weights = Weights::default();
+        weights.models.push(model(1, device, first));
+        weights.models.push(model(2, device, &second[8192..]));
+        let both = weights.page_locked_bytes();
+        assert!(weights.remove(1));
+        let one = weights.page_locked_bytes();
+        assert!(one > 0 && one + (3 << 20) <= both, "{one} of {both}");
+        assert!(!weights.remove(1));
+        assert!(weights.remove(2));
+        assert_eq!(weights.page_locked_bytes(), 0);
+    }
+}
