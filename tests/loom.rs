@@ -433,7 +433,7 @@ fn gate() -> Arc<Gate<()>> {
 /// Does something under a guard.
 fn under(gate: &Gate<()>, guard: Guard, work: impl FnOnce()) {
     match guard {
-        Guard::Nothing | Guard::IdleOrAlone => panic!("this is no guard"),
+        Guard::Nothing | Guard::IdleOrAlone | Guard::PlainOrIdle => panic!("this is no guard"),
         Guard::Plain => {
             let _held = gate.plain();
             work();
@@ -462,6 +462,7 @@ fn kinds(guard: Guard) -> Vec<Guard> {
     match guard {
         Guard::Nothing => Vec::new(),
         Guard::IdleOrAlone => vec![Guard::Idle, Guard::Alone],
+        Guard::PlainOrIdle => vec![Guard::Plain, Guard::Idle],
         guard => vec![guard],
     }
 }
@@ -487,7 +488,7 @@ fn beside_a_graph(guard: Guard) {
         let (gate, arena) = (Arc::clone(&gate), Arc::clone(&arena));
         thread::spawn(move || under(&gate, guard, || write(&arena, 0, 7)))
     };
-    gate.in_turn().begin_preparing();
+    gate.in_turn().begin_preparing(1);
     let before = read(&arena, 0);
     gate.idle().begin_pass(1);
     assert_eq!(read(&arena, 0), before);
@@ -495,6 +496,39 @@ fn beside_a_graph(guard: Guard) {
     over.end_pass(1);
     over.end_preparing();
     drop(over);
+    other.join().expect("it only waits");
+}
+
+/// The same where that graph uses nothing of which there is one, so that its pass is not submitted alone.
+fn beside_a_shared_pass(guard: Guard) {
+    let (gate, arena) = (gate(), memory(1));
+    let other = {
+        let (gate, arena) = (Arc::clone(&gate), Arc::clone(&arena));
+        thread::spawn(move || under(&gate, guard, || write(&arena, 0, 7)))
+    };
+    gate.in_turn().begin_preparing(1);
+    gate.plain().begin_preparing(1);
+    let before = read(&arena, 0);
+    assert_eq!(read(&arena, 0), before);
+    gate.plain().end_preparing();
+    other.join().expect("it only waits");
+}
+
+/// Another thread writes under `guard` where weights are, while this one makes a context and measures graphs that refer to them.
+fn beside_a_maker(guard: Guard) {
+    let (gate, arena) = (gate(), memory(1));
+    let other = {
+        let (gate, arena) = (Arc::clone(&gate), Arc::clone(&arena));
+        thread::spawn(move || under(&gate, guard, || write(&arena, 0, 7)))
+    };
+    drop(gate.making());
+    let before = read(&arena, 0);
+    // what the context itself needs does not wait for it
+    drop(gate.alone());
+    gate.in_turn().begin_preparing(1);
+    gate.plain().end_preparing();
+    assert_eq!(read(&arena, 0), before);
+    gate.plain().end_making();
     other.join().expect("it only waits");
 }
 
@@ -519,10 +553,16 @@ fn beside_each_other(guard: Guard) {
 /// What a callback may do under its guard.
 fn promises(guard: Guard) -> &'static [fn(Guard)] {
     match guard {
-        Guard::Nothing | Guard::IdleOrAlone => &[],
+        Guard::Nothing | Guard::IdleOrAlone | Guard::PlainOrIdle => &[],
         Guard::Plain | Guard::InTurn => &[beside_each_other],
         Guard::Idle => &[beside_each_other, beside_a_pass],
-        Guard::Alone | Guard::IdleThenAlone => &[beside_each_other, beside_a_pass, beside_a_graph],
+        Guard::Alone | Guard::IdleThenAlone => &[
+            beside_each_other,
+            beside_a_pass,
+            beside_a_graph,
+            beside_a_shared_pass,
+            beside_a_maker,
+        ],
     }
 }
 
@@ -553,14 +593,39 @@ fn where_weights_are_is_not_guarded_by_waiting_for_passes() {
 }
 
 #[test]
+#[should_panic(expected = "Causality violation")]
+fn what_a_maker_measures_is_not_guarded_by_waiting_for_passes() {
+    every_order(|| beside_a_maker(Guard::Idle));
+}
+
+#[test]
+fn contexts_are_made_one_after_the_other() {
+    every_order(|| {
+        let (gate, given_up) = (gate(), memory(1));
+        let make = |gate: &Gate<()>, given_up: &Memory, value| {
+            drop(gate.making());
+            write(given_up, 0, value);
+            assert_eq!(read(given_up, 0), value);
+            gate.plain().end_making();
+        };
+        let other = {
+            let (gate, given_up) = (Arc::clone(&gate), Arc::clone(&given_up));
+            thread::spawn(move || make(&gate, &given_up, 1))
+        };
+        make(&gate, &given_up, 2);
+        other.join().expect("it only waits");
+    });
+}
+
+#[test]
 fn threads_that_all_want_another_shape_do_not_wait_for_each_other() {
     every_order(|| {
         let gate = gate();
         let turn = |gate: &Gate<()>| {
-            gate.in_turn().begin_preparing();
+            gate.in_turn().begin_preparing(1);
             // it gives up its own graph, and makes another
             let mut idle = gate.alone().as_idle();
-            idle.begin_preparing();
+            idle.begin_preparing(1);
             idle.begin_pass(1);
             drop(idle);
             let mut over = gate.plain();

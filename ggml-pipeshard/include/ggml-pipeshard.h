@@ -23,13 +23,7 @@
 extern "C" {
 #endif
 
-#define GGML_SCHED_HOOK_ABI 5
-
-/* Why the thread that drives the scheduler is about to block until the device has caught up. */
-enum ggml_sched_host_wait {
-    GGML_SCHED_WAIT_USER_INPUT = 0, /* an input that the user wrote is copied to the device */
-    GGML_SCHED_WAIT_HAND_OVER  = 1, /* a result goes from one backend to another */
-};
+#define GGML_SCHED_HOOK_ABI 6
 
 /* A context that is about to be made. */
 struct ggml_sched_hook_context {
@@ -54,11 +48,11 @@ struct ggml_sched_hook {
 
     /* --- scheduler ------------------------------------------------------------------------------------------------ */
 
-    void (*sched_made) (void * user, ggml_backend_sched_t sched);
     void (*sched_freed)(void * user, ggml_backend_sched_t sched);
 
-    /* A graph is about to be divided into splits. The callback may replace nodes' sources by device tensors, pin nodes
-     * to a backend (ggml_backend_sched_set_tensor_backend) and rewrite nodes. measuring: the graph will never run.
+    /* A graph is about to be divided into splits; a scheduler's first graph is how the callback learns of the scheduler. It may
+     * replace nodes' sources by device tensors, pin nodes to a backend (ggml_backend_sched_set_tensor_backend) and rewrite
+     * nodes. measuring: the graph will never run.
      * Called once more for the same graph, with nodes and sources as they were, if scratch_wanted refused what it takes. */
     bool (*graph_begin)(void * user, ggml_backend_sched_t sched, struct ggml_cgraph * graph, bool measuring);
 
@@ -70,6 +64,10 @@ struct ggml_sched_hook {
 
     /* The compute buffers of this scheduler on this backend are about to become `size` bytes (in all). */
     bool (*scratch_wanted)(void * user, ggml_backend_sched_t sched, ggml_backend_t backend, size_t size, bool measuring);
+    /* The device refused compute buffers that scratch_wanted allowed: what is left is what ggml_backend_sched_get_buffer_size says. */
+    void (*scratch_failed)(void * user, ggml_backend_sched_t sched);
+    /* The graph that graph_begin saw last, with measuring == false, will not run: it was refused, or there is no memory for it. */
+    void (*graph_dropped)(void * user, ggml_backend_sched_t sched);
 
     /* An input of a split is about to be copied from one backend to another, to a tensor of the same layout.
      * true: the callback sees to it that `copy` is there when the split is computed, and that `input` stays until then. */
@@ -82,10 +80,8 @@ struct ggml_sched_hook {
     enum ggml_status (*split_after) (void * user, ggml_backend_sched_t sched, int split, ggml_backend_t backend);
     void             (*pass_end)    (void * user, ggml_backend_sched_t sched, enum ggml_status status);
 
-    void (*host_wait)(void * user, ggml_backend_sched_t sched, enum ggml_sched_host_wait why);
-
-    /* Grows whenever graphs that were split before must not be reused. */
-    uint64_t (*epoch)(void * user);
+    /* Grows whenever graphs that were split before must not be reused. Asked ahead of each pass of this scheduler. */
+    uint64_t (*epoch)(void * user, ggml_backend_sched_t sched);
 
     /* --- llama ---------------------------------------------------------------------------------------------------- */
 
@@ -109,7 +105,10 @@ struct ggml_sched_hook {
      * side by side; all are over on return. */
     void (*in_parts)(void * user, size_t parts, void (*part)(void * data, size_t i), void * data);
 
-    /* Making a context failed. true: try again, the answers will differ. */
+    /* The context that `ubatch` was asked for on this thread is made. */
+    void (*context_made)(void * user, const void * model);
+    /* It could not be made, or has no room for the graphs that it wants to run from now on. true: try again, the answers will
+     * differ. */
     bool (*context_failed)(void * user, const void * model);
 };
 

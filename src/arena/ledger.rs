@@ -132,6 +132,14 @@ impl Ledger {
         *entry = (*entry).max(bytes);
     }
 
+    /// The same after buffers were refused or given up: they are `bytes` as they are.
+    pub fn restore_scratch(&mut self, sched: usize, bytes: u64) {
+        match bytes {
+            0 => self.scratch.remove(&sched),
+            bytes => self.scratch.insert(sched, bytes),
+        };
+    }
+
     /// Bytes of compute buffers of one scheduler.
     pub fn scratch_of(&self, sched: usize) -> u64 {
         self.scratch.get(&sched).copied().unwrap_or(0)

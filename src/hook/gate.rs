@@ -2,17 +2,21 @@
 //!
 //! Between `epoch` (may the last graph be reused?) and `pass_end` a thread *prepares*: it has a graph that refers to places in
 //! the arena. Several threads may do so at once. Between `pass_begin` and `pass_end` one scheduler's pass is *being submitted*.
-//! Neither holds the lock meanwhile. A guard says what cannot happen as long as it is held:
+//! Between `ubatch` and `context_made` a thread *makes* a context: what was given up for it is not filled again meanwhile. None of
+//! these holds the lock. A guard says what cannot happen as long as it is held:
 //!
 //! | guard | waits until | so its holder may |
 //! |---|---|---|
 //! | [`Plain`] | nothing | look, and count |
 //! | [`InTurn`] | nobody waits for an [`Alone`] | begin to prepare |
 //! | [`Idle`] | no pass is being submitted | change what a pass reads: the plan, schedulers, what is held |
-//! | [`Alone`] | besides, no other thread prepares | change the arena's shape: no graph finds its weights moved |
+//! | [`Alone`] | besides, no other thread prepares, or makes a context | change the arena's shape: no graph finds its weights moved |
 //!
 //! [`Idle::parts`] and [`Alone::parts`] hand out the state together with a proof, [`NoPass`] or [`NewShape`]. Functions that may
 //! only run then take the proof as an argument, and there is no other way to have one. [`GUARDS`] says which callback takes which.
+//!
+//! A pass counts as being submitted only where it uses what there is one of: the ring, the lanes around it, the memory of fetched
+//! experts. Others prepare until their end, which keeps the arena's shape, and any number of them goes on side by side.
 //!
 //! Who waits for [`Alone`] goes before threads that want to begin to prepare later: so neither starves, and no thread that waits
 //! holds up another.
@@ -22,8 +26,9 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-/// How long a thread that prepares may do nothing before it counts as one that has given up without saying so.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a thread that has not begun to split its graph may do nothing before it counts as one that has given up without saying
+/// so. From there on ggml says how it ends.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The kinds of guards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +45,8 @@ pub enum Guard {
     IdleThenAlone,
     /// [`Alone`] for what is only measured, else [`Idle`].
     IdleOrAlone,
+    /// [`Idle`] for a pass that uses what there is one of, else [`Plain`].
+    PlainOrIdle,
     /// The state is not looked at.
     Nothing,
 }
@@ -55,26 +62,39 @@ pub const GUARDS: &[(&str, Guard)] = &[
     ("kv_gone", Guard::Idle),
     ("layer_on_host", Guard::Plain),
     ("in_parts", Guard::Nothing),
+    ("context_made", Guard::Plain),
     ("context_failed", Guard::Idle),
-    ("sched_made", Guard::Plain),
     ("sched_freed", Guard::Idle),
+    // Plain where the graph finds all in place
     ("graph_begin", Guard::IdleThenAlone),
     ("cut", Guard::Plain),
     ("split_made", Guard::Plain),
     // in mid-run the arena keeps its shape until the graph is split again
     ("scratch_wanted", Guard::IdleOrAlone),
+    ("scratch_failed", Guard::Idle),
+    ("graph_dropped", Guard::Idle),
     ("input_copy", Guard::Plain),
-    ("pass_begin", Guard::Idle),
+    ("pass_begin", Guard::PlainOrIdle),
     ("split_before", Guard::Plain),
     ("split_after", Guard::Plain),
     ("pass_end", Guard::Plain),
-    ("host_wait", Guard::Plain),
 ];
 
-/// Threads between the choice of a graph and the end of its pass, and those that wait for them.
+/// A thread between the choice of a graph and the end of its pass.
+#[derive(Debug, Clone, Copy)]
+struct Prepares {
+    thread: ThreadId,
+    sched: usize,
+    /// The graph is being split or was: it runs, or ggml says that it will not.
+    split: bool,
+}
+
+/// All such threads, and those that wait for them.
 #[derive(Debug, Default)]
 struct Preparing {
-    threads: Vec<ThreadId>,
+    threads: Vec<Prepares>,
+    /// The thread that makes a context.
+    maker: Option<ThreadId>,
     /// Threads that wait to change the arena's shape.
     waiting: usize,
     /// Grows whenever a thread begins or ends to prepare, or a pass ends.
@@ -82,17 +102,24 @@ struct Preparing {
 }
 
 impl Preparing {
-    fn begin(&mut self, thread: ThreadId) {
+    fn begin(&mut self, sched: usize, split: bool) {
         self.steps += 1;
-        if !self.threads.contains(&thread) {
-            self.threads.push(thread);
+        let thread = current_thread();
+        let begun = Prepares {
+            thread,
+            sched,
+            split,
+        };
+        match self.threads.iter_mut().find(|of| of.thread == thread) {
+            Some(known) => *known = begun,
+            None => self.threads.push(begun),
         }
     }
 
-    /// True if it had been preparing.
-    fn end(&mut self, thread: ThreadId) -> bool {
+    /// True if there were such.
+    fn end(&mut self, over: impl Fn(&Prepares) -> bool) -> bool {
         let before = self.threads.len();
-        self.threads.retain(|&t| t != thread);
+        self.threads.retain(|of| !over(of));
         let ended = self.threads.len() < before;
         self.steps += u64::from(ended);
         ended
@@ -215,17 +242,42 @@ guards! {
 
 impl<S> Locked<'_, S> {
     fn end_preparing(&mut self) {
-        if self.held.preparing.end(current_thread()) {
+        let thread = current_thread();
+        self.end_where(|of| of.thread == thread);
+    }
+
+    fn end_where(&mut self, over: impl Fn(&Prepares) -> bool) {
+        if self.held.preparing.end(over) {
             self.gate.step.notify_all();
         }
     }
 
-    fn begin_preparing(&mut self) {
-        self.held.preparing.begin(current_thread());
+    /// Another thread makes a context.
+    fn others_make(&self) -> bool {
+        let maker = self.held.preparing.maker;
+        maker.is_some_and(|maker| maker != current_thread())
     }
 }
 
 impl<S> Plain<'_, S> {
+    /// The calling thread has a graph of `sched` that refers to the arena as it is now.
+    pub fn begin_preparing(&mut self, sched: usize) {
+        self.0.held.preparing.begin(sched, true);
+    }
+
+    /// No graph of `sched` will run any more, whoever prepared it.
+    pub fn end_preparing_of(&mut self, sched: usize) {
+        self.0.end_where(|of| of.sched == sched);
+    }
+
+    /// The context that the calling thread makes is made, or will not be.
+    pub fn end_making(&mut self) {
+        if !self.0.others_make() {
+            self.0.held.preparing.maker = None;
+            self.0.gate.step.notify_all();
+        }
+    }
+
     /// The pass of `sched` was submitted, or failed.
     pub fn end_pass(&mut self, sched: usize) {
         let held = &mut self.0.held;
@@ -238,14 +290,16 @@ impl<S> Plain<'_, S> {
 
     /// A callback has panicked. True for the first one.
     pub fn break_off(&mut self) -> bool {
+        self.0.held.preparing.maker = None;
+        self.0.gate.step.notify_all();
         !std::mem::replace(&mut self.0.held.broken, true)
     }
 }
 
 impl<S> InTurn<'_, S> {
-    /// The calling thread has a graph that refers to the arena as it is now.
-    pub fn begin_preparing(&mut self) {
-        self.0.begin_preparing();
+    /// The calling thread has a graph of `sched` that may run as it is, or another will be built.
+    pub fn begin_preparing(&mut self, sched: usize) {
+        self.0.held.preparing.begin(sched, false);
     }
 }
 
@@ -255,9 +309,9 @@ impl<'a, S> Idle<'a, S> {
         (&mut self.0.held.state, NoPass(PhantomData))
     }
 
-    /// The calling thread has a graph that refers to the arena as it is now.
-    pub fn begin_preparing(&mut self) {
-        self.0.begin_preparing();
+    /// The calling thread has a graph of `sched` that refers to the arena as it is now.
+    pub fn begin_preparing(&mut self, sched: usize) {
+        self.0.held.preparing.begin(sched, true);
     }
 
     /// The pass of `sched` is being submitted from here on.
@@ -327,7 +381,10 @@ impl<S> Gate<S> {
     pub fn in_turn(&self) -> InTurn<'_, S> {
         let mut locked = self.lock();
         locked.end_preparing();
-        while locked.held.preparing.waiting > 0 {
+        let thread = current_thread();
+        // who makes a context is what others wait for
+        let waits = |of: &Preparing| of.waiting > 0 && of.maker != Some(thread);
+        while waits(&locked.held.preparing) {
             self.step.wait(&mut locked.held);
         }
         InTurn(locked)
@@ -342,23 +399,36 @@ impl<S> Gate<S> {
         Idle(locked)
     }
 
-    /// Locks the state when no pass is being submitted and no other thread has a graph that refers to the arena: its
-    /// shape may change. What the calling thread had prepared is given up.
+    /// The same when besides no other thread makes a context: the calling thread does from here on, until it says that it is over.
+    pub fn making(&self) -> Idle<'_, S> {
+        let mut locked = self.lock();
+        while locked.held.pass.is_some() || locked.others_make() {
+            self.step.wait(&mut locked.held);
+        }
+        locked.held.preparing.maker = Some(current_thread());
+        Idle(locked)
+    }
+
+    /// Locks the state when no pass is being submitted and no other thread has a graph that refers to the arena, or makes a context:
+    /// its shape may change. What the calling thread had prepared is given up.
     pub fn alone(&self) -> Alone<'_, S> {
         let mut locked = self.lock();
         locked.end_preparing();
-        let busy = |held: &Held<S>| held.pass.is_some() || !held.preparing.threads.is_empty();
-        if !busy(&locked.held) {
+        let busy = |locked: &Locked<'_, S>| {
+            let held = &locked.held;
+            held.pass.is_some() || !held.preparing.threads.is_empty() || locked.others_make()
+        };
+        if !busy(&locked) {
             return Alone(locked);
         }
         locked.held.preparing.waiting += 1;
-        while busy(&locked.held) {
+        while busy(&locked) {
             let seen = locked.held.preparing.steps;
             let late = self.step.wait_for(&mut locked.held, PATIENCE).timed_out();
-            if late && locked.held.pass.is_none() && locked.held.preparing.steps == seen {
-                // an allocation that llama.cpp could not make, say: should the graph run after all, its pass fails
+            let stands_still = locked.held.pass.is_none() && locked.held.preparing.steps == seen;
+            // a graph that llama.cpp could not build, say: should it run after all, its pass fails
+            if late && stands_still && locked.held.preparing.end(|of| !of.split) {
                 (self.abandoned)();
-                locked.held.preparing.threads.clear();
             }
         }
         locked.held.preparing.waiting -= 1;

@@ -15,7 +15,7 @@ fn prepare(gate: &Arc<Gate<()>>, pause: Duration) -> thread::JoinHandle<()> {
     let (gate, begun) = (Arc::clone(gate), Arc::new(AtomicBool::new(false)));
     let begins = Arc::clone(&begun);
     let handle = thread::spawn(move || {
-        gate.in_turn().begin_preparing();
+        gate.in_turn().begin_preparing(1);
         begins.store(true, Ordering::SeqCst);
         thread::sleep(pause);
         gate.plain().end_preparing();
@@ -42,10 +42,10 @@ fn a_shape_changes_when_nobody_else_prepares() {
 #[test]
 fn ones_own_graph_is_no_obstacle() {
     let gate = gate();
-    gate.in_turn().begin_preparing();
+    gate.in_turn().begin_preparing(1);
     drop(gate.alone());
     // nor is one that was given up without a word, on the way to the next
-    gate.in_turn().begin_preparing();
+    gate.in_turn().begin_preparing(1);
     drop(gate.in_turn());
     assert_eq!(gate.watched().preparing, 0);
 }

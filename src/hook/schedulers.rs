@@ -23,6 +23,8 @@ pub struct Sched {
     pub nodes: Option<NodeContext>,
     /// What goes between the two.
     pub hand_over: HandOver,
+    /// How the choice of experts comes back from the device.
+    pub choices: ChoiceReader,
 }
 
 // SAFETY: the backends are used under the runtime's lock, while the scheduler lives; everything else may change threads by itself.
@@ -32,8 +34,6 @@ unsafe impl Send for Sched {}
 #[derive(Default)]
 pub struct Schedulers {
     by_address: HashMap<usize, Sched>,
-    /// How the choice of experts comes back from the device.
-    pub choices: ChoiceReader,
 }
 
 /// Whether `backend` computes on `device`.
@@ -68,6 +68,7 @@ impl Schedulers {
             graph: SplitGraph::default(),
             nodes: None,
             hand_over: HandOver::new(dropped),
+            choices: ChoiceReader::default(),
         };
         self.by_address.insert(sched as usize, added);
     }
@@ -99,10 +100,27 @@ impl Schedulers {
         Some((entry, compute))
     }
 
-    /// A scheduler, and what reads choices back for it.
-    pub fn with_choices(&mut self, sched: usize) -> Option<(&mut Sched, &mut ChoiceReader)> {
-        let entry = self.by_address.get_mut(&sched)?;
-        Some((entry, &mut self.choices))
+    /// Whether it is known.
+    pub fn knows(&self, sched: usize) -> bool {
+        self.by_address.contains_key(&sched)
+    }
+
+    /// Whether a pass over the latest graph of `sched` uses what there is one of.
+    pub fn uses_lanes(&self, sched: usize) -> bool {
+        let entry = self.by_address.get(&sched);
+        entry.is_some_and(|entry| entry.graph.uses_lanes())
+    }
+
+    /// Device memory of the compute buffers of `sched` as it is, each rounded up by `rounded`, in bytes.
+    ///
+    /// # Safety
+    /// `sched` is a live scheduler.
+    pub unsafe fn scratch_there_is(&self, sched: usize, rounded: impl Fn(u64) -> u64) -> u64 {
+        let raw = sched as ffi::ggml_backend_sched_t;
+        let entry = self.by_address.get(&sched);
+        let backends = entry.iter().flat_map(|entry| &entry.device_backends);
+        let sizes = backends.map(|&b| ffi::ggml_backend_sched_get_buffer_size(raw, b) as u64);
+        sizes.map(rounded).sum()
     }
 
     /// Whether the latest graph of `sched` refers to the arena.

@@ -193,6 +193,24 @@ pub fn scratch_grows(
     }
 }
 
+/// What a scheduler has of the compute buffers that it was allowed, in bytes: the device refused them, or the graph that wanted them
+/// will not run. A reason is that of the former.
+pub fn scratch_there_is(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    (sched, bytes): (usize, u64),
+    refused: Option<String>,
+    _: NoPass<'_>,
+) {
+    if let Some(why) = refused {
+        tenant.planner.attempts.fail(why);
+    }
+    if accounts.ledger.scratch_of(sched) != bytes {
+        accounts.ledger.restore_scratch(sched, bytes);
+        tenant.planner.replan();
+    }
+}
+
 /// A context could not be made, or has no room for the graphs that it wants to run from now on. True: try again, the answers will differ.
 pub fn failed(
     accounts: &mut Accounts,

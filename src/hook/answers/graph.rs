@@ -31,33 +31,23 @@ impl Begun {
     }
 }
 
-/// A scheduler was made.
-///
-/// # Safety
-/// `sched` is a live scheduler.
-pub unsafe fn sched_made(
-    config: &Config,
-    accounts: &Accounts,
-    tenant: &mut Tenant,
-    schedulers: &mut Schedulers,
-    sched: ffi::ggml_backend_sched_t,
-) {
-    let dropped = config.debug.dropped_wait;
-    schedulers.add(sched, accounts.device(), dropped);
-    tenant.planner.attempts.sched_made(sched as usize);
-}
-
-/// Looks at a graph first: whether some of its nodes read weights of ours. One that reads none is forgotten.
+/// Looks at a graph first, the first of its scheduler among them: whether some of its nodes read weights of ours. One that reads none is forgotten.
 ///
 /// # Safety
 /// As the contract says of `graph_begin`.
 pub unsafe fn concerns(
     config: &Config,
-    tenant: &Tenant,
+    accounts: &Accounts,
+    tenant: &mut Tenant,
     schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
     begun: Begun,
 ) -> bool {
+    if !schedulers.knows(begun.key()) {
+        let dropped = config.debug.dropped_wait;
+        schedulers.add(begun.sched, accounts.device(), dropped);
+        tenant.planner.attempts.sched_made(begun.key());
+    }
     let Some((entry, _)) = schedulers.lanes_of(begun.key()) else {
         return false;
     };
@@ -97,6 +87,18 @@ pub fn prepare_run(
     shape::take(accounts, tenant, &mut telemetry.counters, proof)
 }
 
+/// Whether the arena has the shape of the plan for now and nothing is left to decide, so that the graph can be split as things are.
+pub fn needs_nothing(tenant: &Tenant) -> bool {
+    let plan = tenant.planner.plan();
+    tenant.planner.is_decided() && plan.is_some_and(|plan| tenant.residency.has_shape(plan))
+}
+
+/// More is booked than the budget allows: compute buffers were asked for that the arena has to make room for.
+pub fn needs_room(accounts: &Accounts, tenant: &Tenant) -> bool {
+    let booked = accounts.ledger.now().total();
+    tenant.residency.carved().is_some() && booked > accounts.budget()
+}
+
 /// The same where it has that shape already.
 pub fn prepare_run_as_it_is(accounts: &Accounts, tenant: &mut Tenant) -> Result<(), String> {
     tenant.current_plan(accounts).map_err(|e| e.to_string())?;
@@ -132,7 +134,7 @@ pub unsafe fn split(
         false => tenant.planner.plan(),
     };
     let plan = planned.ok_or("no plan")?;
-    let Some((entry, choices)) = schedulers.with_choices(begun.key()) else {
+    let Some(entry) = schedulers.get_mut(begun.key()) else {
         return Ok(());
     };
     let Some(&device) = entry.device_backends.first() else {
@@ -173,7 +175,8 @@ pub unsafe fn split(
     accounts.reserve.expect_product(entry.graph.pool_bytes);
     if !begun.measuring {
         if let Some(device) = accounts.device() {
-            choices.reserve(device, entry.graph.routings.bytes())?;
+            let bytes = entry.graph.routings.bytes();
+            entry.choices.reserve(device, bytes)?;
         }
         entry.graph.addresses = Some(tenant.residency.generation().addresses());
         let units = tenant.weights.described();

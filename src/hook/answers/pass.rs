@@ -14,13 +14,14 @@ use crate::hook::schedulers::{computes_on, Sched, Schedulers};
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
 use crate::lanes::hand_over::{Ends, HostWait};
-use crate::trace::record::HostWork;
+use crate::trace::record::{HostWork, WaitReason};
+use crate::trace::Recorder;
 use pipeshard_plan::plan::{plan, Placement};
 use pipeshard_sys as ffi;
 
 type Backend = ffi::ggml_backend_t;
 
-/// The first split of `sched`'s graph is about to be submitted.
+/// The first split of `sched`'s graph is about to be submitted, which uses what there is one of.
 pub fn begin(
     tenant: &mut Tenant,
     schedulers: &mut Schedulers,
@@ -28,23 +29,57 @@ pub fn begin(
     sched: usize,
     _: NoPass<'_>,
 ) -> Result<(), PassError> {
-    telemetry.clock.pass_begins();
-    let rows = schedulers.get(sched).map_or(0, |s| s.graph.rows);
-    telemetry.trace.pass_begins(rows);
-    let since = telemetry.trace.since();
-    let result = begin_lanes(tenant, schedulers, telemetry, sched);
-    telemetry.trace.worked(since, HostWork::PassBegin);
-    result
+    telemetry.pass_begins(sched, true);
+    timed(
+        schedulers,
+        telemetry,
+        sched,
+        |schedulers, telemetry| match begin_graph(tenant, schedulers, telemetry, sched)? {
+            Some(entry) => begin_lanes(tenant, entry, sched),
+            None => Ok(()),
+        },
+    )
 }
 
-fn begin_lanes(
-    tenant: &mut Tenant,
+/// The same for a graph that uses nothing of which there is one: other passes may go on side by side with it.
+pub fn begin_shared(
+    tenant: &Tenant,
     schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
     sched: usize,
 ) -> Result<(), PassError> {
+    telemetry.pass_begins(sched, false);
+    timed(schedulers, telemetry, sched, |schedulers, telemetry| {
+        begin_graph(tenant, schedulers, telemetry, sched).map(|_| ())
+    })
+}
+
+fn timed(
+    schedulers: &mut Schedulers,
+    telemetry: &mut Telemetry,
+    sched: usize,
+    begin: impl FnOnce(&mut Schedulers, &mut Telemetry) -> Result<(), PassError>,
+) -> Result<(), PassError> {
+    if let Some(clock) = telemetry.clock_of(sched) {
+        clock.pass_begins();
+    }
+    let rows = schedulers.get(sched).map_or(0, |s| s.graph.rows);
+    telemetry.trace_of(sched).pass_begins(rows);
+    let since = telemetry.trace_of(sched).since();
+    let result = begin(schedulers, telemetry);
+    telemetry.trace_of(sched).worked(since, HostWork::PassBegin);
+    result
+}
+
+/// The scheduler, if it is known, and its graph may run.
+fn begin_graph<'s>(
+    tenant: &Tenant,
+    schedulers: &'s mut Schedulers,
+    telemetry: &mut Telemetry,
+    sched: usize,
+) -> Result<Option<&'s mut Sched>, PassError> {
     let Some(entry) = schedulers.get_mut(sched) else {
-        return Ok(());
+        return Ok(None);
     };
     let now = tenant.residency.generation().addresses();
     if entry.graph.addresses.is_some_and(|of| of != now) {
@@ -54,6 +89,10 @@ fn begin_lanes(
     if !std::mem::replace(&mut entry.graph.fresh, false) {
         telemetry.counters.graph_reuses += 1;
     }
+    Ok(Some(entry))
+}
+
+fn begin_lanes(tenant: &mut Tenant, entry: &mut Sched, sched: usize) -> Result<(), PassError> {
     if entry.graph.uses.is_empty() {
         return Ok(());
     }
@@ -76,13 +115,19 @@ fn begin_lanes(
 pub unsafe fn input_copy(
     accounts: &Accounts,
     schedulers: &mut Schedulers,
-    telemetry: &Telemetry,
+    telemetry: &mut Telemetry,
     (sched, between): (usize, (Backend, Backend)),
     input: *const ffi::ggml_tensor,
     copy: *mut ffi::ggml_tensor,
 ) -> (bool, HostWait) {
+    // the scheduler waits where it copies by itself
+    let why = match (*input).flags & ffi::GGML_TENSOR_FLAG_INPUT as i32 != 0 {
+        true => WaitReason::UserInput,
+        false => WaitReason::HandOver,
+    };
     let lanes = schedulers.lanes_of(sched);
     let (Some(device), Some((entry, compute))) = (accounts.device(), lanes) else {
+        telemetry.host_waits(sched, why);
         return (false, HostWait::Nothing);
     };
     let ends = Ends {
@@ -90,27 +135,28 @@ pub unsafe fn input_copy(
         compute,
         cpu: entry.cpu_backend,
     };
-    telemetry.trace.inputs_begin(sched, compute);
-    match entry.hand_over.copy(ends, between, input, copy) {
-        true => (true, HostWait::Nothing),
-        false => (false, entry.hand_over.sources_free(compute)),
+    telemetry.trace_of(sched).inputs_begin(sched, compute);
+    if entry.hand_over.copy(ends, between, input, copy) {
+        return (true, HostWait::Nothing);
     }
+    telemetry.host_waits(sched, why);
+    (false, entry.hand_over.sources_free(compute))
 }
 
 /// The inputs of a split are copied or being copied; it is about to be computed on `backend`. What the host has to wait
-/// for first.
+/// for first: what the CPU reads, and what the router chose.
 ///
 /// # Safety
 /// `sched` is submitting a pass.
 pub unsafe fn inputs_copied(
-    tenant: &Tenant,
+    tenant: &mut Tenant,
     schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
     (sched, split): (usize, usize),
     backend: Backend,
-) -> HostWait {
+) -> [HostWait; 2] {
     let Some((entry, compute)) = schedulers.lanes_of(sched) else {
-        return HostWait::Nothing;
+        return [HostWait::Nothing; 2];
     };
     let divided = &entry.graph.divided;
     let fetches = divided.share(split).fetches;
@@ -122,12 +168,37 @@ pub unsafe fn inputs_copied(
             entry.hand_over.expect_results();
         }
     }
-    telemetry.trace.inputs_end(compute);
-    let wait = entry.hand_over.before_split(compute, backend == compute);
-    if wait != HostWait::Nothing {
-        telemetry.host_waits(ffi::GGML_SCHED_WAIT_HAND_OVER);
+    telemetry.trace_of(sched).inputs_end(compute);
+    let results = entry.hand_over.before_split(compute, backend == compute);
+    if results != HostWait::Nothing {
+        telemetry.host_waits(sched, WaitReason::HandOver);
     }
-    wait
+    [
+        results,
+        ask_for_choice(tenant, entry, (sched, split), backend),
+    ]
+}
+
+/// Asks for what the router chose where the split has to know it.
+unsafe fn ask_for_choice(
+    tenant: &mut Tenant,
+    entry: &mut Sched,
+    (sched, split): (usize, usize),
+    backend: Backend,
+) -> HostWait {
+    let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
+        return HostWait::Nothing;
+    };
+    let waits = tenant.residency.waits_for_choice();
+    let Some((ring, _)) = tenant.residency.pipeline(backend) else {
+        return HostWait::Nothing;
+    };
+    let raw = sched as ffi::ggml_backend_sched_t;
+    let asked = entry.choices.ask(raw, &entry.graph.routings, groups, ring);
+    match waits {
+        true => asked,
+        false => HostWait::Nothing,
+    }
 }
 
 /// A split is about to be submitted to `backend`.
@@ -142,14 +213,14 @@ pub unsafe fn split_before(
     (sched, split): (usize, usize),
     backend: Backend,
 ) -> Result<(), PassError> {
-    if let Some(entry) = schedulers.get(sched) {
-        telemetry.clock.split_begins(backend == entry.cpu_backend);
+    if let (Some(entry), Some(clock)) = (schedulers.get(sched), telemetry.clock_of(sched)) {
+        clock.split_begins(backend == entry.cpu_backend);
     }
-    let since = telemetry.trace.since();
+    let since = telemetry.trace_of(sched).since();
     let result = prepare_split(tenant, schedulers, telemetry, (sched, split), backend);
-    telemetry.trace.worked(since, HostWork::SplitBefore);
-    let stream = traced_stream(accounts, telemetry, backend);
-    telemetry.trace.split_begins(sched, split, stream);
+    let trace = telemetry.trace_of(sched);
+    trace.worked(since, HostWork::SplitBefore);
+    trace.split_begins(sched, split, traced_stream(accounts, trace, backend));
     result
 }
 
@@ -160,10 +231,10 @@ unsafe fn prepare_split(
     (sched, split): (usize, usize),
     backend: Backend,
 ) -> Result<(), PassError> {
-    let Some((entry, choices)) = schedulers.with_choices(sched) else {
+    let Some(entry) = schedulers.get_mut(sched) else {
         return Ok(());
     };
-    share_experts(tenant, entry, telemetry, split, backend)?;
+    share_experts(tenant, entry, telemetry.trace_of(sched), split, backend)?;
     if entry.graph.splits.get(split).is_none_or(Vec::is_empty) {
         return Ok(());
     }
@@ -173,7 +244,7 @@ unsafe fn prepare_split(
     if let Some((ring, mut lanes)) = tenant.residency.pipeline(backend) {
         let raw = sched as ffi::ggml_backend_sched_t;
         let routings = &mut entry.graph.routings;
-        if let Some(waits) = choices.choose(raw, routings, groups, ring, wait)? {
+        if let Some(waits) = entry.choices.choose(raw, routings, groups, ring, wait)? {
             telemetry.counters.count_choices(waits);
             // the other groups that the same choice is about are copied while this one is used
             ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
@@ -191,7 +262,7 @@ unsafe fn prepare_split(
 unsafe fn share_experts(
     tenant: &mut Tenant,
     entry: &Sched,
-    telemetry: &Telemetry,
+    trace: &Recorder,
     split: usize,
     backend: Backend,
 ) -> Result<(), PassError> {
@@ -202,7 +273,7 @@ unsafe fn share_experts(
     let Some(fetcher) = tenant.residency.fetcher_mut() else {
         return Ok(());
     };
-    let (layers, trace) = (&entry.graph.divided.layers, &telemetry.trace);
+    let layers = &entry.graph.divided.layers;
     if let Some(layer) = share.fetches.map(|layer| &layers[layer]) {
         // the choice was asked for and waited for; weights stay until the model says that they go, and the targets lie in the
         // fetcher's memory
@@ -231,15 +302,17 @@ pub unsafe fn split_after(
     backend: Backend,
 ) -> Result<(), PassError> {
     telemetry.counters.splits += 1;
-    telemetry.clock.split_ends();
-    let stream = traced_stream(accounts, telemetry, backend);
-    telemetry.trace.split_ends(stream);
-    let since = telemetry.trace.since();
+    if let Some(clock) = telemetry.clock_of(sched) {
+        clock.split_ends();
+    }
+    let trace = telemetry.trace_of(sched);
+    trace.split_ends(traced_stream(accounts, trace, backend));
+    let since = trace.since();
     let result = match schedulers.get(sched) {
         Some(entry) => finish_split(tenant, entry, split, backend),
         None => Ok(()),
     };
-    telemetry.trace.worked(since, HostWork::SplitAfter);
+    trace.worked(since, HostWork::SplitAfter);
     result
 }
 
@@ -276,12 +349,12 @@ pub unsafe fn end(
     telemetry: &mut Telemetry,
     (sched, ok): (usize, bool),
 ) -> HostWait {
-    telemetry.trace.pass_ends();
-    let since = telemetry.trace.since();
+    telemetry.trace_of(sched).pass_ends();
+    let since = telemetry.trace_of(sched).since();
     if let Some((entry, compute)) = schedulers.lanes_of(sched) {
         end_lanes(accounts, tenant, entry, telemetry, (sched, ok, compute));
     }
-    telemetry.trace.worked(since, HostWork::PassEnd);
+    telemetry.trace_of(sched).worked(since, HostWork::PassEnd);
     match schedulers.lanes_of(sched) {
         Some((entry, compute)) => entry.hand_over.before_host_goes_on(compute),
         None => HostWait::Nothing,
@@ -358,11 +431,13 @@ pub fn compare(
     telemetry: &mut Telemetry,
     (sched, ok): (usize, bool),
 ) {
-    let (Some(at), Some(entry)) = (telemetry.clock.now(), schedulers.get(sched)) else {
+    let Some(clock) = telemetry.clock_of(sched) else {
+        return;
+    };
+    let (Some(at), Some(entry)) = (clock.now(), schedulers.get(sched)) else {
         return;
     };
     let now = tenant.residency.generation().addresses();
-    let clock = &mut telemetry.clock;
     if clock.pass_ends(sched, &entry.graph, now, ok, at) {
         if let Some(forecast) = learning::forecast(tenant, entry.graph.rows) {
             clock.forecast(forecast);
@@ -390,9 +465,9 @@ fn check_sources(tenant: &Tenant, entry: &Sched) -> Result<(), PassError> {
 /// The backend, if a trace wants to know when it computes: if it is a stream of our device.
 unsafe fn traced_stream(
     accounts: &Accounts,
-    telemetry: &Telemetry,
+    trace: &Recorder,
     backend: Backend,
 ) -> Option<Backend> {
-    let wanted = telemetry.trace.is_on() && computes_on(backend, accounts.device());
+    let wanted = trace.is_on() && computes_on(backend, accounts.device());
     wanted.then_some(backend)
 }

@@ -8,6 +8,7 @@ use crate::hook::pass_error::PassError;
 use crate::lanes::copy::host_buffer;
 use crate::lanes::device::{Buffer, Device};
 use crate::lanes::experts::ExpertSet;
+use crate::lanes::hand_over::HostWait;
 use crate::lanes::ring::{GroupId, Ring};
 use pipeshard_sys as ffi;
 use std::collections::HashMap;
@@ -91,6 +92,8 @@ impl Routings {
 #[derive(Debug, Default)]
 pub struct ChoiceReader {
     memory: Option<Buffer>,
+    /// Which routing of the graph is on its way into that memory, or is there.
+    asked: Option<usize>,
 }
 
 impl ChoiceReader {
@@ -102,6 +105,51 @@ impl ChoiceReader {
             self.memory = Some(memory);
         }
         Ok(())
+    }
+
+    /// Asks the device for the first choice that a split which reads these groups has to know and does not yet. What the host has to
+    /// wait for before [`Self::choose`].
+    ///
+    /// # Safety
+    /// As for [`Self::choose`].
+    pub unsafe fn ask(
+        &mut self,
+        sched: ffi::ggml_backend_sched_t,
+        routings: &Routings,
+        groups: &[GroupId],
+        ring: &Ring,
+    ) -> HostWait {
+        self.asked = None;
+        let routing_of = |group: &GroupId| routings.of_group.get(group).copied().flatten();
+        let awaited = groups.iter().filter(|&&group| ring.awaits_choice(group));
+        let Some(index) = awaited.filter_map(routing_of).next() else {
+            return HostWait::Nothing;
+        };
+        match self.read_back(sched, routings.routings[index].indices) {
+            Some(backend) => {
+                self.asked = Some(index);
+                HostWait::Lane(backend)
+            }
+            // told by `choose`
+            None => HostWait::Nothing,
+        }
+    }
+
+    /// Submits the copy of a router's choice to the host. `None`: it has no memory, or there are no tokens.
+    unsafe fn read_back(
+        &self,
+        sched: ffi::ggml_backend_sched_t,
+        indices: *mut ffi::ggml_tensor,
+    ) -> Option<ffi::ggml_backend_t> {
+        let bytes = ffi::ggml_nbytes(indices);
+        let memory = self.memory.as_ref().filter(|m| m.size() >= bytes as u64)?;
+        let backend = ffi::ggml_backend_sched_get_tensor_backend(sched, indices);
+        if ffi::ggml_is_empty(indices) || backend.is_null() || (*indices).data.is_null() {
+            return None;
+        }
+        let target = memory.base().cast();
+        ffi::ggml_backend_tensor_get_async(backend, indices, target, 0, bytes);
+        Some(backend)
     }
 
     /// Finds out what the batch has chosen, where a split that reads these groups has to know and does not yet. Returns how
@@ -124,8 +172,9 @@ impl ChoiceReader {
                 continue;
             };
             if ring.awaits_choice(group) {
+                let asked = self.asked.take() == Some(index);
                 let routing = &mut routings.routings[index];
-                let waited = self.read(sched, routing, wait)?;
+                let waited = self.read(sched, routing, (asked, wait))?;
                 waits = Some(waits.unwrap_or(0) + u64::from(waited));
                 for &group in &routing.groups {
                     ring.choose(group, &routing.chosen);
@@ -135,12 +184,12 @@ impl ChoiceReader {
         Ok(waits)
     }
 
-    /// Whether the host waited for a device.
+    /// Whether the host waits for a device. `asked`: what was chosen is there.
     unsafe fn read(
         &mut self,
         sched: ffi::ggml_backend_sched_t,
         routing: &mut Routing,
-        wait: bool,
+        (asked, wait): (bool, bool),
     ) -> Result<bool, PassError> {
         let indices = routing.indices;
         if ffi::ggml_is_empty(indices) {
@@ -149,6 +198,10 @@ impl ChoiceReader {
             return Ok(false);
         }
         let backend = ffi::ggml_backend_sched_get_tensor_backend(sched, indices);
+        // a split that reads what two routers chose: the second one is waited for here
+        if !asked && self.read_back(sched, indices).is_some() && wait {
+            ffi::ggml_backend_synchronize(backend);
+        }
         let bytes = ffi::ggml_nbytes(indices);
         let room = self.memory.as_ref().filter(|m| m.size() >= bytes as u64);
         let (Some(memory), false, false) = (room, backend.is_null(), (*indices).data.is_null())
@@ -156,10 +209,6 @@ impl ChoiceReader {
             return Err(PassError::NoChoice);
         };
         let target = memory.base();
-        ffi::ggml_backend_tensor_get_async(backend, indices, target.cast(), 0, bytes);
-        if wait {
-            ffi::ggml_backend_synchronize(backend);
-        }
         routing.chosen.clear();
         let (ne, nb) = ((*indices).ne, (*indices).nb);
         for row in 0..ne[1] as usize {

@@ -70,6 +70,11 @@ impl SplitGraph {
         self.addresses.is_some()
     }
 
+    /// Whether a pass over it uses what there is one of: the ring, and the memory of fetched experts.
+    pub fn uses_lanes(&self) -> bool {
+        !self.uses.is_empty() || !self.divided.layers.is_empty()
+    }
+
     /// Must a new split start at this node?
     pub fn cut(&mut self, node: usize) -> bool {
         match self.group_of.get(&node) {

@@ -197,6 +197,12 @@ impl Planner {
         self.context.as_ref().filter(|c| c.model == model)
     }
 
+    /// Whether nothing is left to decide before a graph runs.
+    pub fn is_decided(&self) -> bool {
+        let left = |context: &ContextPlan| context.freshness != Freshness::Fresh;
+        !self.context().is_some_and(left)
+    }
+
     /// The memory that was decided for has become more or less: what was decided is looked at again.
     pub fn decide_again(&mut self) {
         if let Some(context) = &mut self.context {

@@ -13,12 +13,12 @@ use std::ffi::c_void;
 // SAFETY of everything below: llama.cpp calls with the table's own `user` pointer and with objects that are alive during the
 // call, as the contract in ggml-pipeshard.h says. No call happens while another of the same thread is in progress.
 
-pub(super) unsafe extern "C" fn epoch(user: *mut c_void) -> u64 {
+pub(super) unsafe extern "C" fn epoch(user: *mut c_void, sched: ffi::ggml_backend_sched_t) -> u64 {
     let shared = shared_of(user);
     shared.guard("epoch", 0, || {
         let mut runtime = shared.gate.in_turn();
         // the graph before may be used again: what it refers to stays until its pass
-        runtime.begin_preparing();
+        runtime.begin_preparing(sched as usize);
         runtime.telemetry.trace.epoch_asked();
         runtime.tenant.residency.generation().reuse()
     })
@@ -124,7 +124,7 @@ pub(super) unsafe extern "C" fn ubatch(
             type_k: u32::try_from(context.type_k).unwrap_or(u32::MAX),
             type_v: u32::try_from(context.type_v).unwrap_or(u32::MAX),
         };
-        let mut runtime = shared.gate.idle();
+        let mut runtime = shared.gate.making();
         let (parts, proof) = runtime.parts();
         let Runtime {
             config,
@@ -189,6 +189,12 @@ pub(super) unsafe extern "C" fn layer_on_host(
     })
 }
 
+pub(super) unsafe extern "C" fn context_made(user: *mut c_void, _model: *const c_void) {
+    let shared = shared_of(user);
+    let made = || shared.gate.plain().end_making();
+    shared.guard_or("context_made", (), made, made)
+}
+
 pub(super) unsafe extern "C" fn context_failed(user: *mut c_void, _model: *const c_void) -> bool {
     let shared = shared_of(user);
     shared.guard("context_failed", false, || {
@@ -200,7 +206,12 @@ pub(super) unsafe extern "C" fn context_failed(user: *mut c_void, _model: *const
             telemetry,
             ..
         } = parts;
-        contexts::failed(accounts, tenant, telemetry, proof)
+        let again = contexts::failed(accounts, tenant, telemetry, proof);
+        drop(runtime);
+        if !again {
+            shared.gate.plain().end_making();
+        }
+        again
     })
 }
 

@@ -19,18 +19,18 @@ pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi:
         tensor_size: std::mem::size_of::<ffi::ggml_tensor>() as u32,
         build_id: build_id.as_ptr(),
         user: std::ptr::from_ref(shared).cast_mut().cast(),
-        sched_made: Some(scheduler::sched_made),
         sched_freed: Some(scheduler::sched_freed),
         graph_begin: Some(scheduler::graph_begin),
         cut: Some(scheduler::cut),
         split_made: Some(scheduler::split_made),
         scratch_wanted: Some(scheduler::scratch_wanted),
+        scratch_failed: Some(scheduler::scratch_failed),
+        graph_dropped: Some(scheduler::graph_dropped),
         input_copy: Some(scheduler::input_copy),
         pass_begin: Some(scheduler::pass_begin),
         split_before: Some(scheduler::split_before),
         split_after: Some(scheduler::split_after),
         pass_end: Some(scheduler::pass_end),
-        host_wait: Some(scheduler::host_wait),
         epoch: Some(llama::epoch),
         device: Some(llama::device),
         weights_ready: Some(llama::weights_ready),
@@ -40,6 +40,7 @@ pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi:
         kv_gone: Some(llama::kv_gone),
         layer_on_host: Some(llama::layer_on_host),
         in_parts: Some(llama::in_parts),
+        context_made: Some(llama::context_made),
         context_failed: Some(llama::context_failed),
     }
 }
@@ -51,7 +52,7 @@ mod tests {
 
     #[test]
     fn every_callback_has_a_guard() {
-        let first = offset_of!(ffi::ggml_sched_hook, sched_made);
+        let first = offset_of!(ffi::ggml_sched_hook, sched_freed);
         let callbacks = (size_of::<ffi::ggml_sched_hook>() - first) / size_of::<usize>();
         assert_eq!(CALLBACKS.len(), callbacks);
     }

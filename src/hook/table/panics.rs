@@ -83,7 +83,7 @@ mod tests {
             "pass_begin",
             1,
             || {
-                shared.gate.in_turn().begin_preparing();
+                shared.gate.in_turn().begin_preparing(1);
                 panic!("on purpose")
             },
             || rescued = true,

@@ -17,26 +17,11 @@ use std::ffi::c_void;
 // SAFETY of everything below: ggml calls with the table's own `user` pointer and with objects that are alive during the
 // call, as the contract in ggml-pipeshard.h says. No call happens while another of the same thread is in progress.
 
-pub(super) unsafe extern "C" fn sched_made(user: *mut c_void, sched: ffi::ggml_backend_sched_t) {
-    let shared = shared_of(user);
-    shared.guard("sched_made", (), || {
-        let mut runtime = shared.gate.plain();
-        let Runtime {
-            config,
-            accounts,
-            tenant,
-            schedulers,
-            ..
-        } = &mut *runtime;
-        graph::sched_made(config, accounts, tenant, schedulers, sched);
-    })
-}
-
 pub(super) unsafe extern "C" fn sched_freed(user: *mut c_void, sched: ffi::ggml_backend_sched_t) {
     let shared = shared_of(user);
     let freed = || {
         let mut plain = shared.gate.plain();
-        plain.end_preparing();
+        plain.end_preparing_of(sched as usize);
         // an exception on its way through the scheduler leaves its pass unended: nobody else would end it
         plain.end_pass(sched as usize);
         drop(plain);
@@ -68,7 +53,7 @@ pub(super) unsafe extern "C" fn graph_begin(
         measuring,
     };
     shared.guard("graph_begin", false, || {
-        let mut runtime = shared.gate.idle();
+        let mut runtime = shared.gate.plain();
         // the graph before it will not run again
         runtime.end_preparing();
         if runtime.is_broken() {
@@ -76,25 +61,40 @@ pub(super) unsafe extern "C" fn graph_begin(
         }
         let Runtime {
             config,
+            accounts,
             tenant,
             schedulers,
             telemetry,
-            ..
         } = &mut *runtime;
-        if !graph::concerns(config, tenant, schedulers, telemetry, begun) {
+        let concerns = graph::concerns(config, accounts, tenant, schedulers, telemetry, begun);
+        let room = !measuring && graph::needs_room(accounts, tenant);
+        if !concerns && !room {
             return true;
         }
-        let (mut runtime, split) = match runtime.accounts.device_failure() {
-            Some(failure) => (runtime, Err(failure)),
-            None => prepare_and_split(runtime, begun),
+        let as_it_is = concerns && !room && !measuring && graph::needs_nothing(tenant);
+        let failure = accounts.device_failure();
+        let split = match failure {
+            Some(failure) => Err(failure),
+            None if as_it_is => {
+                let split = split_as_it_is(&mut runtime, begun);
+                if runtime.schedulers.refers_to_arena(sched as usize) {
+                    runtime.begin_preparing(sched as usize);
+                }
+                split
+            }
+            None => {
+                drop(runtime);
+                let (mut idle, split) = prepare_and_split(shared.gate.idle(), begun, concerns);
+                if idle.schedulers.refers_to_arena(sched as usize) {
+                    idle.begin_preparing(sched as usize);
+                }
+                drop(idle);
+                runtime = shared.gate.plain();
+                split
+            }
         };
         match split {
-            Ok(()) => {
-                if runtime.schedulers.refers_to_arena(sched as usize) {
-                    runtime.begin_preparing();
-                }
-                true
-            }
+            Ok(()) => true,
             Err(why) if measuring => {
                 runtime.tenant.planner.attempts.fail(why);
                 false
@@ -108,11 +108,29 @@ pub(super) unsafe extern "C" fn graph_begin(
     })
 }
 
+/// Decides the nodes of a graph that finds everything in place, while other passes may be under way.
+unsafe fn split_as_it_is(runtime: &mut Runtime, begun: Begun) -> Result<(), String> {
+    let since = runtime.telemetry.trace.since();
+    let Runtime {
+        config,
+        accounts,
+        tenant,
+        schedulers,
+        telemetry,
+    } = runtime;
+    graph::note_written_files(tenant, telemetry);
+    graph::prepare_run_as_it_is(accounts, tenant)?;
+    let split = graph::split(config, accounts, tenant, schedulers, telemetry, begun);
+    telemetry.trace.worked(since, HostWork::GraphBegin);
+    split
+}
+
 /// Sees to it that what the graph refers to is there, and decides its nodes. Waits to be alone where the arena has to take another
 /// shape for it.
 unsafe fn prepare_and_split(
     mut runtime: Idle<'_, Runtime>,
     begun: Begun,
+    concerns: bool,
 ) -> (Idle<'_, Runtime>, Result<(), String>) {
     let mut since = runtime.telemetry.trace.since();
     let (parts, proof) = runtime.parts();
@@ -153,8 +171,8 @@ unsafe fn prepare_and_split(
         telemetry,
     } = &mut *runtime;
     let split = match prepared {
-        Ok(()) => graph::split(config, accounts, tenant, schedulers, telemetry, begun),
-        Err(why) => Err(why),
+        Ok(()) if concerns => graph::split(config, accounts, tenant, schedulers, telemetry, begun),
+        prepared => prepared,
     };
     telemetry.trace.worked(since, HostWork::GraphBegin);
     (runtime, split)
@@ -235,6 +253,57 @@ pub(super) unsafe extern "C" fn scratch_wanted(
     })
 }
 
+pub(super) unsafe extern "C" fn scratch_failed(
+    user: *mut c_void,
+    sched: ffi::ggml_backend_sched_t,
+) {
+    let shared = shared_of(user);
+    let failed = || {
+        let mut runtime = shared.gate.idle();
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            accounts,
+            tenant,
+            schedulers,
+            telemetry,
+            ..
+        } = parts;
+        let sched = sched as usize;
+        let is = schedulers.scratch_there_is(sched, |bytes| accounts.rounded(bytes));
+        let wanted = accounts.ledger.scratch_of(sched);
+        let why = format!(
+            "the device refused {} MiB for compute buffers, which the budget allows: another program may have taken the memory; \
+             free some, or lower --pipeshard-vram",
+            wanted.div_ceil(1 << 20)
+        );
+        log::error(&why);
+        telemetry.counters.note_error(why.clone());
+        context::scratch_there_is(accounts, tenant, (sched, is), Some(why), proof);
+    };
+    shared.guard("scratch_failed", (), failed)
+}
+
+pub(super) unsafe extern "C" fn graph_dropped(user: *mut c_void, sched: ffi::ggml_backend_sched_t) {
+    let shared = shared_of(user);
+    let dropped = || {
+        shared.gate.plain().end_preparing();
+        let mut runtime = shared.gate.idle();
+        let (parts, proof) = runtime.parts();
+        let Runtime {
+            accounts,
+            tenant,
+            schedulers,
+            ..
+        } = parts;
+        let sched = sched as usize;
+        let is = schedulers.scratch_there_is(sched, |bytes| accounts.rounded(bytes));
+        context::scratch_there_is(accounts, tenant, (sched, is), None, proof);
+    };
+    shared.guard_or("graph_dropped", (), dropped, || {
+        shared.gate.plain().end_preparing()
+    })
+}
+
 /// Why nothing is computed, if it is not.
 fn failing(broken: bool, runtime: &Runtime) -> Result<(), PassError> {
     match (broken, runtime.accounts.device_failure()) {
@@ -278,6 +347,21 @@ pub(super) unsafe extern "C" fn pass_begin(
     let shared = shared_of(user);
     let sched = sched as usize;
     let result = shared.guard("pass_begin", ffi::GGML_STATUS_FAILED, || {
+        let mut runtime = shared.gate.plain();
+        if !runtime.schedulers.uses_lanes(sched) {
+            // what it refers to stays until its end, for this thread prepares as long
+            let failing = failing(runtime.is_broken(), &runtime);
+            let Runtime {
+                tenant,
+                schedulers,
+                telemetry,
+                ..
+            } = &mut *runtime;
+            let begun =
+                failing.and_then(|()| pass::begin_shared(tenant, schedulers, telemetry, sched));
+            return status(begun, &mut runtime);
+        }
+        drop(runtime);
         let mut runtime = shared.gate.idle();
         runtime.begin_pass(sched);
         let failing = failing(runtime.is_broken(), &runtime);
@@ -302,6 +386,7 @@ pub(super) unsafe extern "C" fn pass_begin(
 /// No pass of `sched` is being submitted any more.
 fn pass_over(shared: &Shared, sched: usize) {
     let mut runtime: Plain<'_, Runtime> = shared.gate.plain();
+    runtime.telemetry.pass_over(sched);
     runtime.end_pass(sched);
     runtime.end_preparing();
 }
@@ -343,7 +428,7 @@ pub(super) unsafe extern "C" fn split_before(
 ) -> ffi::ggml_status {
     let shared = shared_of(user);
     let which = (sched as usize, split as usize);
-    let wait = shared.guard("split_before", HostWait::Nothing, || {
+    let waits = shared.guard("split_before", [HostWait::Nothing; 2], || {
         let mut runtime = shared.gate.plain();
         let Runtime {
             tenant,
@@ -354,7 +439,9 @@ pub(super) unsafe extern "C" fn split_before(
         pass::inputs_copied(tenant, schedulers, telemetry, which, backend)
     });
     // others may go on meanwhile
-    wait.wait();
+    for wait in waits {
+        wait.wait();
+    }
     step(shared, "split_before", |runtime| {
         let Runtime {
             accounts,
@@ -425,15 +512,4 @@ pub(super) unsafe extern "C" fn pass_end(
     });
     // last, and whatever happened: others may change what the pass has read from here on
     pass_over(shared, sched as usize);
-}
-
-pub(super) unsafe extern "C" fn host_wait(
-    user: *mut c_void,
-    _sched: ffi::ggml_backend_sched_t,
-    why: ffi::ggml_sched_host_wait,
-) {
-    let shared = shared_of(user);
-    shared.guard("host_wait", (), || {
-        shared.gate.plain().telemetry.host_waits(why)
-    })
 }

@@ -2,8 +2,8 @@
 
 use crate::hook::graph::split_graph::SplitGraph;
 use crate::report::{HostWaits, PassCounts, UnitCounts, PROMPT_ROWS};
+use crate::trace::record::WaitReason;
 use pipeshard_plan::plan::{Placement, Unit, UnitClass};
-use pipeshard_sys as ffi;
 use std::time::Duration;
 
 /// Counters of one process.
@@ -107,11 +107,10 @@ impl Counters {
     }
 
     /// The host waits for the device.
-    pub fn count_host_wait(&mut self, why: ffi::ggml_sched_host_wait) {
+    pub fn count_host_wait(&mut self, why: WaitReason) {
         match why {
-            ffi::GGML_SCHED_WAIT_USER_INPUT => self.host_waits.user_inputs += 1,
-            ffi::GGML_SCHED_WAIT_HAND_OVER => self.host_waits.hand_overs += 1,
-            _ => self.host_waits.other += 1,
+            WaitReason::UserInput => self.host_waits.user_inputs += 1,
+            WaitReason::HandOver => self.host_waits.hand_overs += 1,
         }
     }
 

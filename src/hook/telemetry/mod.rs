@@ -8,7 +8,6 @@ use crate::trace::record::WaitReason;
 use crate::trace::Recorder;
 use counters::Counters;
 use pass_clock::PassClock;
-use pipeshard_sys as ffi;
 
 /// What happened.
 #[derive(Default)]
@@ -19,6 +18,10 @@ pub struct Telemetry {
     pub clock: PassClock,
     /// When, if a trace was asked for.
     pub trace: Recorder,
+    /// The scheduler whose pass is timed: others, of models that are resident, may go on side by side with it.
+    timed: Option<usize>,
+    /// For their passes.
+    no_trace: Recorder,
 }
 
 impl Telemetry {
@@ -34,12 +37,36 @@ impl Telemetry {
         }
     }
 
-    /// The host is about to wait for the device.
-    pub fn host_waits(&mut self, why: ffi::ggml_sched_host_wait) {
+    /// The host is about to wait for the device, in a pass of `sched`.
+    pub fn host_waits(&mut self, sched: usize, why: WaitReason) {
         self.counters.count_host_wait(why);
-        self.trace.host_waits(match why {
-            ffi::GGML_SCHED_WAIT_USER_INPUT => WaitReason::UserInput,
-            _ => WaitReason::HandOver,
-        });
+        self.trace_of(sched).host_waits(why);
+    }
+
+    /// A pass of `sched` begins. It is timed unless another is; one that uses the `lanes` always is.
+    pub fn pass_begins(&mut self, sched: usize, lanes: bool) {
+        if lanes || self.timed.is_none() {
+            self.timed = Some(sched);
+        }
+    }
+
+    /// It has ended, or will not run.
+    pub fn pass_over(&mut self, sched: usize) {
+        if self.timed == Some(sched) {
+            self.timed = None;
+        }
+    }
+
+    /// Where the steps of a pass are noted.
+    pub fn trace_of(&self, sched: usize) -> &Recorder {
+        match self.timed == Some(sched) {
+            true => &self.trace,
+            false => &self.no_trace,
+        }
+    }
+
+    /// What times the steps of a pass, if it is timed.
+    pub fn clock_of(&mut self, sched: usize) -> Option<&mut PassClock> {
+        (self.timed == Some(sched)).then_some(&mut self.clock)
     }
 }
