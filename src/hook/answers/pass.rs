@@ -120,6 +120,12 @@ pub unsafe fn input_copy(
     input: *const ffi::ggml_tensor,
     copy: *mut ffi::ggml_tensor,
 ) -> (bool, HostWait) {
+    let idle = schedulers
+        .get(sched)
+        .is_some_and(|s| s.graph.is_idle(copy as usize));
+    if idle {
+        return (true, HostWait::Nothing);
+    }
     // the scheduler waits where it copies by itself
     let why = match (*input).flags & ffi::GGML_TENSOR_FLAG_INPUT as i32 != 0 {
         true => WaitReason::UserInput,

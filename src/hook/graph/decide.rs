@@ -5,7 +5,7 @@
 //! group begins is a new split asked for, so that the wait for its copy stands in front of it.
 
 use super::lookup;
-use super::nodes::{is_view, origin, rows, sources, Backends};
+use super::nodes::{is_computed, is_view, origin, rows, sources, Backends};
 use super::split_graph::SplitGraph;
 use crate::arena::stacked_experts;
 use crate::arena::unit::LoadedUnit;
@@ -127,7 +127,7 @@ impl Decider<'_> {
 
     unsafe fn decide(&mut self, node: *mut ffi::ggml_tensor) {
         if is_view(node) || lookup::looks_up(node) {
-            if lookup::share(node) {
+            if is_computed(node) && lookup::share(node) {
                 let (sched, cpu) = (self.backends.sched, self.backends.cpu);
                 ffi::ggml_backend_sched_set_tensor_backend(sched, node, cpu);
                 self.lookups += 1;

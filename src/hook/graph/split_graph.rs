@@ -1,6 +1,7 @@
 //! What is known of the graph that a scheduler split last: written while it is decided about and split, read by its passes.
 
 use super::divide::Divided;
+use super::nodes::{is_computed, sources};
 use super::routing::Routings;
 use crate::lanes::ring::GroupId;
 use pipeshard_plan::plan::{Placement, UnitId};
@@ -39,6 +40,10 @@ pub struct SplitGraph {
     pub routings: Routings,
     /// Layers whose experts both processors compute.
     pub divided: Divided,
+    /// Tensors that something reads which is not computed: the branches of a choice that the graph carries along.
+    read_by_idle: HashSet<usize>,
+    /// Those without an operation that something reads which is.
+    read: HashSet<usize>,
 }
 
 impl SplitGraph {
@@ -57,6 +62,8 @@ impl SplitGraph {
         self.pool_bytes = 0;
         self.routings.clear();
         self.divided.clear();
+        self.read_by_idle.clear();
+        self.read.clear();
         self.fresh = true;
     }
 
@@ -86,8 +93,26 @@ impl SplitGraph {
         }
     }
 
+    /// Whether nothing that is computed reads this copy of an input.
+    pub fn is_idle(&self, copy: usize) -> bool {
+        self.read_by_idle.contains(&copy) && !self.read.contains(&copy)
+    }
+
     /// The next split consists of these nodes.
-    pub fn add_split(&mut self, nodes: &[*mut ffi::ggml_tensor]) {
+    ///
+    /// # Safety
+    /// They and what they read are valid.
+    pub unsafe fn add_split(&mut self, nodes: &[*mut ffi::ggml_tensor]) {
+        for &node in nodes {
+            let computed = is_computed(node);
+            for source in sources(node) {
+                match computed {
+                    true if (*source).op == ffi::GGML_OP_NONE => self.read.insert(source as usize),
+                    true => continue,
+                    false => self.read_by_idle.insert(source as usize),
+                };
+            }
+        }
         let mut groups: Vec<GroupId> = Vec::new();
         for node in nodes {
             if let Some(&(group, _)) = self.group_of.get(&(*node as usize)) {
