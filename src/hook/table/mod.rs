@@ -48,6 +48,7 @@ pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hook::config::Config;
     use std::mem::{offset_of, size_of};
 
     #[test]
@@ -55,5 +56,26 @@ mod tests {
         let first = offset_of!(ffi::ggml_sched_hook, sched_freed);
         let callbacks = (size_of::<ffi::ggml_sched_hook>() - first) / size_of::<usize>();
         assert_eq!(CALLBACKS.len(), callbacks);
+    }
+
+    #[test]
+    fn a_pass_that_uses_no_lane_does_not_wait_for_one_that_does() {
+        let shared: &'static Shared =
+            Box::leak(Box::new(Shared::new(Config::default(), None, None)));
+        let callbacks = table(shared, c"build");
+        shared.gate.idle().begin_pass(1);
+        let (over, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let (user, other) = (callbacks.user, std::ptr::without_provenance_mut(2));
+            let (begin, end) = (callbacks.pass_begin, callbacks.pass_end);
+            // SAFETY: the table's own pointer; a scheduler that is not known is only an address.
+            let status = unsafe { begin.expect("it is there")(user, other) };
+            unsafe { end.expect("it is there")(user, other, status) };
+            let _ = over.send(status);
+        });
+        // without an answer it waits for the other's pass, which nobody ends
+        let status = done.recv_timeout(std::time::Duration::from_secs(60));
+        assert_eq!(status, Ok(ffi::GGML_STATUS_SUCCESS));
+        assert_eq!(shared.gate.watched().pass, Some(1));
     }
 }
