@@ -48,6 +48,7 @@ struct ggml_sched_hook {
 
     /* --- scheduler ------------------------------------------------------------------------------------------------ */
 
+    /* The compute buffers of a scheduler are freed, and it is about to be: its address may come back. */
     void (*sched_freed)(void * user, ggml_backend_sched_t sched);
 
     /* A graph is about to be divided into splits; a scheduler's first graph is how the callback learns of the scheduler. It may
