@@ -17,7 +17,7 @@ const TEST_HOOKS: bool = cfg!(any(test, feature = "test-hooks"));
 const SWITCH: &str = "PIPESHARD_DEBUG_";
 
 /// All of them.
-const SWITCHES: [&str; 20] = [
+const SWITCHES: [&str; 21] = [
     "PIPESHARD_DEBUG_CALIBRATE",
     "PIPESHARD_DEBUG_CANDIDATE",
     "PIPESHARD_DEBUG_CHOSEN_PERCENT",
@@ -33,6 +33,7 @@ const SWITCHES: [&str; 20] = [
     "PIPESHARD_DEBUG_HELPERS",
     "PIPESHARD_DEBUG_LOCK_STEP",
     "PIPESHARD_DEBUG_NOISE",
+    "PIPESHARD_DEBUG_OTHERS",
     "PIPESHARD_DEBUG_PANIC",
     "PIPESHARD_DEBUG_POOLS",
     "PIPESHARD_DEBUG_REWRITE",
@@ -105,6 +106,8 @@ pub struct Debug {
     pub decode_stream: Option<u32>,
     /// MiB that a simulated GPU's backend takes on its own account behind the first pass (`PIPESHARD_DEBUG_POOLS`).
     pub pools_mib: Option<u32>,
+    /// MiB of a simulated GPU that another program takes and gives back (`PIPESHARD_DEBUG_OTHERS`).
+    pub others_mib: Option<u32>,
     /// Trace the simulated GPU as if it were a real one, by events (`PIPESHARD_DEBUG_TRACE_EVENTS=1`).
     pub trace_events: bool,
     /// Compare what passes take with what was predicted on a simulated GPU, too, by the wall clock
@@ -282,6 +285,7 @@ impl Config {
                     .transpose()?,
                 decode_stream: number("PIPESHARD_DEBUG_DECODE_STREAM")?,
                 pools_mib: number("PIPESHARD_DEBUG_POOLS")?,
+                others_mib: number("PIPESHARD_DEBUG_OTHERS")?,
                 trace_events: switched_on("PIPESHARD_DEBUG_TRACE_EVENTS"),
                 calibrate: switched_on("PIPESHARD_DEBUG_CALIBRATE"),
                 cpu_choice: switched_on("PIPESHARD_DEBUG_CPU_CHOICE"),

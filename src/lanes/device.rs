@@ -86,15 +86,27 @@ impl Device {
         (free as u64, total as u64)
     }
 
-    /// Whether copies and kernels run asynchronously and can be ordered by events.
-    pub fn can_pipeline(&self) -> bool {
+    fn properties(&self) -> ffi::ggml_backend_dev_props {
         // SAFETY: an all-zero ggml_backend_dev_props is valid, and ggml fills it in.
-        let props = unsafe {
+        unsafe {
             let mut props = std::mem::zeroed::<ffi::ggml_backend_dev_props>();
             ffi::ggml_backend_dev_get_props(self.0, &mut props);
             props
-        };
+        }
+    }
+
+    /// Whether copies and kernels run asynchronously and can be ordered by events.
+    pub fn can_pipeline(&self) -> bool {
+        let props = self.properties();
         props.caps.async_ && props.caps.events
+    }
+
+    /// Where it is on the machine's PCI bus, such as `0000:3b:00.0`, if its backend says so.
+    pub fn bus_id(&self) -> Option<String> {
+        let id = self.properties().device_id;
+        // SAFETY: a text that is not null is NUL-terminated and lives as long as the device.
+        let id = (!id.is_null()).then(|| unsafe { CStr::from_ptr(id) });
+        id.map(|id| id.to_string_lossy().into_owned())
     }
 
     /// Bytes that `tensor` needs in this device's memory, row padding included.

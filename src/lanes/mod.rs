@@ -6,6 +6,7 @@
 
 pub mod copy;
 pub mod device;
+pub mod driver_memory;
 pub mod experts;
 pub mod fetch;
 pub mod hand_over;

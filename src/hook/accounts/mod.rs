@@ -4,15 +4,19 @@
 //! afterwards; it allocates nothing and does not know what plans are made of its figures.
 
 pub mod backend_reserve;
+mod watch;
 
 use crate::arena::ledger::{Holdings, Ledger};
 use crate::hook::config::Config;
 use crate::hook::log;
 use crate::lanes::device::Device;
+use crate::lanes::driver_memory::{DriverMemory, MemorySource, SimulatedMemory};
 use crate::lanes::matrix_library;
-use backend_reserve::BackendReserve;
+use backend_reserve::{BackendReserve, Seen};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
+use watch::Watch;
 
 /// The driver's allocation granularity on real devices (cudaMalloc hands out 2 MiB pages).
 const DRIVER_GRANULARITY: u64 = 2 << 20;
@@ -26,8 +30,8 @@ pub struct Accounts {
     device: Option<Device>,
     /// In bytes.
     budget: u64,
-    /// Free device memory when the device was first asked for, in bytes.
-    free_at_start: u64,
+    /// What the driver says of the device's memory, once the device was asked for.
+    watch: Option<Watch>,
     /// Who holds how much.
     pub ledger: Ledger,
     /// What the device's backend takes on its own account.
@@ -44,21 +48,25 @@ pub enum BackendHolds {
     Enough,
     /// More than was kept for it.
     TooMuch,
+    /// Less than was kept for it, which is kept no longer.
+    Less,
 }
 
 impl Accounts {
     /// No device was asked for yet.
     pub fn new(config: Arc<Config>) -> Self {
-        let reserve = BackendReserve::new(
-            config.reserve,
-            config.sim.is_none(),
-            config.debug.pools_mib.map(|mib| u64::from(mib) << 20),
-        );
+        let mib = |mib| u64::from(mib) << 20;
+        let real = config.sim.is_none();
+        let mut reserve =
+            BackendReserve::new(config.reserve, real, config.debug.pools_mib.map(mib));
+        if config.debug.others_mib.is_some() {
+            reserve.watch();
+        }
         Accounts {
             config,
             device: None,
             budget: 0,
-            free_at_start: 0,
+            watch: None,
             ledger: Ledger::default(),
             reserve,
             own: 0,
@@ -101,9 +109,11 @@ impl Accounts {
                     })?)
                 }
             };
-        let (free, total) = device.memory();
+        let total = device.memory().1;
+        let watch = Watch::start(self.source(device));
         drop(opened);
-        self.free_at_start = free;
+        let free = watch.free_at_start();
+        self.watch = Some(watch);
         let margin = match self.config.sim {
             Some(_) => 0,
             None => (free / 16).clamp(MARGIN.start, MARGIN.end),
@@ -128,6 +138,15 @@ impl Accounts {
         ));
         self.device = Some(device);
         Ok((device, true))
+    }
+
+    /// Who tells how much of the device's memory is gone.
+    fn source(&self, device: Device) -> Box<dyn MemorySource> {
+        let others = self.config.debug.others_mib.unwrap_or(0);
+        match self.config.sim {
+            Some(_) => Box::new(SimulatedMemory::of(device, u64::from(others) << 20)),
+            None => Box::new(DriverMemory::of(device)),
+        }
     }
 
     /// Why the device does nothing any more. Only the simulated one says so; others end the process.
@@ -184,20 +203,21 @@ impl Accounts {
         self.budget.saturating_sub(held)
     }
 
-    /// A pass has ended: looks what the backend of a real device took on its own account, seldom.
-    pub fn look_at_backend(&mut self) -> BackendHolds {
-        if !self.reserve.pass_ended() {
+    /// A pass of `sched` has ended: looks what the backend took on its own account, seldom.
+    pub fn look_at_backend(&mut self, sched: usize) -> BackendHolds {
+        if !self.reserve.pass_ended(sched, Instant::now()) {
             return BackendHolds::Unknown;
         }
-        let Some(device) = self.device else {
+        let Some(watch) = &mut self.watch else {
             return BackendHolds::Unknown;
         };
-        let held = self.free_at_start.saturating_sub(device.memory().0) + self.reserve.acted();
         let beside = self.ledger.now().total();
         let beside = beside.saturating_sub(self.reserve.held());
+        let held = watch.taken(beside) + self.reserve.acted();
         match self.reserve.measure(held.saturating_sub(beside)) {
-            true => BackendHolds::TooMuch,
-            false => BackendHolds::Enough,
+            Seen::More => BackendHolds::TooMuch,
+            Seen::Less => BackendHolds::Less,
+            Seen::Enough => BackendHolds::Enough,
         }
     }
 

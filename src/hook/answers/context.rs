@@ -92,6 +92,7 @@ pub fn sched_freed(
     _: NoPass<'_>,
 ) {
     schedulers.remove(sched);
+    accounts.reserve.context_gone(sched);
     tenant.residency.forget_sched(sched);
     telemetry.trace.sched_freed(sched);
     let before = accounts.ledger.scratch();
@@ -224,6 +225,7 @@ pub fn failed(
     match tenant.planner.attempts.failed(may_learn, in_use) {
         Failed::NotHere => false,
         Failed::ForGood(error) => {
+            accounts.reserve.nothing_comes();
             log::error(&error);
             match in_use {
                 true => telemetry.counters.note_error(error),

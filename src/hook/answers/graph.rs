@@ -172,7 +172,8 @@ pub unsafe fn split(
             telemetry.counters.rewritten_nodes += nodes;
         }
     }
-    accounts.reserve.expect_product(entry.graph.pool_bytes);
+    let pool = entry.graph.pool_bytes;
+    accounts.reserve.expect_product(begun.key(), pool);
     if !begun.measuring {
         if let Some(device) = accounts.device() {
             let bytes = entry.graph.routings.bytes();

@@ -131,6 +131,7 @@ pub fn start_over(
     tenant.planner.start_over();
     schedulers.clear();
     accounts.ledger.forget_all();
+    accounts.reserve.contexts_gone();
     tenant.note_holdings(accounts);
     telemetry.counters.on_again();
 }

@@ -392,21 +392,22 @@ unsafe fn end_lanes(
             let _ = ring.fill_ahead(&mut lanes);
         }
     }
-    look_at_backend(accounts, tenant);
+    look_at_backend(accounts, tenant, sched);
 }
 
 /// Where the backend of a real device took more on its own account than was kept for it, residents make room before the next batch.
-fn look_at_backend(accounts: &mut Accounts, tenant: &mut Tenant) {
-    let holds = accounts.look_at_backend();
+/// Where what it was thought to hold was another program's, and is given back, they come back.
+fn look_at_backend(accounts: &mut Accounts, tenant: &mut Tenant, sched: usize) {
+    let holds = accounts.look_at_backend(sched);
     if let BackendHolds::Unknown = holds {
         return;
     }
     tenant.note_holdings(accounts);
-    if let BackendHolds::Enough = holds {
-        return;
-    }
-    let seen = accounts.reserve;
-    accounts.reserve = seen.with_measured();
+    let before = match holds {
+        BackendHolds::Unknown | BackendHolds::Enough => return,
+        BackendHolds::TooMuch => Some(accounts.reserve.make_room()),
+        BackendHolds::Less => None,
+    };
     match plan(&tenant.plan_input(accounts, 0)) {
         Ok(made) => {
             tenant.planner.set(made);
@@ -414,7 +415,8 @@ fn look_at_backend(accounts: &mut Accounts, tenant: &mut Tenant) {
             tenant.residency.void_graphs();
         }
         Err(error) => {
-            accounts.reserve = seen;
+            let Some(before) = before else { return };
+            accounts.reserve.take_room_back(before);
             let device = accounts.device().map(|d| d.name()).unwrap_or_default();
             log::warn(&format!(
                 "the backend of {device} holds {} MiB on its own account, more than the budget leaves it: {error}",
