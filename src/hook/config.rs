@@ -1,6 +1,7 @@
 //! What the environment asks for. Flags of the tools arrive here as well: they are turned into these variables before the
 //! library is loaded.
 
+use crate::lanes::choice::Allowed;
 use crate::lanes::copy::DroppedWait;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::search::Candidate;
@@ -62,6 +63,8 @@ pub struct Config {
     pub plan: Option<PathBuf>,
     /// Bytes kept for the backend's own pools (`PIPESHARD_RESERVE`).
     pub reserve: Option<u64>,
+    /// Which devices may be used (`PIPESHARD_ANY_DEVICE`, `GGML_CUDA_ENABLE_UNIFIED_MEMORY`).
+    pub devices: Allowed,
     /// Never page-lock; copies go through the staging ring (`PIPESHARD_PAGE_LOCK=off`).
     pub no_page_lock: bool,
     /// Switches for tests.
@@ -238,6 +241,10 @@ impl Config {
             reserve: get("PIPESHARD_RESERVE")
                 .map(|v| size("PIPESHARD_RESERVE", v))
                 .transpose()?,
+            devices: Allowed {
+                any: on("PIPESHARD_ANY_DEVICE"),
+                unified_memory: get("GGML_CUDA_ENABLE_UNIFIED_MEMORY").is_some(),
+            },
             no_page_lock: get("PIPESHARD_PAGE_LOCK")
                 .is_some_and(|v| matches!(v.as_str(), "0" | "off" | "false")),
             debug: Debug {

@@ -68,7 +68,7 @@ pub fn probe(simulated: Option<&str>, file: Option<&Path>) -> Result<(), String>
         ffi::llama_log_set(Some(quiet), std::ptr::null_mut());
         ffi::ggml_backend_load_all();
     }
-    let device = Device::first_gpu(None).ok_or(
+    let device = Device::first_gpu().ok_or(
         "ggml knows no GPU here: put the backend's library beside the tools, or give --sim vram=1G",
     )?;
     let stream = matrix_library::opened(device)?;

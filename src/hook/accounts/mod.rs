@@ -9,6 +9,7 @@ mod watch;
 use crate::arena::ledger::{Holdings, Ledger};
 use crate::hook::config::Config;
 use crate::hook::log;
+use crate::lanes::choice::choose;
 use crate::lanes::device::Device;
 use crate::lanes::driver_memory::{DriverMemory, MemorySource, SimulatedMemory};
 use crate::lanes::matrix_library;
@@ -83,14 +84,17 @@ impl Accounts {
         if let Some(device) = self.device {
             return Ok((device, false));
         }
-        let found = match &self.config.sim {
-            Some(_) => Device::first_gpu(Some("SIM0")),
-            None => Device::first_gpu(None),
-        };
-        let device = found.ok_or(
-            "no GPU was found: install a driver and a ggml backend for it, simulate one with --pipeshard-sim vram=8G, \
-             or leave out --pipeshard",
-        )?;
+        let mut devices = Device::gpus();
+        if self.config.sim.is_some() {
+            devices.retain(|device| device.registry() == "SIM");
+        }
+        let (device, usable) = choose(&devices, self.config.devices)?;
+        if usable > 1 {
+            log::info(&format!(
+                "{usable} GPUs were found, and {} is used; hide it from this process (CUDA_VISIBLE_DEVICES) to use another",
+                device.name()
+            ));
+        }
         if !device.can_pipeline() {
             return Err(format!(
                 "{} ({}) has no asynchronous copies or events, without which weights cannot be streamed; leave out --pipeshard",
@@ -176,9 +180,10 @@ impl Accounts {
         simulated.map_or(DRIVER_GRANULARITY, |spec| spec.granularity.max(1))
     }
 
-    /// What an allocation of so many bytes takes.
+    /// What buffers of so many bytes in all take: as few as the device allows, each rounded up.
     pub fn rounded(&self, bytes: u64) -> u64 {
-        bytes.next_multiple_of(self.granularity())
+        let largest = self.device.map_or(u64::MAX, |d| d.largest_buffer());
+        rounded(bytes, self.granularity(), largest)
     }
 
     /// What is kept free of weights, KV and compute buffers: the tenants' own memory, and the backend's.
@@ -197,10 +202,15 @@ impl Accounts {
         self.ledger.set_other(other);
     }
 
+    /// What is held, and what the backend is going to take.
+    pub fn spoken_for(&self) -> u64 {
+        // no card has a pebibyte, and sums do not overflow
+        self.ledger.now().total() + self.reserve.unheld().min(1 << 50)
+    }
+
     /// Bytes that are neither held nor reserved.
     pub fn unused(&self) -> u64 {
-        let held = self.ledger.now().total() + self.reserved();
-        self.budget.saturating_sub(held)
+        self.budget.saturating_sub(self.spoken_for())
     }
 
     /// A pass of `sched` has ended: looks what the backend took on its own account, seldom.
@@ -228,5 +238,57 @@ impl Accounts {
         let there_is = held + free.saturating_sub(free / 32);
         self.budget = there_is.min(wanted.saturating_sub(1));
         self.budget
+    }
+}
+
+/// What buffers of `bytes` in all take, where none is larger than `largest` and each is rounded up to `granularity`.
+fn rounded(bytes: u64, granularity: u64, largest: u64) -> u64 {
+    let further = bytes.div_ceil(largest.max(1)).saturating_sub(1);
+    let rounded = bytes.checked_next_multiple_of(granularity).unwrap_or(bytes);
+    rounded.saturating_add(further.saturating_mul(granularity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn every_buffer_is_rounded_up() {
+        assert_eq!(rounded(5 * MIB, 2 * MIB, u64::MAX), 6 * MIB);
+        assert_eq!(rounded(0, 2 * MIB, u64::MAX), 0);
+        // three buffers, of which the last one is short
+        assert_eq!(rounded(9 * MIB, 2 * MIB, 4 * MIB), 14 * MIB);
+    }
+
+    /// On a simulated card, with a backend that is expected to take 32 MiB.
+    fn accounts() -> Accounts {
+        let config = Config {
+            reserve: Some(32 * MIB),
+            ..Config::default()
+        };
+        let mut accounts = Accounts::new(Arc::new(config));
+        accounts.set_budget(100 * MIB);
+        accounts
+    }
+
+    #[test]
+    fn what_the_backend_will_take_is_nobody_elses() {
+        let mut accounts = accounts();
+        accounts.note(Holdings {
+            arena: Some((40 * MIB, 0)),
+            own: 8 * MIB,
+            fetched: 0,
+        });
+        assert_eq!(accounts.unused(), 20 * MIB);
+        // it has taken half of it
+        accounts.reserve.measure(16 * MIB);
+        accounts.note(Holdings {
+            arena: Some((40 * MIB, 0)),
+            own: 8 * MIB,
+            fetched: 0,
+        });
+        assert_eq!(accounts.unused(), 20 * MIB);
     }
 }
