@@ -4,6 +4,7 @@
 //! the mapping while it loads and then hardly ever; pipeshard reads it as long as it runs. So it looks, with one `fstat` per
 //! file, before it reads.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
@@ -15,6 +16,15 @@ struct Piece {
     /// Where in the file the first address is.
     offset: u64,
     path: String,
+}
+
+/// A file of one model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    /// The model's key.
+    pub model: usize,
+    /// Which of its files.
+    pub index: usize,
 }
 
 #[derive(Debug)]
@@ -52,6 +62,8 @@ impl Shrunk {
 #[derive(Debug, Default)]
 pub struct MappedFiles {
     watched: Vec<Watched>,
+    /// Times that the length of a file was asked for.
+    looks: Cell<u64>,
 }
 
 impl MappedFiles {
@@ -93,10 +105,28 @@ impl MappedFiles {
 
     /// The first file that is shorter than it was. One system call per file.
     pub fn shrunk(&self) -> Option<Shrunk> {
-        self.watched.iter().find_map(|watched| {
-            let bytes = watched.file.metadata().ok()?.len();
-            (bytes < watched.bytes).then(|| watched.shrunk(bytes))
-        })
+        (0..self.watched.len()).find_map(|index| self.shrunk_file(index))
+    }
+
+    /// One of the files, if it is shorter than it was. One system call.
+    pub fn shrunk_file(&self, index: usize) -> Option<Shrunk> {
+        let watched = self.watched.get(index)?;
+        self.looks.set(self.looks.get() + 1);
+        let bytes = watched.file.metadata().ok()?.len();
+        (bytes < watched.bytes).then(|| watched.shrunk(bytes))
+    }
+
+    /// Times that the length of a file was asked for.
+    pub fn looks(&self) -> u64 {
+        self.looks.get()
+    }
+
+    /// Which files hold some of `[base, base + bytes)`.
+    pub fn holding(&self, base: *const u8, bytes: usize) -> impl Iterator<Item = usize> + '_ {
+        let (first, end) = (base as usize, base as usize + bytes);
+        let holds = move |piece: &Piece| piece.addresses.start < end && first < piece.addresses.end;
+        let files = self.watched.iter().enumerate();
+        files.filter_map(move |(index, watched)| watched.pieces.iter().any(holds).then_some(index))
     }
 
     /// A file that was written to since the weights were loaded; each is named once.

@@ -10,7 +10,7 @@ use crate::arena::unit::LoadedUnit;
 use crate::hook::config::Config;
 use crate::lanes::device::{Buffer, Device};
 use crate::lanes::host_memory::LockedMemory;
-use crate::lanes::mapped_file::{MappedFiles, Shrunk};
+use crate::lanes::mapped_file::{FileId, MappedFiles, Shrunk};
 use page_lock::{device_bytes_of, page_lock};
 use pipeshard_model::inventory::{layer_of, Inventory, LoadedTensor};
 use pipeshard_plan::plan::{
@@ -239,6 +239,44 @@ impl Weights {
         self.models.iter().find_map(|model| model.files.shrunk())
     }
 
+    /// The files that a graph reads from: what `read` of its units lie in, and the embeddings of the models that `bound`, all of its
+    /// units, belong to, which are looked up without being asked for.
+    pub fn files_read(&self, bound: &[UnitId], read: &[UnitId]) -> Vec<FileId> {
+        let mut files = Vec::new();
+        for model in &self.models {
+            if !bound.iter().any(|id| model.units.contains(&id.index())) {
+                continue;
+            }
+            let looked_up = model.units.clone();
+            let looked_up = looked_up.filter(|&at| self.described[at].class == UnitClass::HostOnly);
+            let read = read.iter().map(|id| id.index());
+            let read = read.filter(|at| model.units.contains(at));
+            for unit in looked_up.chain(read).map(|at| &self.units[at]) {
+                for index in model.files.holding(unit.host(), unit.bytes()) {
+                    let id = FileId {
+                        model: model.key,
+                        index,
+                    };
+                    if !files.contains(&id) {
+                        files.push(id);
+                    }
+                }
+            }
+        }
+        files
+    }
+
+    /// Those of these files that have become shorter since their weights were loaded.
+    pub fn shrunk_among<'a>(&'a self, files: &'a [FileId]) -> impl Iterator<Item = Shrunk> + 'a {
+        let shrunk = |id: &FileId| self.model(id.model)?.files.shrunk_file(id.index);
+        files.iter().filter_map(shrunk)
+    }
+
+    /// Times that the length of a file was asked for.
+    pub fn file_looks(&self) -> u64 {
+        self.models.iter().map(|model| model.files.looks()).sum()
+    }
+
     /// Files that were written to while they are in use, each once.
     pub fn written_files(&mut self) -> impl Iterator<Item = String> + '_ {
         let models = self.models.iter_mut();
@@ -256,22 +294,26 @@ impl Weights {
 #[cfg(test)]
 impl Weights {
     /// Units without a model.
-    pub(super) fn of_test(units: Vec<LoadedUnit>, described: Vec<Unit>) -> Self {
+    pub(in crate::hook) fn of_test(units: Vec<LoadedUnit>, described: Vec<Unit>) -> Self {
         Weights {
             units,
             described,
             ..Weights::default()
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hook::test_card::card;
-
-    /// A model of one weight with so much page-locked memory.
-    fn model(key: usize, device: Device, memory: &[u8]) -> Model {
+    /// A model of these units besides.
+    pub(in crate::hook) fn add_of_test(
+        &mut self,
+        key: usize,
+        units: Vec<LoadedUnit>,
+        described: Vec<Unit>,
+    ) {
+        let extent = |unit: &LoadedUnit| (unit.host() as usize, unit.bytes());
+        let extents: Vec<_> = units.iter().map(extent).collect();
+        let first = self.units.len();
+        self.units.extend(units);
+        self.described.extend(described);
         let weight = LoadedTensor {
             name: "blk.0.ffn_up.weight".to_string(),
             ggml_type: ffi::GGML_TYPE_F32,
@@ -283,19 +325,22 @@ mod tests {
             ("loaded.block_count", "1"),
         ];
         let keys = keys.map(|(key, value)| (key.to_string(), value.to_string()));
-        let mut locked = LockedMemory::default();
-        // SAFETY: the memory outlives the model.
-        unsafe { locked.lock(device, memory.as_ptr(), memory.len()) };
-        Model {
+        self.models.push(Model {
             key,
             inventory: Inventory::from_loaded([weight].into_iter(), &BTreeMap::from(keys))
                 .expect("a model"),
-            units: 0..0,
-            locked,
-            files: MappedFiles::default(),
+            units: first..self.units.len(),
+            locked: LockedMemory::default(),
+            files: MappedFiles::of(&extents),
             placed_by_user: 0,
-        }
+        });
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hook::test_card::card;
 
     #[test]
     fn what_was_page_locked_for_a_model_that_is_gone_does_not_count() {
@@ -303,8 +348,12 @@ mod tests {
         let memory = vec![0; 4 << 20];
         let (first, second) = memory.split_at(3 << 20);
         let mut weights = Weights::default();
-        weights.models.push(model(1, device, first));
-        weights.models.push(model(2, device, &second[8192..]));
+        for (key, memory) in [(1, first), (2, &second[8192..])] {
+            weights.add_of_test(key, Vec::new(), Vec::new());
+            let locked = &mut weights.models[key - 1].locked;
+            // SAFETY: the memory outlives the model.
+            unsafe { locked.lock(device, memory.as_ptr(), memory.len()) };
+        }
         let both = weights.page_locked_bytes();
         assert!(weights.remove(1));
         let one = weights.page_locked_bytes();
