@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
 /// A mapped piece of a file.
@@ -34,6 +35,8 @@ struct Watched {
     /// Length in bytes and time of the last change, when the weights were loaded.
     bytes: u64,
     changed: (i64, i64),
+    /// Its pages are memory of their own, not copies of what a disk has.
+    in_memory: bool,
     pieces: Vec<Piece>,
 }
 
@@ -98,6 +101,7 @@ impl MappedFiles {
             path: piece.path.clone(),
             bytes: metadata.len(),
             changed: (metadata.mtime(), metadata.mtime_nsec()),
+            in_memory: in_memory(&file),
             file,
             pieces: vec![piece],
         });
@@ -129,6 +133,12 @@ impl MappedFiles {
         files.filter_map(move |(index, watched)| watched.pieces.iter().any(holds).then_some(index))
     }
 
+    /// Whether pages of `[base, base + bytes)` can be reclaimed while nobody locks them: copies of what a disk has.
+    pub fn reclaimable(&self, base: *const u8, bytes: usize) -> bool {
+        let mut files = self.holding(base, bytes);
+        files.any(|index| !self.watched[index].in_memory)
+    }
+
     /// A file that was written to since the weights were loaded; each is named once.
     pub fn written(&mut self) -> Option<String> {
         self.watched.iter_mut().find_map(|watched| {
@@ -155,6 +165,17 @@ impl Watched {
             lost: lost.collect(),
         }
     }
+}
+
+/// Whether a file system keeps its files in memory.
+fn in_memory(file: &File) -> bool {
+    const KINDS: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6]; // tmpfs, ramfs, hugetlbfs
+                                                                     // SAFETY: an all-zero statfs is valid, and the file is open.
+    let kind = unsafe {
+        let mut system: libc::statfs = std::mem::zeroed();
+        (libc::fstatfs(file.as_raw_fd(), &mut system) == 0).then_some(system.f_type)
+    };
+    kind.is_some_and(|kind| KINDS.contains(&(kind as u32)))
 }
 
 /// One line of `/proc/self/maps`, if it is about a file: `start-end permissions offset device inode path`.

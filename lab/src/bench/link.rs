@@ -126,9 +126,9 @@ fn measure(device: Device, stream: Stream, file: Option<&Path>) -> LinkSpeed {
         let mut locked = LockedMemory::default();
         let start = Instant::now();
         // SAFETY: the mapping outlives the lock, which is declared later and dropped first.
-        unsafe { locked.lock(device, mapped.base(), SPAN as usize) };
+        let done = unsafe { locked.lock(device, mapped.base(), SPAN as usize) };
         let seconds = start.elapsed().as_secs_f64().max(1e-9);
-        if locked.covers(mapped.base(), SPAN as usize) {
+        if done.is_ok() {
             speed.register = SPAN as f64 / seconds;
             // SAFETY: the mapping has that size, and copies to the device only read it.
             speed.registered = unsafe { best_rate(&copies, mapped.base(), false) };
