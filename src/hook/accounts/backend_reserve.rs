@@ -25,7 +25,7 @@ const WORKSPACE: u64 = 32 << 20;
 const PERIOD: Duration = Duration::from_secs(2);
 /// So many looks in a row have to find less before it counts as given back: a pool is filled by a context's widest pass, not by its
 /// first.
-const LOOKS: u32 = 3;
+pub(super) const LOOKS: u32 = 3;
 
 /// What is expected of one context.
 #[derive(Debug, Default, Clone, Copy)]

@@ -13,7 +13,7 @@ use crate::lanes::choice::choose;
 use crate::lanes::device::Device;
 use crate::lanes::driver_memory::{DriverMemory, MemorySource, SimulatedMemory};
 use crate::lanes::matrix_library;
-use backend_reserve::{BackendReserve, Seen};
+use backend_reserve::{BackendReserve, Seen, LOOKS};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,6 +31,10 @@ pub struct Accounts {
     device: Option<Device>,
     /// In bytes.
     budget: u64,
+    /// What was asked for, or would be kept to if the device had not refused it.
+    wanted_budget: u64,
+    /// Looks in a row that found room for a budget that was lowered.
+    room: u32,
     /// What the driver says of the device's memory, once the device was asked for.
     watch: Option<Watch>,
     /// Who holds how much.
@@ -49,7 +53,7 @@ pub enum BackendHolds {
     Enough,
     /// More than was kept for it.
     TooMuch,
-    /// Less than was kept for it, which is kept no longer.
+    /// Less than was kept for it, which is kept no longer; or the device has room again for what it once refused.
     Less,
 }
 
@@ -67,6 +71,8 @@ impl Accounts {
             config,
             device: None,
             budget: 0,
+            wanted_budget: 0,
+            room: 0,
             watch: None,
             ledger: Ledger::default(),
             reserve,
@@ -124,6 +130,7 @@ impl Accounts {
         };
         let stated = self.config.budget;
         self.budget = stated.unwrap_or_else(|| free.saturating_sub(margin));
+        self.wanted_budget = self.budget;
         if self.budget > free {
             log::warn(&format!(
                 "the budget of {} MiB is more than the {} MiB that {} has free; allocations may be refused",
@@ -171,6 +178,7 @@ impl Accounts {
 
     /// Another budget. Returns the one before.
     pub fn set_budget(&mut self, bytes: u64) -> u64 {
+        self.wanted_budget = bytes;
         std::mem::replace(&mut self.budget, bytes)
     }
 
@@ -224,18 +232,46 @@ impl Accounts {
         let beside = self.ledger.now().total();
         let beside = beside.saturating_sub(self.reserve.held());
         let held = watch.taken(beside) + self.reserve.acted();
-        match self.reserve.measure(held.saturating_sub(beside)) {
-            Seen::More => BackendHolds::TooMuch,
-            Seen::Less => BackendHolds::Less,
-            Seen::Enough => BackendHolds::Enough,
+        let seen = self.reserve.measure(held.saturating_sub(beside));
+        match (seen, self.raise_budget()) {
+            (Seen::More, _) => BackendHolds::TooMuch,
+            (Seen::Less, _) | (Seen::Enough, true) => BackendHolds::Less,
+            (Seen::Enough, false) => BackendHolds::Enough,
         }
+    }
+
+    /// What the device has for this process now, by what the driver calls free.
+    fn there_is(&mut self) -> u64 {
+        let free = self.watch.as_mut().map_or(0, Watch::free);
+        self.ledger.now().total() + free.saturating_sub(free / 32)
+    }
+
+    /// Whether a budget that was lowered is raised again, as others have given memory back for some time.
+    fn raise_budget(&mut self) -> bool {
+        if self.budget >= self.wanted_budget {
+            return false;
+        }
+        let possible = self.there_is().min(self.wanted_budget);
+        // a few residents are not worth their copies
+        self.room = match possible.saturating_sub(self.budget) >= self.wanted_budget / 16 {
+            true => self.room + 1,
+            false => 0,
+        };
+        if self.room < LOOKS {
+            return false;
+        }
+        (self.room, self.budget) = (0, possible);
+        log::info(&format!(
+            "there is memory again: going on with a budget of {} MiB",
+            possible >> 20
+        ));
+        true
     }
 
     /// The device refused memory that the budget allows: the budget becomes what there is. `wanted`: what was to be held in all.
     pub fn lower_budget(&mut self, wanted: u64) -> u64 {
-        let free = self.device.map_or(0, |d| d.memory().0);
-        let held = self.ledger.now().total();
-        let there_is = held + free.saturating_sub(free / 32);
+        let there_is = self.there_is();
+        self.room = 0;
         self.budget = there_is.min(wanted.saturating_sub(1));
         self.budget
     }
@@ -260,6 +296,19 @@ mod tests {
         assert_eq!(rounded(0, 2 * MIB, u64::MAX), 0);
         // three buffers, of which the last one is short
         assert_eq!(rounded(9 * MIB, 2 * MIB, 4 * MIB), 14 * MIB);
+    }
+
+    /// A card of which so much is free, the last first.
+    struct Free(Vec<u64>);
+
+    impl MemorySource for Free {
+        fn held_by_process(&mut self) -> Result<u64, String> {
+            Err("nobody knows".to_owned())
+        }
+
+        fn free(&mut self) -> u64 {
+            self.0.pop().unwrap_or_default()
+        }
     }
 
     /// On a simulated card, with a backend that is expected to take 32 MiB.
@@ -290,5 +339,25 @@ mod tests {
             fetched: 0,
         });
         assert_eq!(accounts.unused(), 20 * MIB);
+    }
+
+    #[test]
+    fn a_budget_that_another_program_lowered_is_raised_when_it_has_gone() {
+        let mut accounts = accounts();
+        accounts.ledger.set_arena(40 * MIB, 0);
+        let told = |free: &[u64]| -> Box<dyn MemorySource> {
+            Box::new(Free(free.iter().map(|mib| mib * MIB).rev().collect()))
+        };
+        // at the start, when memory is refused, and at each look
+        accounts.watch = Some(Watch::start(told(&[
+            160, 32, 32, 32, 64, 64, 64, 64, 64, 64,
+        ])));
+        assert_eq!(accounts.lower_budget(100 * MIB), 71 * MIB);
+        let raised: Vec<bool> = (0..6).map(|_| accounts.raise_budget()).collect();
+        assert_eq!(raised, [false, false, false, false, true, false]);
+        assert_eq!(accounts.budget(), 100 * MIB);
+        // another budget is another question
+        accounts.set_budget(50 * MIB);
+        assert!(!accounts.raise_budget());
     }
 }

@@ -41,6 +41,11 @@ impl Watch {
         self.free_at_start
     }
 
+    /// What is free now.
+    pub fn free(&mut self) -> u64 {
+        self.source.free()
+    }
+
     /// Bytes that were taken since the start. `accounted`: those that are known of, which must be among them.
     pub fn taken(&mut self, accounted: u64) -> u64 {
         if let Some(start) = self.own_at_start {
