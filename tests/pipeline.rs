@@ -72,6 +72,27 @@ fn what_the_backend_takes_is_found_once() {
 }
 
 #[test]
+fn what_another_program_took_and_gave_back_is_used_again() {
+    const TAKEN: u64 = 8 << 20;
+    let eval = Eval::of(&synthetic("tiny-llama", &[]))
+        .prompts(&[96])
+        .arg("ubatch", 32)
+        .generate(64);
+    let stock = eval.answers();
+    let budget = all_streamed(&eval) + 2 * TAKEN;
+    let eval = eval.within(budget, "");
+    let without = eval.answers();
+    let ours = eval.env("PIPESHARD_DEBUG_OTHERS", "8").answers();
+    assert_eq!(stock.outcome(), ours.outcome());
+    let (without, ours) = (without.report(), ours.report());
+    assert_eq!(ours.peak.other, without.peak.other + TAKEN);
+    // residents made room, and came back
+    assert!(ours.recarvings >= 2, "{}", ours.recarvings);
+    assert_eq!(ours.held.resident, without.held.resident);
+    assert_eq!(ours.held.other, without.held.other);
+}
+
+#[test]
 fn two_contexts_in_one_arena() {
     for shape in ["tiny-llama", "tiny-qwen3moe"] {
         let eval = Eval::of(&synthetic(shape, &[]))

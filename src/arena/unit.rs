@@ -128,10 +128,13 @@ impl LoadedUnit {
         &self.seams
     }
 
-    /// Before it has a place first: copy commands point to the seams. Notes whether the host memory is page-locked, and at which offsets one locked range ends and the next begins.
+    /// Notes whether the host memory is page-locked, and at which offsets one locked range ends and the next begins. Copy commands
+    /// point to the seams: they may change only where the unit is in no ring, or gets another place before anything is copied.
     pub fn set_pinned(&mut self, pinned: bool, seams: Box<[usize]>) {
         self.pinned = pinned;
-        self.seams = seams;
+        if self.seams != seams {
+            self.seams = seams;
+        }
     }
 
     /// Whether the host memory is page-locked.

@@ -1,6 +1,7 @@
 //! What the environment asks for. Flags of the tools arrive here as well: they are turned into these variables before the
 //! library is loaded.
 
+use crate::lanes::choice::Allowed;
 use crate::lanes::copy::DroppedWait;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::search::Candidate;
@@ -17,7 +18,7 @@ const TEST_HOOKS: bool = cfg!(any(test, feature = "test-hooks"));
 const SWITCH: &str = "PIPESHARD_DEBUG_";
 
 /// All of them.
-const SWITCHES: [&str; 20] = [
+const SWITCHES: [&str; 21] = [
     "PIPESHARD_DEBUG_CALIBRATE",
     "PIPESHARD_DEBUG_CANDIDATE",
     "PIPESHARD_DEBUG_CHOSEN_PERCENT",
@@ -33,6 +34,7 @@ const SWITCHES: [&str; 20] = [
     "PIPESHARD_DEBUG_HELPERS",
     "PIPESHARD_DEBUG_LOCK_STEP",
     "PIPESHARD_DEBUG_NOISE",
+    "PIPESHARD_DEBUG_OTHERS",
     "PIPESHARD_DEBUG_PANIC",
     "PIPESHARD_DEBUG_POOLS",
     "PIPESHARD_DEBUG_REWRITE",
@@ -61,6 +63,8 @@ pub struct Config {
     pub plan: Option<PathBuf>,
     /// Bytes kept for the backend's own pools (`PIPESHARD_RESERVE`).
     pub reserve: Option<u64>,
+    /// Which devices may be used (`PIPESHARD_ANY_DEVICE`, `GGML_CUDA_ENABLE_UNIFIED_MEMORY`).
+    pub devices: Allowed,
     /// Never page-lock; copies go through the staging ring (`PIPESHARD_PAGE_LOCK=off`).
     pub no_page_lock: bool,
     /// Switches for tests.
@@ -105,6 +109,8 @@ pub struct Debug {
     pub decode_stream: Option<u32>,
     /// MiB that a simulated GPU's backend takes on its own account behind the first pass (`PIPESHARD_DEBUG_POOLS`).
     pub pools_mib: Option<u32>,
+    /// MiB of a simulated GPU that another program takes and gives back (`PIPESHARD_DEBUG_OTHERS`).
+    pub others_mib: Option<u32>,
     /// Trace the simulated GPU as if it were a real one, by events (`PIPESHARD_DEBUG_TRACE_EVENTS=1`).
     pub trace_events: bool,
     /// Compare what passes take with what was predicted on a simulated GPU, too, by the wall clock
@@ -235,6 +241,10 @@ impl Config {
             reserve: get("PIPESHARD_RESERVE")
                 .map(|v| size("PIPESHARD_RESERVE", v))
                 .transpose()?,
+            devices: Allowed {
+                any: on("PIPESHARD_ANY_DEVICE"),
+                unified_memory: get("GGML_CUDA_ENABLE_UNIFIED_MEMORY").is_some(),
+            },
             no_page_lock: get("PIPESHARD_PAGE_LOCK")
                 .is_some_and(|v| matches!(v.as_str(), "0" | "off" | "false")),
             debug: Debug {
@@ -282,6 +292,7 @@ impl Config {
                     .transpose()?,
                 decode_stream: number("PIPESHARD_DEBUG_DECODE_STREAM")?,
                 pools_mib: number("PIPESHARD_DEBUG_POOLS")?,
+                others_mib: number("PIPESHARD_DEBUG_OTHERS")?,
                 trace_events: switched_on("PIPESHARD_DEBUG_TRACE_EVENTS"),
                 calibrate: switched_on("PIPESHARD_DEBUG_CALIBRATE"),
                 cpu_choice: switched_on("PIPESHARD_DEBUG_CPU_CHOICE"),

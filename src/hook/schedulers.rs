@@ -138,3 +138,19 @@ impl Schedulers {
         }
     }
 }
+
+#[cfg(test)]
+impl Schedulers {
+    /// A scheduler that splits and submits nothing by itself.
+    pub(super) fn add_of_test(&mut self, sched: usize, compute: ffi::ggml_backend_t) {
+        let added = Sched {
+            device_backends: vec![compute],
+            cpu_backend: std::ptr::null_mut(),
+            graph: SplitGraph::default(),
+            nodes: None,
+            hand_over: HandOver::new(None),
+            choices: ChoiceReader::default(),
+        };
+        self.by_address.insert(sched, added);
+    }
+}

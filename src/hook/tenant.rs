@@ -111,10 +111,10 @@ impl Tenant {
         accounts.note(holds);
     }
 
-    /// Notes how much memory is page-locked for the device.
+    /// Notes how much host memory the device will address.
     pub fn note_page_locked(&self, accounts: &mut Accounts) {
-        let pinned = self.weights.pinned_bytes();
-        accounts.reserve.expect_page_locked(pinned);
+        let addressed = self.weights.addressed_bytes();
+        accounts.reserve.expect_page_locked(addressed);
     }
 
     /// What passes are priced with, where something was asked for the one model that is loaded and the arena has a plan.

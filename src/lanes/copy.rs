@@ -14,7 +14,7 @@ pub const COPY_BYTES: usize = 64 << 20;
 const STAGING_BYTES: usize = 4 << 20;
 /// Slots of the staging ring: one is filled by the host while the device reads others.
 const STAGING_SLOTS: usize = 4;
-/// The longest row padding of any type: 512 elements of 4 bytes, with room to spare.
+/// The padding of most types in one command: 512 elements of 4 bytes, with room to spare.
 const ZEROS_BYTES: u64 = 16 << 10;
 
 /// An event wait that a mutation test leaves out, to show that the tests notice.
@@ -194,8 +194,11 @@ impl Copier {
             }
         }
         if let Some(tail) = task.tail.filter(|_| stop == task.bytes) {
-            let length = ffi::ggml_nbytes(tail).min(ZEROS_BYTES as usize);
-            self.set_async(tail, self.zeros.base(), 0, length);
+            let (length, most) = (ffi::ggml_nbytes(tail), ZEROS_BYTES as usize);
+            for offset in (0..length).step_by(most) {
+                let bytes = most.min(length - offset);
+                self.set_async(tail, self.zeros.base(), offset, bytes);
+            }
         }
         self.counters.bytes += stop.saturating_sub(range.start) as u64;
     }
@@ -336,7 +339,8 @@ pub fn bytes_tensor(buffer: &Buffer, address: *mut u8, bytes: u64) -> Box<ffi::g
 
 #[cfg(test)]
 mod tests {
-    use super::pieces;
+    use super::*;
+    use pipeshard_sim::{registry, SimSpec};
 
     #[test]
     fn no_piece_crosses_a_seam() {
@@ -347,5 +351,38 @@ mod tests {
         assert_eq!(of(10, 20), [(10, 20)]);
         assert_eq!(of(40, 41), [(40, 41)]);
         assert_eq!(of(7, 7), []);
+    }
+
+    #[test]
+    fn padding_is_zeroed_however_long_it_is() {
+        let registry = registry(SimSpec::parse("vram=8M").expect("a valid specification"));
+        // SAFETY: the registry has one device, which lives as long as the process.
+        let raw = unsafe { ffi::ggml_backend_reg_dev_get(registry, 0) };
+        let device = Device::new(raw).expect("it has one device");
+        let mut copier = Copier::open(device, None, None).expect("it has room");
+        let (weight, padding) = (256u64, 5 * ZEROS_BYTES / 2);
+        let target = Buffer::allocate(device.memory_type(), weight + padding).expect("room");
+        target.clear(0xff);
+        let mut tensor = bytes_tensor(&target, target.base(), weight);
+        let behind = target.base().wrapping_add(weight as usize);
+        let mut tail = bytes_tensor(&target, behind, padding);
+        let host = vec![7u8; weight as usize];
+        let task = CopyTask {
+            host: host.as_ptr(),
+            bytes: host.len(),
+            pinned: false,
+            seams: &[],
+            device: &mut *tensor,
+            tail: Some(&mut *tail),
+        };
+        let mut found = vec![1u8; padding as usize];
+        // SAFETY: the task's pointers are valid until the lane is waited for; the tensor has memory of that length.
+        unsafe {
+            copier.submit(&task);
+            copier.stream().synchronize();
+            let place = found.as_mut_ptr().cast::<c_void>();
+            ffi::ggml_backend_tensor_get(&*tail, place, 0, found.len());
+        }
+        assert!(found.iter().all(|&byte| byte == 0));
     }
 }

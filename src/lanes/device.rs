@@ -25,6 +25,17 @@ impl Memory {
     }
 }
 
+/// Kinds of devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A GPU with memory of its own.
+    Discrete,
+    /// A GPU that computes from host memory.
+    Integrated,
+    /// No GPU.
+    Other,
+}
+
 /// A device that computes, known to ggml for the life of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device(ffi::ggml_backend_dev_t);
@@ -38,19 +49,44 @@ impl Device {
         (!raw.is_null()).then_some(Device(raw))
     }
 
-    /// The first registered device of type GPU whose name is `name`, or any where `name` is `None`.
-    pub fn first_gpu(name: Option<&str>) -> Option<Self> {
+    /// The registered GPUs, integrated ones last.
+    pub fn gpus() -> Vec<Self> {
         // SAFETY: indices below the count are valid; devices are never unregistered.
-        unsafe {
-            (0..ffi::ggml_backend_dev_count())
-                .map(|i| ffi::ggml_backend_dev_get(i))
-                .filter(|&dev| {
-                    let kind = ffi::ggml_backend_dev_type(dev);
-                    kind == ffi::GGML_BACKEND_DEVICE_TYPE_GPU
-                })
-                .map(Device)
-                .find(|dev| name.is_none_or(|name| dev.name() == name))
+        let all =
+            unsafe { (0..ffi::ggml_backend_dev_count()).map(|i| ffi::ggml_backend_dev_get(i)) };
+        let mut gpus: Vec<Device> = all
+            .map(Device)
+            .filter(|dev| dev.kind() != Kind::Other)
+            .collect();
+        gpus.sort_by_key(|dev| dev.kind() == Kind::Integrated);
+        gpus
+    }
+
+    /// The first registered device of type GPU.
+    pub fn first_gpu() -> Option<Self> {
+        Self::gpus()
+            .into_iter()
+            .find(|dev| dev.kind() == Kind::Discrete)
+    }
+
+    /// What kind of device it is.
+    pub fn kind(&self) -> Kind {
+        // SAFETY: the device is live.
+        match unsafe { ffi::ggml_backend_dev_type(self.0) } {
+            ffi::GGML_BACKEND_DEVICE_TYPE_GPU => Kind::Discrete,
+            ffi::GGML_BACKEND_DEVICE_TYPE_IGPU => Kind::Integrated,
+            _ => Kind::Other,
         }
+    }
+
+    /// The name of its backend's registry, such as `CUDA`.
+    pub fn registry(&self) -> String {
+        // SAFETY: the registry and its NUL-terminated name live as long as the device.
+        let name = unsafe {
+            let registry = ffi::ggml_backend_dev_backend_reg(self.0);
+            CStr::from_ptr(ffi::ggml_backend_reg_name(registry))
+        };
+        name.to_string_lossy().into_owned()
     }
 
     /// ggml's handle.
@@ -86,15 +122,27 @@ impl Device {
         (free as u64, total as u64)
     }
 
-    /// Whether copies and kernels run asynchronously and can be ordered by events.
-    pub fn can_pipeline(&self) -> bool {
+    fn properties(&self) -> ffi::ggml_backend_dev_props {
         // SAFETY: an all-zero ggml_backend_dev_props is valid, and ggml fills it in.
-        let props = unsafe {
+        unsafe {
             let mut props = std::mem::zeroed::<ffi::ggml_backend_dev_props>();
             ffi::ggml_backend_dev_get_props(self.0, &mut props);
             props
-        };
+        }
+    }
+
+    /// Whether copies and kernels run asynchronously and can be ordered by events.
+    pub fn can_pipeline(&self) -> bool {
+        let props = self.properties();
         props.caps.async_ && props.caps.events
+    }
+
+    /// Where it is on the machine's PCI bus, such as `0000:3b:00.0`, if its backend says so.
+    pub fn bus_id(&self) -> Option<String> {
+        let id = self.properties().device_id;
+        // SAFETY: a text that is not null is NUL-terminated and lives as long as the device.
+        let id = (!id.is_null()).then(|| unsafe { CStr::from_ptr(id) });
+        id.map(|id| id.to_string_lossy().into_owned())
     }
 
     /// Bytes that `tensor` needs in this device's memory, row padding included.
@@ -109,6 +157,12 @@ impl Device {
     pub fn alignment(&self) -> u64 {
         // SAFETY: the buffer type belongs to a live device.
         unsafe { ffi::ggml_backend_buft_get_alignment(self.buffer_type()) as u64 }
+    }
+
+    /// The most bytes that one buffer in this device's memory may have.
+    pub fn largest_buffer(&self) -> u64 {
+        // SAFETY: the buffer type belongs to a live device.
+        unsafe { ffi::ggml_backend_buft_get_max_size(self.buffer_type()) as u64 }
     }
 
     /// The device's own memory.

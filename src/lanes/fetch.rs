@@ -255,11 +255,25 @@ impl ExpertFetcher {
         false
     }
 
-    /// Submits the copies of the first experts that each token has chosen to a kit, behind what still reads it; what several have
-    /// chosen once.
+    /// Sees to it that who waits for `compute` from here on waits for what was last fetched to a kit, too, whose numbers
+    /// [`Self::fetch`] writes anew. True if somebody has to. As a rule the device has waited for it before: not so after a pass that
+    /// failed.
     ///
     /// # Safety
-    /// What was asked for has arrived, in the same layout. The stacks' memory is page-locked and stays until the copies are made;
+    /// `compute` is a live backend of the device.
+    pub unsafe fn await_numbers(&self, kit: usize, compute: ffi::ggml_backend_t) -> bool {
+        let state = &self.kits[kit];
+        if state.numbers_sent {
+            state.filled.hold(compute);
+        }
+        state.numbers_sent
+    }
+
+    /// Submits the copies of the first experts that each token has chosen to a kit, behind what still reads it; what several have
+    /// chosen once. Waits for nothing.
+    ///
+    /// # Safety
+    /// The host has waited for what [`Self::await_numbers`] said. What was asked for has arrived, in the same layout. The stacks' memory is page-locked and stays until the copies are made;
     /// their targets lie in the kit.
     pub unsafe fn fetch(
         &mut self,
@@ -271,10 +285,6 @@ impl ExpertFetcher {
         let state = &mut self.kits[kit];
         if state.was_read && self.dropped != Some(DroppedWait::Read) {
             state.read.hold(stream);
-        }
-        if std::mem::take(&mut state.numbers_sent) {
-            // long since: what is chosen now follows from what the device has computed with them
-            state.filled.synchronize();
         }
         let experts = stacks.iter().map(|stack| stack.experts).min().unwrap_or(0);
         let each = choice.experts;

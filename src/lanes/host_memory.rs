@@ -7,6 +7,7 @@
 
 use super::device::Device;
 use std::ffi::c_void;
+use std::ops::Range;
 
 /// Page-locking goes in steps of this many bytes: a refusal costs one step, not everything.
 const STEP: usize = 1 << 30;
@@ -19,7 +20,19 @@ type UnregisterFn = unsafe extern "C" fn(*mut c_void);
 struct LockedRange {
     base: usize,
     bytes: usize,
+    /// Its pages could be reclaimed if they were not locked.
+    reclaimable: bool,
     unregister: UnregisterFn,
+}
+
+impl LockedRange {
+    fn end(&self) -> usize {
+        self.base + self.bytes
+    }
+
+    fn contains(&self, address: usize) -> bool {
+        (self.base..self.end()).contains(&address)
+    }
 }
 
 impl Drop for LockedRange {
@@ -30,11 +43,29 @@ impl Drop for LockedRange {
     }
 }
 
+/// Why some memory is not page-locked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotLocked {
+    /// The driver refuses, or cannot.
+    Refused(String),
+    /// The system would have too little memory left.
+    NoRoom,
+}
+
+/// How many bytes of reclaimable memory may be page-locked beside what is locked by others.
+#[derive(Clone, Copy)]
+pub struct Limit<'a> {
+    /// In all; `None` where nobody tells.
+    pub lockable: &'a dyn Fn() -> Option<u64>,
+    /// What others of this process have locked.
+    pub elsewhere: u64,
+}
+
 /// Which host memory is page-locked.
 #[derive(Debug)]
 pub struct LockedMemory {
+    /// Whole pages, disjoint.
     ranges: Vec<LockedRange>,
-    refused: Option<String>,
     step: usize,
 }
 
@@ -49,7 +80,6 @@ impl LockedMemory {
     pub fn with_step(step: usize) -> Self {
         LockedMemory {
             ranges: Vec::new(),
-            refused: None,
             step: step.clamp(1, 1 << 40).next_multiple_of(page_size()),
         }
     }
@@ -57,72 +87,93 @@ impl LockedMemory {
     /// Where, within `[base, base + bytes)`, one locked range ends and the next begins, as offsets. The driver refuses a copy
     /// that crosses such a place.
     pub fn seams(&self, base: *const u8, bytes: usize) -> Box<[usize]> {
-        let inside = |r: &LockedRange| (r.base + r.bytes).checked_sub(base as usize);
+        let inside = |r: &LockedRange| r.end().checked_sub(base as usize);
         let ends = self.ranges.iter().filter_map(inside);
         let mut seams: Vec<usize> = ends.filter(|&at| at > 0 && at < bytes).collect();
         seams.sort_unstable();
         seams.into()
     }
 
-    /// Page-locks the pages that hold `[base, base + bytes)`, as far as the driver allows.
+    /// Page-locks the pages that hold `[base, base + bytes)`.
+    ///
+    /// # Errors
+    /// Why some are not; those before them are.
     ///
     /// # Safety
     /// The range is mapped and stays so until this value is dropped.
-    pub unsafe fn lock(&mut self, device: Device, base: *const u8, bytes: usize) {
-        let page = page_size();
-        let first = base as usize & !(page - 1);
-        let end = (base as usize + bytes).next_multiple_of(page);
-        let (register, unregister) = match registration(device) {
-            Ok(functions) => functions,
-            Err(why) => {
-                self.refused.get_or_insert(why);
-                return;
-            }
-        };
-        let mut at = first;
-        while at < end {
+    pub unsafe fn lock(
+        &mut self,
+        device: Device,
+        base: *const u8,
+        bytes: usize,
+    ) -> Result<(), NotLocked> {
+        let pages = pages_of(base as usize, bytes);
+        self.lock_pages(device, pages, None)
+    }
+
+    /// Page-locks whole pages, step by step, those that are not locked yet. `limit`: for pages that could be reclaimed.
+    ///
+    /// # Errors
+    /// As for [`Self::lock`].
+    ///
+    /// # Safety
+    /// As for [`Self::lock`].
+    pub unsafe fn lock_pages(
+        &mut self,
+        device: Device,
+        pages: Range<usize>,
+        limit: Option<Limit<'_>>,
+    ) -> Result<(), NotLocked> {
+        let (register, unregister) = registration(device).map_err(NotLocked::Refused)?;
+        let mut at = pages.start;
+        while at < pages.end {
             // neighbouring ranges may share a page, which can be registered only once
-            if let Some(range) = self
-                .ranges
-                .iter()
-                .find(|r| at >= r.base && at < r.base + r.bytes)
-            {
-                at = range.base + range.bytes;
+            if let Some(range) = self.ranges.iter().find(|range| range.contains(at)) {
+                at = range.end();
                 continue;
             }
-            let next = self
-                .ranges
-                .iter()
-                .map(|r| r.base)
-                .filter(|&b| b > at)
-                .min()
-                .unwrap_or(end);
-            let step = self.step.min(end - at).min(next - at);
+            let later = self.ranges.iter().map(|range| range.base);
+            let next = later.filter(|&base| base > at).min();
+            let end = next.unwrap_or(pages.end).min(pages.end);
+            let step = self.step.min(end - at);
+            if let Some(limit) = limit {
+                let locked = limit.elsewhere + self.reclaimable_bytes();
+                let after = locked.saturating_add(step as u64);
+                if (limit.lockable)().is_some_and(|most| after > most) {
+                    return Err(NotLocked::NoRoom);
+                }
+            }
             if !register(at as *mut c_void, step) {
-                self.refused.get_or_insert_with(|| {
-                    format!("{} refused to page-lock {} MiB", device.name(), step >> 20)
-                });
-                return;
+                return Err(NotLocked::Refused(format!(
+                    "{} refused to page-lock {} MiB",
+                    device.name(),
+                    step >> 20
+                )));
             }
             self.ranges.push(LockedRange {
                 base: at,
                 bytes: step,
+                reclaimable: limit.is_some(),
                 unregister,
             });
             at += step;
         }
+        Ok(())
+    }
+
+    /// Unlocks the ranges that are not to be kept. True if there were some.
+    pub fn keep(&mut self, kept: impl Fn(Range<usize>) -> bool) -> bool {
+        let before = self.ranges.len();
+        self.ranges.retain(|range| kept(range.base..range.end()));
+        self.ranges.len() < before
     }
 
     /// Whether all of `[base, base + bytes)` is page-locked.
     pub fn covers(&self, base: *const u8, bytes: usize) -> bool {
         let (mut at, end) = (base as usize, base as usize + bytes);
         while at < end {
-            match self
-                .ranges
-                .iter()
-                .find(|r| at >= r.base && at < r.base + r.bytes)
-            {
-                Some(range) => at = range.base + range.bytes,
+            match self.ranges.iter().find(|range| range.contains(at)) {
+                Some(range) => at = range.end(),
                 None => return false,
             }
         }
@@ -134,10 +185,30 @@ impl LockedMemory {
         self.ranges.iter().map(|r| r.bytes as u64).sum()
     }
 
-    /// Why some memory is not page-locked.
-    pub fn refused(&self) -> Option<&str> {
-        self.refused.as_deref()
+    /// Those of them that could be reclaimed if they were not locked.
+    pub fn reclaimable_bytes(&self) -> u64 {
+        let counted = self.ranges.iter().filter(|range| range.reclaimable);
+        counted.map(|range| range.bytes as u64).sum()
     }
+}
+
+/// The pages that hold `[base, base + bytes)`.
+pub fn pages_of(base: usize, bytes: usize) -> Range<usize> {
+    let page = page_size();
+    base & !(page - 1)..(base + bytes).next_multiple_of(page)
+}
+
+/// The same pages as as few ranges as possible, ascending.
+pub fn merged(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut merged: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
 }
 
 fn page_size() -> usize {
@@ -179,11 +250,13 @@ mod tests {
         memory.ranges.push(LockedRange {
             base: 0x1000,
             bytes: 0x1000,
+            reclaimable: false,
             unregister: forget,
         });
         memory.ranges.push(LockedRange {
             base: 0x2000,
             bytes: 0x1000,
+            reclaimable: false,
             unregister: forget,
         });
         assert!(memory.covers(0x1800 as *const u8, 0x1000));
@@ -192,5 +265,18 @@ mod tests {
         assert_eq!(memory.bytes(), 0x2000);
         assert_eq!(*memory.seams(0x1800 as *const u8, 0x1000), [0x800]);
         assert!(memory.seams(0x1000 as *const u8, 0x1000).is_empty());
+    }
+
+    #[test]
+    fn neighbours_become_one_range() {
+        let page = page_size();
+        assert_eq!(pages_of(page + 1, page), page..3 * page);
+        let ranges = vec![
+            5 * page..6 * page,
+            0..page,
+            2 * page..5 * page,
+            3 * page..4 * page,
+        ];
+        assert_eq!(merged(ranges), [0..page, 2 * page..6 * page]);
     }
 }

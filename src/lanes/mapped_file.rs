@@ -4,7 +4,9 @@
 //! the mapping while it loads and then hardly ever; pipeshard reads it as long as it runs. So it looks, with one `fstat` per
 //! file, before it reads.
 
+use std::cell::Cell;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
 /// A mapped piece of a file.
@@ -17,6 +19,15 @@ struct Piece {
     path: String,
 }
 
+/// A file of one model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    /// The model's key.
+    pub model: usize,
+    /// Which of its files.
+    pub index: usize,
+}
+
 #[derive(Debug)]
 struct Watched {
     path: String,
@@ -24,6 +35,8 @@ struct Watched {
     /// Length in bytes and time of the last change, when the weights were loaded.
     bytes: u64,
     changed: (i64, i64),
+    /// Its pages are memory of their own, not copies of what a disk has.
+    in_memory: bool,
     pieces: Vec<Piece>,
 }
 
@@ -52,6 +65,8 @@ impl Shrunk {
 #[derive(Debug, Default)]
 pub struct MappedFiles {
     watched: Vec<Watched>,
+    /// Times that the length of a file was asked for.
+    looks: Cell<u64>,
 }
 
 impl MappedFiles {
@@ -86,6 +101,7 @@ impl MappedFiles {
             path: piece.path.clone(),
             bytes: metadata.len(),
             changed: (metadata.mtime(), metadata.mtime_nsec()),
+            in_memory: in_memory(&file),
             file,
             pieces: vec![piece],
         });
@@ -93,10 +109,34 @@ impl MappedFiles {
 
     /// The first file that is shorter than it was. One system call per file.
     pub fn shrunk(&self) -> Option<Shrunk> {
-        self.watched.iter().find_map(|watched| {
-            let bytes = watched.file.metadata().ok()?.len();
-            (bytes < watched.bytes).then(|| watched.shrunk(bytes))
-        })
+        (0..self.watched.len()).find_map(|index| self.shrunk_file(index))
+    }
+
+    /// One of the files, if it is shorter than it was. One system call.
+    pub fn shrunk_file(&self, index: usize) -> Option<Shrunk> {
+        let watched = self.watched.get(index)?;
+        self.looks.set(self.looks.get() + 1);
+        let bytes = watched.file.metadata().ok()?.len();
+        (bytes < watched.bytes).then(|| watched.shrunk(bytes))
+    }
+
+    /// Times that the length of a file was asked for.
+    pub fn looks(&self) -> u64 {
+        self.looks.get()
+    }
+
+    /// Which files hold some of `[base, base + bytes)`.
+    pub fn holding(&self, base: *const u8, bytes: usize) -> impl Iterator<Item = usize> + '_ {
+        let (first, end) = (base as usize, base as usize + bytes);
+        let holds = move |piece: &Piece| piece.addresses.start < end && first < piece.addresses.end;
+        let files = self.watched.iter().enumerate();
+        files.filter_map(move |(index, watched)| watched.pieces.iter().any(holds).then_some(index))
+    }
+
+    /// Whether pages of `[base, base + bytes)` can be reclaimed while nobody locks them: copies of what a disk has.
+    pub fn reclaimable(&self, base: *const u8, bytes: usize) -> bool {
+        let mut files = self.holding(base, bytes);
+        files.any(|index| !self.watched[index].in_memory)
     }
 
     /// A file that was written to since the weights were loaded; each is named once.
@@ -125,6 +165,17 @@ impl Watched {
             lost: lost.collect(),
         }
     }
+}
+
+/// Whether a file system keeps its files in memory.
+fn in_memory(file: &File) -> bool {
+    const KINDS: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6]; // tmpfs, ramfs, hugetlbfs
+                                                                     // SAFETY: an all-zero statfs is valid, and the file is open.
+    let kind = unsafe {
+        let mut system: libc::statfs = std::mem::zeroed();
+        (libc::fstatfs(file.as_raw_fd(), &mut system) == 0).then_some(system.f_type)
+    };
+    kind.is_some_and(|kind| KINDS.contains(&(kind as u32)))
 }
 
 /// One line of `/proc/self/maps`, if it is about a file: `start-end permissions offset device inode path`.

@@ -4,8 +4,11 @@
 //! waits for neither. [`hand_over`] takes results to the CPU and back; [`ring`] decides which copy of a weight comes next, [`copy`] submits it, [`host_memory`] makes the source of
 //! the copies page-locked where the driver allows.
 
+pub mod available_memory;
+pub mod choice;
 pub mod copy;
 pub mod device;
+pub mod driver_memory;
 pub mod experts;
 pub mod fetch;
 pub mod hand_over;

@@ -44,9 +44,8 @@ impl LockedPages {
         let pages = SharedPages::new(bytes)?;
         let mut locked = LockedMemory::default();
         // SAFETY: the mapping has that size, and outlives the lock, which is declared before it.
-        unsafe { locked.lock(device, pages.base(), bytes as usize) };
-        let covered = locked.covers(pages.base(), bytes as usize);
-        covered.then_some(LockedPages {
+        unsafe { locked.lock(device, pages.base(), bytes as usize) }.ok()?;
+        Some(LockedPages {
             _locked: locked,
             pages,
         })
@@ -120,7 +119,8 @@ impl<'b> Traffic<'b> {
         let mut locked = LockedMemory::default();
         // SAFETY: the mapping outlives the lock, which is declared later and dropped first.
         let time = seconds_of(|| unsafe {
-            locked.lock(device, ordinary.base(), span as usize);
+            // whether it worked is asked for below
+            let _ = locked.lock(device, ordinary.base(), span as usize);
             Ok::<_, MeasureError>(())
         })?;
         if locked.covers(ordinary.base(), span as usize) {

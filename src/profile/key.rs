@@ -1,6 +1,7 @@
 //! What a profile belongs to, and what else is asked of the machine: read from where the system tells it.
 
 use crate::lanes::device::Device;
+use crate::lanes::driver_memory::driver_version;
 use pipeshard_plan::profile::ProfileKey;
 
 /// The key of this machine with one of its devices and so many threads of the CPU.
@@ -47,7 +48,7 @@ fn driver(device: &str) -> String {
         return String::new();
     }
     let version = nvidia_version(&read("/proc/driver/nvidia/version"));
-    version.or_else(nvml_version).unwrap_or_default()
+    version.or_else(driver_version).unwrap_or_default()
 }
 
 /// The version in the text of /proc/driver/nvidia/version: `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  …`.
@@ -56,29 +57,6 @@ fn nvidia_version(text: &str) -> Option<String> {
     let is_version =
         |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
     line.split_whitespace().find(is_version).map(str::to_owned)
-}
-
-/// The same, from the driver's management library.
-fn nvml_version() -> Option<String> {
-    use std::ffi::{c_char, c_int, c_uint, CStr};
-    let mut text = [0 as c_char; 96];
-    // SAFETY: the functions have these signatures (nvml.h); the text is NUL-terminated within the length that is given.
-    unsafe {
-        let library = libloading::Library::new("libnvidia-ml.so.1").ok()?;
-        let start: libloading::Symbol<unsafe extern "C" fn() -> c_int> =
-            library.get(b"nvmlInit_v2\0").ok()?;
-        let version: libloading::Symbol<unsafe extern "C" fn(*mut c_char, c_uint) -> c_int> =
-            library.get(b"nvmlSystemGetDriverVersion\0").ok()?;
-        let stop: libloading::Symbol<unsafe extern "C" fn() -> c_int> =
-            library.get(b"nvmlShutdown\0").ok()?;
-        if start() != 0 {
-            return None;
-        }
-        let found = version(text.as_mut_ptr(), text.len() as c_uint - 1) == 0;
-        stop();
-        let text = CStr::from_ptr(text.as_ptr()).to_str().ok()?;
-        found.then(|| text.to_owned())
-    }
 }
 
 /// Threads that llama.cpp computes with unless it is told: one for each core, not for each of a core's threads.

@@ -68,7 +68,7 @@ pub fn probe(simulated: Option<&str>, file: Option<&Path>) -> Result<(), String>
         ffi::llama_log_set(Some(quiet), std::ptr::null_mut());
         ffi::ggml_backend_load_all();
     }
-    let device = Device::first_gpu(None).ok_or(
+    let device = Device::first_gpu().ok_or(
         "ggml knows no GPU here: put the backend's library beside the tools, or give --sim vram=1G",
     )?;
     let stream = matrix_library::opened(device)?;
@@ -126,9 +126,9 @@ fn measure(device: Device, stream: Stream, file: Option<&Path>) -> LinkSpeed {
         let mut locked = LockedMemory::default();
         let start = Instant::now();
         // SAFETY: the mapping outlives the lock, which is declared later and dropped first.
-        unsafe { locked.lock(device, mapped.base(), SPAN as usize) };
+        let done = unsafe { locked.lock(device, mapped.base(), SPAN as usize) };
         let seconds = start.elapsed().as_secs_f64().max(1e-9);
-        if locked.covers(mapped.base(), SPAN as usize) {
+        if done.is_ok() {
             speed.register = SPAN as f64 / seconds;
             // SAFETY: the mapping has that size, and copies to the device only read it.
             speed.registered = unsafe { best_rate(&copies, mapped.base(), false) };

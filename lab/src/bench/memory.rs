@@ -1,12 +1,12 @@
 //! The device's memory by the driver's count, sampled while a process runs.
 
-use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use pipeshard::lanes::driver_memory::DriverGpu;
 
 use super::MIB;
 
@@ -14,7 +14,7 @@ use super::MIB;
 #[derive(Debug, Clone)]
 pub enum Source {
     /// NVIDIA's management library.
-    Nvml(Arc<Nvml>),
+    Nvml(Arc<DriverGpu>),
     /// The program of the same maker, started for every sample.
     NvidiaSmi {
         /// Which GPU.
@@ -27,8 +27,8 @@ pub enum Source {
 impl Source {
     /// The best that this machine has for a GPU.
     pub fn find(index: u32) -> Self {
-        match Nvml::open(index) {
-            Ok(nvml) => return Source::Nvml(Arc::new(nvml)),
+        match DriverGpu::by_index(index) {
+            Ok(gpu) => return Source::Nvml(Arc::new(gpu)),
             Err(why) => log::info!("{why}; asking nvidia-smi instead"),
         }
         let smi = Source::NvidiaSmi { index };
@@ -50,7 +50,10 @@ impl Source {
     /// Bytes in use on the whole device now.
     pub fn used(&self) -> Option<u64> {
         match self {
-            Source::Nvml(nvml) => nvml.used(),
+            Source::Nvml(gpu) => gpu
+                .used()
+                .inspect_err(|why| log::warn!("device memory is unknown: {why}"))
+                .ok(),
             Source::NvidiaSmi { index } => ask_nvidia_smi(*index),
             Source::None => None,
         }
@@ -94,79 +97,6 @@ fn ask_nvidia_smi(index: u32) -> Option<u64> {
     let text = String::from_utf8_lossy(&output.stdout);
     let mib: u64 = text.lines().next()?.trim().parse().ok()?;
     mib.checked_mul(MIB)
-}
-
-type Device = *mut c_void;
-type MemoryInfo = [c_ulonglong; 3];
-
-/// NVIDIA's management library, loaded at run time.
-#[derive(Debug)]
-pub struct Nvml {
-    device: Device,
-    memory: unsafe extern "C" fn(Device, *mut MemoryInfo) -> c_int,
-    error: unsafe extern "C" fn(c_int) -> *const c_char,
-    _library: libloading::Library,
-}
-
-// SAFETY: the library's functions are thread-safe, and a device's handle is good for all threads until the library is shut
-// down, which this process never does.
-unsafe impl Send for Nvml {}
-// SAFETY: as above.
-unsafe impl Sync for Nvml {}
-
-impl Nvml {
-    fn open(index: u32) -> Result<Self, String> {
-        // SAFETY: the library's initialisers have no preconditions. The functions have these signatures since its version 5
-        // (nvml.h), and the pointers do not outlive the library, which the value owns.
-        unsafe {
-            let library = libloading::Library::new("libnvidia-ml.so.1")
-                .map_err(|e| format!("NVIDIA's management library was not found ({e})"))?;
-            let missing =
-                |e: libloading::Error| format!("NVIDIA's management library is unusable: {e}");
-            let init = library
-                .get::<unsafe extern "C" fn() -> c_int>(b"nvmlInit_v2\0")
-                .map_err(missing)?;
-            let by_index = library
-                .get::<unsafe extern "C" fn(c_uint, *mut Device) -> c_int>(
-                    b"nvmlDeviceGetHandleByIndex_v2\0",
-                )
-                .map_err(missing)?;
-            let memory = *library
-                .get::<unsafe extern "C" fn(Device, *mut MemoryInfo) -> c_int>(
-                    b"nvmlDeviceGetMemoryInfo\0",
-                )
-                .map_err(missing)?;
-            let error = *library
-                .get::<unsafe extern "C" fn(c_int) -> *const c_char>(b"nvmlErrorString\0")
-                .map_err(missing)?;
-            let mut device = std::ptr::null_mut();
-            for code in [init(), by_index(index, &mut device)] {
-                if code != 0 {
-                    let text = std::ffi::CStr::from_ptr(error(code)).to_string_lossy();
-                    return Err(format!("NVIDIA's management library: {text}"));
-                }
-            }
-            Ok(Nvml {
-                device,
-                memory,
-                error,
-                _library: library,
-            })
-        }
-    }
-
-    fn used(&self) -> Option<u64> {
-        let mut info: MemoryInfo = [0; 3];
-        // SAFETY: the handle is live, and total, free and used are three 64-bit numbers.
-        let code = unsafe { (self.memory)(self.device, &mut info) };
-        if code != 0 {
-            // SAFETY: the function returns a static text for every code.
-            let text = unsafe { std::ffi::CStr::from_ptr((self.error)(code)) };
-            log::warn!("device memory is unknown: {}", text.to_string_lossy());
-            return None;
-        }
-        Some(info[2])
-    }
 }
 
 /// Samples in the background until it is dropped.

@@ -4,15 +4,20 @@
 //! afterwards; it allocates nothing and does not know what plans are made of its figures.
 
 pub mod backend_reserve;
+mod watch;
 
 use crate::arena::ledger::{Holdings, Ledger};
 use crate::hook::config::Config;
 use crate::hook::log;
+use crate::lanes::choice::choose;
 use crate::lanes::device::Device;
+use crate::lanes::driver_memory::{DriverMemory, MemorySource, SimulatedMemory};
 use crate::lanes::matrix_library;
-use backend_reserve::BackendReserve;
+use backend_reserve::{BackendReserve, Seen, LOOKS};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
+use watch::Watch;
 
 /// The driver's allocation granularity on real devices (cudaMalloc hands out 2 MiB pages).
 const DRIVER_GRANULARITY: u64 = 2 << 20;
@@ -26,8 +31,12 @@ pub struct Accounts {
     device: Option<Device>,
     /// In bytes.
     budget: u64,
-    /// Free device memory when the device was first asked for, in bytes.
-    free_at_start: u64,
+    /// What was asked for, or would be kept to if the device had not refused it.
+    wanted_budget: u64,
+    /// Looks in a row that found room for a budget that was lowered.
+    room: u32,
+    /// What the driver says of the device's memory, once the device was asked for.
+    watch: Option<Watch>,
     /// Who holds how much.
     pub ledger: Ledger,
     /// What the device's backend takes on its own account.
@@ -44,21 +53,27 @@ pub enum BackendHolds {
     Enough,
     /// More than was kept for it.
     TooMuch,
+    /// Less than was kept for it, which is kept no longer; or the device has room again for what it once refused.
+    Less,
 }
 
 impl Accounts {
     /// No device was asked for yet.
     pub fn new(config: Arc<Config>) -> Self {
-        let reserve = BackendReserve::new(
-            config.reserve,
-            config.sim.is_none(),
-            config.debug.pools_mib.map(|mib| u64::from(mib) << 20),
-        );
+        let mib = |mib| u64::from(mib) << 20;
+        let real = config.sim.is_none();
+        let mut reserve =
+            BackendReserve::new(config.reserve, real, config.debug.pools_mib.map(mib));
+        if config.debug.others_mib.is_some() {
+            reserve.watch();
+        }
         Accounts {
             config,
             device: None,
             budget: 0,
-            free_at_start: 0,
+            wanted_budget: 0,
+            room: 0,
+            watch: None,
             ledger: Ledger::default(),
             reserve,
             own: 0,
@@ -75,14 +90,17 @@ impl Accounts {
         if let Some(device) = self.device {
             return Ok((device, false));
         }
-        let found = match &self.config.sim {
-            Some(_) => Device::first_gpu(Some("SIM0")),
-            None => Device::first_gpu(None),
-        };
-        let device = found.ok_or(
-            "no GPU was found: install a driver and a ggml backend for it, simulate one with --pipeshard-sim vram=8G, \
-             or leave out --pipeshard",
-        )?;
+        let mut devices = Device::gpus();
+        if self.config.sim.is_some() {
+            devices.retain(|device| device.registry() == "SIM");
+        }
+        let (device, usable) = choose(&devices, self.config.devices)?;
+        if usable > 1 {
+            log::info(&format!(
+                "{usable} GPUs were found, and {} is used; hide it from this process (CUDA_VISIBLE_DEVICES) to use another",
+                device.name()
+            ));
+        }
         if !device.can_pipeline() {
             return Err(format!(
                 "{} ({}) has no asynchronous copies or events, without which weights cannot be streamed; leave out --pipeshard",
@@ -101,15 +119,18 @@ impl Accounts {
                     })?)
                 }
             };
-        let (free, total) = device.memory();
+        let total = device.memory().1;
+        let watch = Watch::start(self.source(device));
         drop(opened);
-        self.free_at_start = free;
+        let free = watch.free_at_start();
+        self.watch = Some(watch);
         let margin = match self.config.sim {
             Some(_) => 0,
             None => (free / 16).clamp(MARGIN.start, MARGIN.end),
         };
         let stated = self.config.budget;
         self.budget = stated.unwrap_or_else(|| free.saturating_sub(margin));
+        self.wanted_budget = self.budget;
         if self.budget > free {
             log::warn(&format!(
                 "the budget of {} MiB is more than the {} MiB that {} has free; allocations may be refused",
@@ -130,6 +151,15 @@ impl Accounts {
         Ok((device, true))
     }
 
+    /// Who tells how much of the device's memory is gone.
+    fn source(&self, device: Device) -> Box<dyn MemorySource> {
+        let others = self.config.debug.others_mib.unwrap_or(0);
+        match self.config.sim {
+            Some(_) => Box::new(SimulatedMemory::of(device, u64::from(others) << 20)),
+            None => Box::new(DriverMemory::of(device)),
+        }
+    }
+
     /// Why the device does nothing any more. Only the simulated one says so; others end the process.
     pub fn device_failure(&self) -> Option<String> {
         self.config.sim.as_ref()?;
@@ -148,6 +178,7 @@ impl Accounts {
 
     /// Another budget. Returns the one before.
     pub fn set_budget(&mut self, bytes: u64) -> u64 {
+        self.wanted_budget = bytes;
         std::mem::replace(&mut self.budget, bytes)
     }
 
@@ -157,9 +188,10 @@ impl Accounts {
         simulated.map_or(DRIVER_GRANULARITY, |spec| spec.granularity.max(1))
     }
 
-    /// What an allocation of so many bytes takes.
+    /// What buffers of so many bytes in all take: as few as the device allows, each rounded up.
     pub fn rounded(&self, bytes: u64) -> u64 {
-        bytes.next_multiple_of(self.granularity())
+        let largest = self.device.map_or(u64::MAX, |d| d.largest_buffer());
+        rounded(bytes, self.granularity(), largest)
     }
 
     /// What is kept free of weights, KV and compute buffers: the tenants' own memory, and the backend's.
@@ -178,35 +210,154 @@ impl Accounts {
         self.ledger.set_other(other);
     }
 
-    /// Bytes that are neither held nor reserved.
-    pub fn unused(&self) -> u64 {
-        let held = self.ledger.now().total() + self.reserved();
-        self.budget.saturating_sub(held)
+    /// What is held, and what the backend is going to take.
+    pub fn spoken_for(&self) -> u64 {
+        // no card has a pebibyte, and sums do not overflow
+        self.ledger.now().total() + self.reserve.unheld().min(1 << 50)
     }
 
-    /// A pass has ended: looks what the backend of a real device took on its own account, seldom.
-    pub fn look_at_backend(&mut self) -> BackendHolds {
-        if !self.reserve.pass_ended() {
+    /// Bytes that are neither held nor reserved.
+    pub fn unused(&self) -> u64 {
+        self.budget.saturating_sub(self.spoken_for())
+    }
+
+    /// A pass of `sched` has ended: looks what the backend took on its own account, seldom.
+    pub fn look_at_backend(&mut self, sched: usize) -> BackendHolds {
+        if !self.reserve.pass_ended(sched, Instant::now()) {
             return BackendHolds::Unknown;
         }
-        let Some(device) = self.device else {
+        let Some(watch) = &mut self.watch else {
             return BackendHolds::Unknown;
         };
-        let held = self.free_at_start.saturating_sub(device.memory().0) + self.reserve.acted();
         let beside = self.ledger.now().total();
         let beside = beside.saturating_sub(self.reserve.held());
-        match self.reserve.measure(held.saturating_sub(beside)) {
-            true => BackendHolds::TooMuch,
-            false => BackendHolds::Enough,
+        let held = watch.taken(beside) + self.reserve.acted();
+        let seen = self.reserve.measure(held.saturating_sub(beside));
+        match (seen, self.raise_budget()) {
+            (Seen::More, _) => BackendHolds::TooMuch,
+            (Seen::Less, _) | (Seen::Enough, true) => BackendHolds::Less,
+            (Seen::Enough, false) => BackendHolds::Enough,
         }
+    }
+
+    /// What the device has for this process now, by what the driver calls free.
+    fn there_is(&mut self) -> u64 {
+        let free = self.watch.as_mut().map_or(0, Watch::free);
+        self.ledger.now().total() + free.saturating_sub(free / 32)
+    }
+
+    /// Whether a budget that was lowered is raised again, as others have given memory back for some time.
+    fn raise_budget(&mut self) -> bool {
+        if self.budget >= self.wanted_budget {
+            return false;
+        }
+        let possible = self.there_is().min(self.wanted_budget);
+        // a few residents are not worth their copies
+        self.room = match possible.saturating_sub(self.budget) >= self.wanted_budget / 16 {
+            true => self.room + 1,
+            false => 0,
+        };
+        if self.room < LOOKS {
+            return false;
+        }
+        (self.room, self.budget) = (0, possible);
+        log::info(&format!(
+            "there is memory again: going on with a budget of {} MiB",
+            possible >> 20
+        ));
+        true
     }
 
     /// The device refused memory that the budget allows: the budget becomes what there is. `wanted`: what was to be held in all.
     pub fn lower_budget(&mut self, wanted: u64) -> u64 {
-        let free = self.device.map_or(0, |d| d.memory().0);
-        let held = self.ledger.now().total();
-        let there_is = held + free.saturating_sub(free / 32);
+        let there_is = self.there_is();
+        self.room = 0;
         self.budget = there_is.min(wanted.saturating_sub(1));
         self.budget
+    }
+}
+
+/// What buffers of `bytes` in all take, where none is larger than `largest` and each is rounded up to `granularity`.
+fn rounded(bytes: u64, granularity: u64, largest: u64) -> u64 {
+    let further = bytes.div_ceil(largest.max(1)).saturating_sub(1);
+    let rounded = bytes.checked_next_multiple_of(granularity).unwrap_or(bytes);
+    rounded.saturating_add(further.saturating_mul(granularity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn every_buffer_is_rounded_up() {
+        assert_eq!(rounded(5 * MIB, 2 * MIB, u64::MAX), 6 * MIB);
+        assert_eq!(rounded(0, 2 * MIB, u64::MAX), 0);
+        // three buffers, of which the last one is short
+        assert_eq!(rounded(9 * MIB, 2 * MIB, 4 * MIB), 14 * MIB);
+    }
+
+    /// A card of which so much is free, the last first.
+    struct Free(Vec<u64>);
+
+    impl MemorySource for Free {
+        fn held_by_process(&mut self) -> Result<u64, String> {
+            Err("nobody knows".to_owned())
+        }
+
+        fn free(&mut self) -> u64 {
+            self.0.pop().unwrap_or_default()
+        }
+    }
+
+    /// On a simulated card, with a backend that is expected to take 32 MiB.
+    fn accounts() -> Accounts {
+        let config = Config {
+            reserve: Some(32 * MIB),
+            ..Config::default()
+        };
+        let mut accounts = Accounts::new(Arc::new(config));
+        accounts.set_budget(100 * MIB);
+        accounts
+    }
+
+    #[test]
+    fn what_the_backend_will_take_is_nobody_elses() {
+        let mut accounts = accounts();
+        accounts.note(Holdings {
+            arena: Some((40 * MIB, 0)),
+            own: 8 * MIB,
+            fetched: 0,
+        });
+        assert_eq!(accounts.unused(), 20 * MIB);
+        // it has taken half of it
+        accounts.reserve.measure(16 * MIB);
+        accounts.note(Holdings {
+            arena: Some((40 * MIB, 0)),
+            own: 8 * MIB,
+            fetched: 0,
+        });
+        assert_eq!(accounts.unused(), 20 * MIB);
+    }
+
+    #[test]
+    fn a_budget_that_another_program_lowered_is_raised_when_it_has_gone() {
+        let mut accounts = accounts();
+        accounts.ledger.set_arena(40 * MIB, 0);
+        let told = |free: &[u64]| -> Box<dyn MemorySource> {
+            Box::new(Free(free.iter().map(|mib| mib * MIB).rev().collect()))
+        };
+        // at the start, when memory is refused, and at each look
+        accounts.watch = Some(Watch::start(told(&[
+            160, 32, 32, 32, 64, 64, 64, 64, 64, 64,
+        ])));
+        assert_eq!(accounts.lower_budget(100 * MIB), 71 * MIB);
+        let raised: Vec<bool> = (0..6).map(|_| accounts.raise_budget()).collect();
+        assert_eq!(raised, [false, false, false, false, true, false]);
+        assert_eq!(accounts.budget(), 100 * MIB);
+        // another budget is another question
+        accounts.set_budget(50 * MIB);
+        assert!(!accounts.raise_budget());
     }
 }

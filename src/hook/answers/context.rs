@@ -64,7 +64,7 @@ pub fn kv_on_host(
     };
     // what stays where it is need not be copied again; the next plan takes it over or frees it
     let taken = if placement.device { bytes } else { 0 };
-    let held = accounts.ledger.now().total() + taken;
+    let held = accounts.spoken_for() + taken;
     if accounts.rounded(held) > accounts.budget() {
         shape::release(accounts, tenant, proof);
     }
@@ -92,6 +92,7 @@ pub fn sched_freed(
     _: NoPass<'_>,
 ) {
     schedulers.remove(sched);
+    accounts.reserve.context_gone(sched);
     tenant.residency.forget_sched(sched);
     telemetry.trace.sched_freed(sched);
     let before = accounts.ledger.scratch();
@@ -137,9 +138,9 @@ fn wanted(accounts: &Accounts, tenant: &mut Tenant, sched: usize, bytes: u64) ->
     }
 }
 
-/// Whether so much more fits beside what is held now.
+/// Whether so much more fits beside what is held now, and what the backend is going to take.
 fn has_room(accounts: &Accounts, before: u64, bytes: u64) -> bool {
-    accounts.ledger.now().total() - before + bytes <= accounts.budget()
+    accounts.spoken_for() - before + bytes <= accounts.budget()
 }
 
 /// Compute buffers of a scheduler are about to become `bytes` on the device, for graphs that are only measured. Makes room, or says no.
@@ -224,6 +225,7 @@ pub fn failed(
     match tenant.planner.attempts.failed(may_learn, in_use) {
         Failed::NotHere => false,
         Failed::ForGood(error) => {
+            accounts.reserve.nothing_comes();
             log::error(&error);
             match in_use {
                 true => telemetry.counters.note_error(error),
@@ -265,5 +267,26 @@ pub fn set_budget(
             accounts.set_budget(before);
             Err(error.to_string())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hook::config::Config;
+    use std::sync::Arc;
+
+    #[test]
+    fn compute_buffers_do_not_grow_into_what_the_backend_will_take() {
+        let config = Config {
+            reserve: Some(32),
+            ..Config::default()
+        };
+        let mut accounts = Accounts::new(Arc::new(config));
+        accounts.set_budget(100);
+        accounts.ledger.set_arena(40, 10);
+        accounts.ledger.set_scratch(1, 8);
+        assert!(has_room(&accounts, 8, 18));
+        assert!(!has_room(&accounts, 8, 19));
     }
 }

@@ -12,6 +12,7 @@ use crate::hook::log;
 use crate::hook::schedulers::Schedulers;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
+use pipeshard_plan::plan::{Placement, UnitId};
 use pipeshard_sys as ffi;
 
 /// A graph that a scheduler is about to split.
@@ -172,12 +173,18 @@ pub unsafe fn split(
             telemetry.counters.rewritten_nodes += nodes;
         }
     }
-    accounts.reserve.expect_product(entry.graph.pool_bytes);
+    let pool = entry.graph.pool_bytes;
+    accounts.reserve.expect_product(begun.key(), pool);
     if !begun.measuring {
         if let Some(device) = accounts.device() {
             let bytes = entry.graph.routings.bytes();
             entry.choices.reserve(device, bytes)?;
         }
+        let bound = entry.graph.bound.iter();
+        let read = bound.clone().filter(|(_, at)| *at != Placement::Resident);
+        let read: Vec<UnitId> = read.map(|(id, _)| *id).collect();
+        let bound: Vec<UnitId> = bound.map(|(id, _)| *id).collect();
+        entry.graph.files = tenant.weights.files_read(&bound, &read);
         entry.graph.addresses = Some(tenant.residency.generation().addresses());
         let units = tenant.weights.described();
         telemetry.counters.note_graph(&entry.graph, units);

@@ -81,8 +81,11 @@ unsafe fn add(
     tenant.planner.replan();
     let granularity = accounts.granularity();
     let weights = &mut tenant.weights;
-    let refused = weights.add(model, described, tensors, device, granularity, config)?;
-    if let Some(why) = refused {
+    weights.add(model, described, tensors, device, granularity, config)?;
+    if let Some(why) = weights.locking_off() {
+        log::warn(&format!(
+            "{why}; what is streamed goes through a small staging ring instead, which is slower"
+        ));
         telemetry.counters.page_lock_refused = Some(why);
     }
     tenant.note_page_locked(accounts);
@@ -131,6 +134,7 @@ pub fn start_over(
     tenant.planner.start_over();
     schedulers.clear();
     accounts.ledger.forget_all();
+    accounts.reserve.contexts_gone();
     tenant.note_holdings(accounts);
     telemetry.counters.on_again();
 }

@@ -18,6 +18,8 @@ pub mod graph;
 pub mod learning;
 pub mod loading;
 pub mod pass;
+#[cfg(test)]
+mod pass_tests;
 pub mod search;
 pub mod shape;
 #[cfg(test)]

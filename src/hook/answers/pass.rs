@@ -14,6 +14,7 @@ use crate::hook::schedulers::{computes_on, Sched, Schedulers};
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
 use crate::lanes::hand_over::{Ends, HostWait};
+use crate::lanes::mapped_file::Shrunk;
 use crate::trace::record::{HostWork, WaitReason};
 use crate::trace::Recorder;
 use pipeshard_plan::plan::{plan, Placement};
@@ -170,7 +171,8 @@ pub unsafe fn inputs_copied(
         let layer = &divided.layers[layer];
         let raw = sched as ffi::ggml_backend_sched_t;
         let made_by = ffi::ggml_backend_sched_get_tensor_backend(raw, layer.chosen);
-        if fetcher.ask(compute, made_by, layer.chosen, layer.choice) {
+        let before = fetcher.await_numbers(layer.kit, compute);
+        if fetcher.ask(compute, made_by, layer.chosen, layer.choice) || before {
             entry.hand_over.expect_results();
         }
     }
@@ -244,7 +246,6 @@ unsafe fn prepare_split(
     if entry.graph.splits.get(split).is_none_or(Vec::is_empty) {
         return Ok(());
     }
-    check_sources(tenant, entry)?;
     let groups = &entry.graph.splits[split];
     let wait = tenant.residency.waits_for_choice();
     if let Some((ring, mut lanes)) = tenant.residency.pipeline(backend) {
@@ -273,9 +274,6 @@ unsafe fn share_experts(
     backend: Backend,
 ) -> Result<(), PassError> {
     let share = entry.graph.divided.share(split);
-    if share.fetches.is_some() {
-        check_sources(tenant, entry)?;
-    }
     let Some(fetcher) = tenant.residency.fetcher_mut() else {
         return Ok(());
     };
@@ -336,7 +334,6 @@ unsafe fn finish_split(
     let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
         return Ok(());
     };
-    check_sources(tenant, entry)?;
     if let Some((ring, mut lanes)) = tenant.residency.pipeline(backend) {
         ring.after_split(groups, &mut lanes);
         ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
@@ -390,7 +387,7 @@ unsafe fn end_lanes(
     telemetry.counters.over_host_cells += entry.graph.over_host_cells.len() as u64;
     tenant.planner.pass_succeeded(sched);
     // the next pass most likely streams the same groups: fetch what fits already
-    if !entry.graph.uses.is_empty() && tenant.weights.shrunk_file().is_none() {
+    if !entry.graph.uses.is_empty() {
         if let Some((ring, mut lanes)) = tenant.residency.pipeline(compute) {
             ring.begin_pass(&entry.graph.uses);
             entry.graph.routings.announce(ring);
@@ -398,21 +395,22 @@ unsafe fn end_lanes(
             let _ = ring.fill_ahead(&mut lanes);
         }
     }
-    look_at_backend(accounts, tenant);
+    look_at_backend(accounts, tenant, sched);
 }
 
 /// Where the backend of a real device took more on its own account than was kept for it, residents make room before the next batch.
-fn look_at_backend(accounts: &mut Accounts, tenant: &mut Tenant) {
-    let holds = accounts.look_at_backend();
+/// Where what it was thought to hold was another program's, and is given back, they come back.
+fn look_at_backend(accounts: &mut Accounts, tenant: &mut Tenant, sched: usize) {
+    let holds = accounts.look_at_backend(sched);
     if let BackendHolds::Unknown = holds {
         return;
     }
     tenant.note_holdings(accounts);
-    if let BackendHolds::Enough = holds {
-        return;
-    }
-    let seen = accounts.reserve;
-    accounts.reserve = seen.with_measured();
+    let before = match holds {
+        BackendHolds::Unknown | BackendHolds::Enough => return,
+        BackendHolds::TooMuch => Some(accounts.reserve.make_room()),
+        BackendHolds::Less => None,
+    };
     match plan(&tenant.plan_input(accounts, 0)) {
         Ok(made) => {
             tenant.planner.set(made);
@@ -420,7 +418,8 @@ fn look_at_backend(accounts: &mut Accounts, tenant: &mut Tenant) {
             tenant.residency.void_graphs();
         }
         Err(error) => {
-            accounts.reserve = seen;
+            let Some(before) = before else { return };
+            accounts.reserve.take_room_back(before);
             let device = accounts.device().map(|d| d.name()).unwrap_or_default();
             log::warn(&format!(
                 "the backend of {device} holds {} MiB on its own account, more than the budget leaves it: {error}",
@@ -451,20 +450,19 @@ pub fn compare(
     }
 }
 
-/// Looks whether what the graph reads from host memory is still there.
+/// Looks whether what the graph reads from host memory is still there: once a pass, with a system call for each file.
 fn check_sources(tenant: &Tenant, entry: &Sched) -> Result<(), PassError> {
     let weights = &tenant.weights;
-    let Some(shrunk) = weights.shrunk_file() else {
-        return Ok(());
+    let lost = |shrunk: &Shrunk| {
+        let lost = |unit: &LoadedUnit| shrunk.affects(unit.host(), unit.bytes());
+        let bound = entry.graph.bound.iter().any(|&(id, placement)| {
+            placement != Placement::Resident && lost(&weights.units()[id.index()])
+        });
+        bound || weights.lookups_lost(shrunk)
     };
-    let lost = |unit: &LoadedUnit| shrunk.affects(unit.host(), unit.bytes());
-    let bound = entry.graph.bound.iter().any(|&(id, placement)| {
-        placement != Placement::Resident && lost(&weights.units()[id.index()])
-    });
-    let lost = bound || weights.lookups_lost(&shrunk);
-    match entry.graph.refers_to_arena() && lost {
-        true => Err(PassError::FileShrunk(shrunk)),
-        false => Ok(()),
+    match weights.shrunk_among(&entry.graph.files).find(lost) {
+        Some(shrunk) => Err(PassError::FileShrunk(shrunk)),
+        None => Ok(()),
     }
 }
 

@@ -47,6 +47,7 @@ pub fn context_wanted(
     if attempt.tried() && !search_anew {
         return attempt.ubatch.unwrap_or(wanted.ubatch);
     }
+    accounts.reserve.nothing_comes();
     // the buffers of a context that lives were reserved for the decisions that were made for it
     let held = accounts.ledger.now();
     if held.kv > 0 || accounts.ledger.scratch() > 0 {

@@ -6,7 +6,7 @@ use crate::hook::log;
 use crate::hook::residency::CarveError;
 use crate::hook::telemetry::counters::Counters;
 use crate::hook::tenant::Tenant;
-use pipeshard_plan::plan::Plan;
+use pipeshard_plan::plan::{Placement, Plan, Tier, Unit, UnitClass};
 
 /// Gives all of the arena's memory back. Graphs that were split before are void.
 pub fn release(accounts: &mut Accounts, tenant: &mut Tenant, proof: NewShape<'_>) {
@@ -33,8 +33,14 @@ pub fn take(
                 tenant.note_holdings(accounts);
                 return Err(shrunk.to_string());
             }
+            let read = read_from_host(&wanted, tenant.weights.described());
+            page_lock(accounts, tenant, counters, &wanted, &read);
             let units = tenant.weights.units_mut();
             let carved = tenant.residency.carve(&wanted, units, proof);
+            if let Some(device) = accounts.device() {
+                // SAFETY: what was uploaded was waited for, and the ring is empty.
+                unsafe { tenant.weights.unlock_others(device, &read) };
+            }
             tenant.note_holdings(accounts);
             match carved {
                 Ok(()) => {
@@ -65,6 +71,46 @@ pub fn take(
             }
         }
     }
+}
+
+/// By unit, whether it is read from host memory under this plan, looked-up embeddings aside: the device streams it, or the CPU computes
+/// with it.
+fn read_from_host(plan: &Plan, units: &[Unit]) -> Vec<bool> {
+    let resident = |at: usize, tier: &Tier| tier.placements.get(at) == Some(&Placement::Resident);
+    let read = |(at, unit): (usize, &Unit)| {
+        unit.class != UnitClass::HostOnly && !plan.tiers.iter().all(|tier| resident(at, tier))
+    };
+    units.iter().enumerate().map(read).collect()
+}
+
+/// By unit, whether it will be uploaded: its chunk is not there yet.
+fn uploaded(have: Option<&Plan>, plan: &Plan) -> Vec<bool> {
+    let have = have.map_or(&[][..], |have| &have.chunks);
+    let shared = have.iter().zip(&plan.chunks);
+    let shared = shared.take_while(|(have, want)| have == want).count();
+    let mut uploaded = vec![false; plan.units.len()];
+    for (id, _) in plan.chunks[shared..].iter().flat_map(|chunk| &chunk.units) {
+        uploaded[id.index()] = true;
+    }
+    uploaded
+}
+
+/// Page-locks what the plan reads from host memory.
+fn page_lock(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    counters: &mut Counters,
+    plan: &Plan,
+    read: &[bool],
+) {
+    let Some(device) = accounts.device() else {
+        return;
+    };
+    tenant.residency.drain();
+    let uploaded = uploaded(tenant.residency.carved(), plan);
+    // SAFETY: the lanes were drained.
+    counters.page_lock_refused = unsafe { tenant.weights.lock_for(device, read, &uploaded) };
+    tenant.note_page_locked(accounts);
 }
 
 /// After a refused allocation: lowers the budget to what the device still has, or gives up.

@@ -11,6 +11,8 @@ use crate::hook::telemetry::counters::Counters;
 use crate::hook::tenant::Tenant;
 use crate::hook::test_card::card;
 use crate::hook::weights::Weights;
+use crate::lanes::device::Device;
+use crate::lanes::fetch::ChoiceLayout;
 use crate::trace::Recorder;
 use pipeshard_plan::plan::{plan, Plan, PlanInput, Unit, UnitClass};
 use pipeshard_sys as ffi;
@@ -63,6 +65,7 @@ fn planned(budget: u64, fetched: u32) -> Plan {
 }
 
 struct House {
+    device: Device,
     accounts: Accounts,
     tenant: Tenant,
     counters: Counters,
@@ -77,6 +80,7 @@ fn house(vram: &str) -> House {
     residency.open(device).expect("it has lanes");
     let described = units();
     House {
+        device,
         accounts: Accounts::new(Arc::clone(&config)),
         tenant: Tenant {
             weights: Weights::of_test(loaded(&described), described),
@@ -154,4 +158,31 @@ fn graphs_with_fetched_experts_do_not_survive_their_memory() {
     house.take(&planned(5, 2));
     assert_eq!(house.tenant.residency.recarvings(), 0);
     assert!(house.tenant.residency.generation().addresses() > before);
+}
+
+#[test]
+fn the_host_waits_for_fetched_experts_outside_of_the_lock() {
+    let mut house = house("16M");
+    house.take(&planned(5, 1));
+    let waits = || pipeshard_sim::counters(house.device.raw()).host_syncs;
+    let before = waits();
+    let fetcher = house.tenant.residency.fetcher_mut();
+    let fetcher = fetcher.expect("the plan fetches experts");
+    let (lane, nothing) = (
+        fetcher.stream(),
+        ChoiceLayout {
+            rows: 0,
+            stride: 0,
+            experts: 1,
+        },
+    );
+    // SAFETY: the lane is live; nothing is chosen, so no memory is read.
+    unsafe {
+        assert!(!fetcher.await_numbers(0, lane));
+        fetcher.fetch(0, &[], nothing).expect("nothing is chosen");
+        // its numbers are still on their way: somebody has to wait, but not here
+        assert!(fetcher.await_numbers(0, lane));
+        fetcher.fetch(0, &[], nothing).expect("nothing is chosen");
+    }
+    assert_eq!(waits(), before);
 }

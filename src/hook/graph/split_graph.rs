@@ -3,6 +3,7 @@
 use super::divide::Divided;
 use super::nodes::{is_computed, sources};
 use super::routing::Routings;
+use crate::lanes::mapped_file::FileId;
 use crate::lanes::ring::GroupId;
 use pipeshard_plan::plan::{Placement, UnitId};
 use pipeshard_sys as ffi;
@@ -29,6 +30,8 @@ pub struct SplitGraph {
     pub fresh: bool,
     /// Units that the graph reads, with where they are read.
     pub bound: Vec<(UnitId, Placement)>,
+    /// Files that its passes read: streamed units, those that the CPU computes with, and embeddings lie in them.
+    pub files: Vec<FileId>,
     /// Nodes with weights that were left to the scheduler.
     pub declined: u32,
     /// Attentions of the device over cells that are copied from host memory. Each begins a split: the copies take memory from
@@ -54,6 +57,7 @@ impl SplitGraph {
         self.splits.clear();
         self.uses.clear();
         self.bound.clear();
+        self.files.clear();
         self.rows = 0;
         self.cells = 0;
         self.addresses = None;

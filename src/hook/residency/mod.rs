@@ -18,7 +18,7 @@ use crate::lanes::ring::Ring;
 use crate::trace::record::HostWork;
 use crate::trace::Recorder;
 pub use generation::Generation;
-use pipeshard_plan::plan::{FetchLayout, FetchShape, Plan, Unit};
+use pipeshard_plan::plan::{FetchLayout, FetchShape, Location, Plan, Unit};
 use pipeshard_sys as ffi;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -223,7 +223,10 @@ impl Residency {
         let (Some(arena), Some(copier)) = (&mut self.arena, &mut self.copier) else {
             return Err(CarveError::Other("the copy lane is not open".to_string()));
         };
-        if units.iter().any(|unit| !unit.pinned()) {
+        let locations = plan.locations();
+        let mut placed = units.iter().zip(&locations);
+        let staged = |(unit, at): (&LoadedUnit, &Location)| *at != Location::Host && !unit.pinned();
+        if placed.any(staged) {
             copier.prepare_staging().map_err(CarveError::Other)?;
         }
         let since = self.trace.since();

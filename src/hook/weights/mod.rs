@@ -5,13 +5,15 @@
 //! arena.
 
 mod page_lock;
+#[cfg(test)]
+mod page_lock_tests;
 
 use crate::arena::unit::LoadedUnit;
 use crate::hook::config::Config;
 use crate::lanes::device::{Buffer, Device};
 use crate::lanes::host_memory::LockedMemory;
-use crate::lanes::mapped_file::{MappedFiles, Shrunk};
-use page_lock::{device_bytes_of, page_lock};
+use crate::lanes::mapped_file::{FileId, MappedFiles, Shrunk};
+use page_lock::{device_bytes_of, Locking, PageLocks, Part, Which};
 use pipeshard_model::inventory::{layer_of, Inventory, LoadedTensor};
 use pipeshard_plan::plan::{
     default_small_threshold, units_from_inventory, Unit, UnitClass, UnitId,
@@ -53,6 +55,7 @@ pub struct Weights {
     units: Vec<LoadedUnit>,
     /// Which unit a loaded tensor is.
     index: HashMap<usize, UnitId>,
+    locks: PageLocks,
 }
 
 /// Looks at a model's weights. Those that are not in host memory are none of ours.
@@ -91,7 +94,7 @@ pub unsafe fn describe(tensors: &[*mut ffi::ggml_tensor]) -> Result<Described, S
 }
 
 impl Weights {
-    /// Takes a model in: its weights become units, and the buffers that hold them are page-locked. Answers why some are not.
+    /// Takes a model in: its weights become units. Nothing is page-locked before there is a plan, see [`Self::lock_for`].
     ///
     /// # Safety
     /// The tensors are those that were described; they are valid and stay so until [`Self::remove`] is called with the same key.
@@ -103,7 +106,7 @@ impl Weights {
         device: Device,
         granularity: u64,
         config: &Config,
-    ) -> Result<Option<String>, String> {
+    ) -> Result<(), String> {
         let Described {
             inventory,
             tensors: by_name,
@@ -125,16 +128,19 @@ impl Weights {
         let extent = |unit: &LoadedUnit| (unit.host() as usize, unit.bytes());
         let ranges: Vec<_> = self.units[first..].iter().map(extent).collect();
         let files = MappedFiles::of(&ranges);
-        let (locked, refused) = page_lock(device, config, tensors, &mut self.units[first..]);
+        self.locks.locking = Locking::new(config);
         self.models.push(Model {
             key,
             inventory,
             units: first..self.units.len(),
-            locked,
+            locked: self.locks.locking.memory(),
             files,
             placed_by_user: device_bytes_of(tensors, granularity),
         });
-        Ok(refused)
+        if let Some(added) = self.parts().0.last_mut() {
+            added.note_pinned(device);
+        }
+        Ok(())
     }
 
     /// Forgets a model: nothing may read its weights any more. False if it is not known.
@@ -223,20 +229,106 @@ impl Weights {
         self.models.iter().map(|m| m.locked.bytes()).sum()
     }
 
-    /// Bytes of units that the device reads where they lie, whoever page-locked them.
-    pub fn pinned_bytes(&self) -> u64 {
-        let pinned = self.units.iter().filter(|unit| unit.pinned());
-        pinned.map(|unit| unit.bytes() as u64).sum()
+    /// Bytes of units that the device addresses where they lie, or will, as far as that is known.
+    pub fn addressed_bytes(&self) -> u64 {
+        let none = self.locks.locking.off().is_some() || self.locks.refused.is_some();
+        let units = self.units.iter().zip(&self.described);
+        let addressed = units.filter(|(unit, info)| match none {
+            true => unit.pinned(),
+            false => info.class != UnitClass::HostOnly,
+        });
+        addressed.map(|(unit, _)| unit.bytes() as u64).sum()
     }
 
-    /// Whether copies of some units go through the staging ring.
-    pub fn any_staged(&self) -> bool {
-        self.units.iter().any(|unit| !unit.pinned())
+    /// Whether nothing is page-locked, and why.
+    pub fn locking_off(&self) -> Option<String> {
+        self.locks.locking.off()
+    }
+
+    /// The models, as far as they are page-locked, and what locks them.
+    fn parts(&mut self) -> (Vec<Part<'_>>, &mut PageLocks) {
+        let mut rest = &mut self.units[..];
+        let mut at = 0;
+        let mut parts = Vec::with_capacity(self.models.len());
+        // a model that comes later has later units
+        for model in &mut self.models {
+            let (_, from) = std::mem::take(&mut rest).split_at_mut(model.units.start - at);
+            let (units, behind) = from.split_at_mut(model.units.len());
+            (rest, at) = (behind, model.units.end);
+            parts.push(Part {
+                first: model.units.start,
+                units,
+                locked: &mut model.locked,
+                files: &model.files,
+            });
+        }
+        (parts, &mut self.locks)
+    }
+
+    /// Page-locks what is read from host memory from here on, see [`PageLocks::lock_for`].
+    ///
+    /// # Safety
+    /// Nothing is being copied from the units.
+    pub unsafe fn lock_for(
+        &mut self,
+        device: Device,
+        read: Which<'_>,
+        uploaded: Which<'_>,
+    ) -> Option<String> {
+        let (mut parts, locks) = self.parts();
+        locks.lock_for(&mut parts, device, read, uploaded)
+    }
+
+    /// Unlocks what was only locked to be uploaded.
+    ///
+    /// # Safety
+    /// Nothing is being copied from the units.
+    pub unsafe fn unlock_others(&mut self, device: Device, read: Which<'_>) {
+        let (mut parts, locks) = self.parts();
+        locks.unlock_others(&mut parts, device, read);
     }
 
     /// A file that has become shorter since its weights were loaded.
     pub fn shrunk_file(&self) -> Option<Shrunk> {
         self.models.iter().find_map(|model| model.files.shrunk())
+    }
+
+    /// The files that a graph reads from: what `read` of its units lie in, and the embeddings of the models that `bound`, all of its
+    /// units, belong to, which are looked up without being asked for.
+    pub fn files_read(&self, bound: &[UnitId], read: &[UnitId]) -> Vec<FileId> {
+        let mut files = Vec::new();
+        for model in &self.models {
+            if !bound.iter().any(|id| model.units.contains(&id.index())) {
+                continue;
+            }
+            let looked_up = model.units.clone();
+            let looked_up = looked_up.filter(|&at| self.described[at].class == UnitClass::HostOnly);
+            let read = read.iter().map(|id| id.index());
+            let read = read.filter(|at| model.units.contains(at));
+            for unit in looked_up.chain(read).map(|at| &self.units[at]) {
+                for index in model.files.holding(unit.host(), unit.bytes()) {
+                    let id = FileId {
+                        model: model.key,
+                        index,
+                    };
+                    if !files.contains(&id) {
+                        files.push(id);
+                    }
+                }
+            }
+        }
+        files
+    }
+
+    /// Those of these files that have become shorter since their weights were loaded.
+    pub fn shrunk_among<'a>(&'a self, files: &'a [FileId]) -> impl Iterator<Item = Shrunk> + 'a {
+        let shrunk = |id: &FileId| self.model(id.model)?.files.shrunk_file(id.index);
+        files.iter().filter_map(shrunk)
+    }
+
+    /// Times that the length of a file was asked for.
+    pub fn file_looks(&self) -> u64 {
+        self.models.iter().map(|model| model.files.looks()).sum()
     }
 
     /// Files that were written to while they are in use, each once.
@@ -256,22 +348,26 @@ impl Weights {
 #[cfg(test)]
 impl Weights {
     /// Units without a model.
-    pub(super) fn of_test(units: Vec<LoadedUnit>, described: Vec<Unit>) -> Self {
+    pub(in crate::hook) fn of_test(units: Vec<LoadedUnit>, described: Vec<Unit>) -> Self {
         Weights {
             units,
             described,
             ..Weights::default()
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hook::test_card::card;
-
-    /// A model of one weight with so much page-locked memory.
-    fn model(key: usize, device: Device, memory: &[u8]) -> Model {
+    /// A model of these units besides.
+    pub(in crate::hook) fn add_of_test(
+        &mut self,
+        key: usize,
+        units: Vec<LoadedUnit>,
+        described: Vec<Unit>,
+    ) {
+        let extent = |unit: &LoadedUnit| (unit.host() as usize, unit.bytes());
+        let extents: Vec<_> = units.iter().map(extent).collect();
+        let first = self.units.len();
+        self.units.extend(units);
+        self.described.extend(described);
         let weight = LoadedTensor {
             name: "blk.0.ffn_up.weight".to_string(),
             ggml_type: ffi::GGML_TYPE_F32,
@@ -283,19 +379,22 @@ mod tests {
             ("loaded.block_count", "1"),
         ];
         let keys = keys.map(|(key, value)| (key.to_string(), value.to_string()));
-        let mut locked = LockedMemory::default();
-        // SAFETY: the memory outlives the model.
-        unsafe { locked.lock(device, memory.as_ptr(), memory.len()) };
-        Model {
+        self.models.push(Model {
             key,
             inventory: Inventory::from_loaded([weight].into_iter(), &BTreeMap::from(keys))
                 .expect("a model"),
-            units: 0..0,
-            locked,
-            files: MappedFiles::default(),
+            units: first..self.units.len(),
+            locked: LockedMemory::default(),
+            files: MappedFiles::of(&extents),
             placed_by_user: 0,
-        }
+        });
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hook::test_card::card;
 
     #[test]
     fn what_was_page_locked_for_a_model_that_is_gone_does_not_count() {
@@ -303,8 +402,13 @@ mod tests {
         let memory = vec![0; 4 << 20];
         let (first, second) = memory.split_at(3 << 20);
         let mut weights = Weights::default();
-        weights.models.push(model(1, device, first));
-        weights.models.push(model(2, device, &second[8192..]));
+        for (key, memory) in [(1, first), (2, &second[8192..])] {
+            weights.add_of_test(key, Vec::new(), Vec::new());
+            let locked = &mut weights.models[key - 1].locked;
+            // SAFETY: the memory outlives the model.
+            let done = unsafe { locked.lock(device, memory.as_ptr(), memory.len()) };
+            assert_eq!(done, Ok(()));
+        }
         let both = weights.page_locked_bytes();
         assert!(weights.remove(1));
         let one = weights.page_locked_bytes();

@@ -164,7 +164,7 @@ fn of_machine(args: &ProfileArgs) -> Result<Profile, ProfileCommandError> {
     // ggml-cuda page-locks in place only where this is set
     std::env::set_var("GGML_CUDA_REGISTER_HOST", "1");
     pipeshard_llama::start(false);
-    let device = Device::first_gpu(None).ok_or(ProfileCommandError::NoDevice)?;
+    let device = Device::first_gpu().ok_or(ProfileCommandError::NoDevice)?;
     let threads = threads(args);
     let cache = Cache::of_user();
     if args.show {
