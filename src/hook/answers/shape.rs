@@ -37,7 +37,8 @@ pub fn take(
             page_lock(accounts, tenant, counters, &wanted, &read);
             let units = tenant.weights.units_mut();
             let carved = tenant.residency.carve(&wanted, units, proof);
-            if let Some(device) = accounts.device() {
+            let uploaded = tenant.residency.waits_for_uploads();
+            if let Some(device) = accounts.device().filter(|_| uploaded) {
                 // SAFETY: what was uploaded was waited for, and the ring is empty.
                 unsafe { tenant.weights.unlock_others(device, &read) };
             }

@@ -244,6 +244,11 @@ impl Residency {
         }
     }
 
+    /// Whether [`Self::carve`] has waited for what it uploaded, as it must; not so in a test of that wait.
+    pub fn waits_for_uploads(&self) -> bool {
+        self.config.debug.dropped_wait != Some(DroppedWait::Upload)
+    }
+
     /// Makes memory for the experts that the plan fetches, where there is none: when everything else has given way. `units`: those
     /// that the plan is about. An error is that the device refuses it; it is not asked again for the same.
     pub fn open_fetcher(
