@@ -65,9 +65,11 @@ mod tests {
         let callbacks = table(shared, c"build");
         shared.gate.idle().begin_pass(1);
         let (over, done) = std::sync::mpsc::channel();
+        let user = callbacks.user.expose_provenance();
+        let (begin, end) = (callbacks.pass_begin, callbacks.pass_end);
         std::thread::spawn(move || {
-            let (user, other) = (callbacks.user, std::ptr::without_provenance_mut(2));
-            let (begin, end) = (callbacks.pass_begin, callbacks.pass_end);
+            let user = std::ptr::with_exposed_provenance_mut(user);
+            let other = std::ptr::without_provenance_mut(2);
             // SAFETY: the table's own pointer; a scheduler that is not known is only an address.
             let status = unsafe { begin.expect("it is there")(user, other) };
             unsafe { end.expect("it is there")(user, other, status) };
