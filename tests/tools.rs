@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{finish, finish_text, scratch, smollm2, synthetic, tool, Finished};
+use common::{assert_accounted, finish, finish_text, scratch, smollm2, synthetic, tool, Finished};
 use pipeshard::report::Report;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -26,7 +26,9 @@ fn completion(flags: &[&str]) -> Finished {
 
 fn report_in(path: &Path) -> Report {
     let text = std::fs::read_to_string(path).expect("a report");
-    serde_json::from_str(&text).expect("a report of this build")
+    let report = serde_json::from_str(&text).expect("a report of this build");
+    assert_accounted(&report);
+    report
 }
 
 #[test]

@@ -343,7 +343,11 @@ impl Answers {
         let parse = |text: &str| serde_json::from_str::<EvalResult>(text);
         let eval = parse(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {}", finished.stdout));
         let report = eval.report.clone();
-        let report = report.map(|r| serde_json::from_value(r).expect("a report of this build"));
+        let report: Option<Report> =
+            report.map(|r| serde_json::from_value(r).expect("a report of this build"));
+        if let Some(report) = &report {
+            assert_accounted(report);
+        }
         Answers {
             eval,
             report,
@@ -411,6 +415,15 @@ impl Answers {
         assert_eq!(report.host_waits.user_inputs, 0);
         assert_eq!(report.host_waits.other, 0);
     }
+}
+
+/// Nothing was ever on the simulated device that is not in the ledger, and in the end the two are equal.
+pub fn assert_accounted(report: &Report) {
+    let Some(device) = &report.simulated_device else {
+        return;
+    };
+    assert_eq!(device["unaccounted_bytes"], 0, "{:?}", report.held);
+    assert_eq!(device["beyond_ledger_bytes"], 0, "{:?}", report.held);
 }
 
 fn count(counters: &Value, counter: &str) -> u64 {

@@ -364,6 +364,7 @@ pub(super) unsafe extern "C" fn pass_begin(
         drop(runtime);
         let mut runtime = shared.gate.idle();
         runtime.begin_pass(sched);
+        runtime.accounts.check_device();
         let failing = failing(runtime.is_broken(), &runtime);
         let (parts, proof) = runtime.parts();
         let Runtime {
@@ -486,6 +487,7 @@ pub(super) unsafe extern "C" fn pass_end(
         (),
         || {
             let mut runtime = shared.gate.plain();
+            runtime.accounts.check_device();
             let Runtime {
                 accounts,
                 tenant,
