@@ -223,8 +223,7 @@ impl Accounts {
     /// Looks whether a simulated device has memory taken that is not in the ledger.
     pub fn check_device(&mut self) {
         if let Some(device) = self.device {
-            self.check
-                .look(device, &self.ledger, self.reserve.held());
+            self.check.look(device, &self.ledger, self.reserve.held());
         }
     }
 
