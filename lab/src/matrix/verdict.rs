@@ -84,7 +84,15 @@ pub fn report_of(step: &StepResult) -> Result<Report, String> {
         .report
         .clone()
         .ok_or("pipeshard was not attached: there is no report")?;
-    serde_json::from_value(value).map_err(|e| format!("the report cannot be read: {e}"))
+    report_of_value(&value)
+}
+
+/// The same of its JSON.
+///
+/// # Errors
+/// It is none of this build.
+pub fn report_of_value(value: &serde_json::Value) -> Result<Report, String> {
+    Report::deserialize(value).map_err(|e| format!("the report cannot be read: {e}"))
 }
 
 /// Whether pipeshard did a step's work inside `bytes`, and nothing went wrong on the way.
