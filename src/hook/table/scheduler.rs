@@ -348,6 +348,7 @@ pub(super) unsafe extern "C" fn pass_begin(
     let sched = sched as usize;
     let result = shared.guard("pass_begin", ffi::GGML_STATUS_FAILED, || {
         let mut runtime = shared.gate.plain();
+        runtime.accounts.check_device();
         if !runtime.schedulers.uses_lanes(sched) {
             // what it refers to stays until its end, for this thread prepares as long
             let failing = failing(runtime.is_broken(), &runtime);
@@ -364,7 +365,6 @@ pub(super) unsafe extern "C" fn pass_begin(
         drop(runtime);
         let mut runtime = shared.gate.idle();
         runtime.begin_pass(sched);
-        runtime.accounts.check_device();
         let failing = failing(runtime.is_broken(), &runtime);
         let (parts, proof) = runtime.parts();
         let Runtime {
