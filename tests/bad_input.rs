@@ -257,7 +257,7 @@ fn page_locking_refused_or_limited() {
 /// Either the answers of stock llama.cpp, or a message and an exit code: never other answers, a crash, or a hang.
 fn same_or_refused(finished: &Finished, stock: &common::Answers, what: &str) -> bool {
     if finished.succeeded() {
-        assert!(finished.gave(stock), "{what}: other answers");
+        assert!(stock.given_by(finished), "{what}: other answers");
         return true;
     }
     let said = finished.said();

@@ -123,3 +123,21 @@ fn a_budget_that_would_be_too_small_is_refused_and_nothing_changes() {
         "{said}"
     );
 }
+
+/// The driver hands out whole pages, so what is asked for takes more.
+#[test]
+fn large_pages_are_in_the_budget() {
+    let eval = Eval::of(&synthetic("tiny-llama", &[]))
+        .prompts(&[33])
+        .generate(2)
+        .arg("ctx", 300)
+        .arg("contexts", 2);
+    let stock = eval.answers();
+    // cells of one context are no multiple of a page
+    for budget in [52 * MIB, 80 * MIB] {
+        let ours = eval.clone().within(budget, "granularity=2M").answers();
+        assert_eq!(stock.outcome(), ours.outcome());
+        ours.assert_healthy(budget);
+        assert!(ours.report().held.kv > 0);
+    }
+}

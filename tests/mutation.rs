@@ -26,7 +26,7 @@ fn assert_needed(dropped: &str, stock: &Eval, configuration: impl Fn(u64) -> Eva
         let mutated = configuration(seed)
             .env("PIPESHARD_DEBUG_DROP_WAIT", dropped)
             .run();
-        shown |= !mutated.succeeded() || !mutated.gave(&stock);
+        shown |= !mutated.succeeded() || !stock.given_by(&mutated);
         if shown {
             break;
         }

@@ -2,13 +2,10 @@
 
 mod common;
 
-use common::{finish, finish_text, scratch, smollm2, synthetic, tool, Finished};
+use common::server::Server;
+use common::{assert_accounted, finish, finish_text, scratch, smollm2, synthetic, tool, Finished};
 use pipeshard::report::Report;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
 fn completion(flags: &[&str]) -> Finished {
     let finished = finish_text(|| {
@@ -26,7 +23,9 @@ fn completion(flags: &[&str]) -> Finished {
 
 fn report_in(path: &Path) -> Report {
     let text = std::fs::read_to_string(path).expect("a report");
-    serde_json::from_str(&text).expect("a report of this build")
+    let report = serde_json::from_str(&text).expect("a report of this build");
+    assert_accounted(&report);
+    report
 }
 
 #[test]
@@ -184,89 +183,29 @@ fn a_simulated_gpu_is_listed() {
     assert!(text.contains("SIM0") && text.contains("3 GiB"), "{text}");
 }
 
-/// A server that ends with the test.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // it may have ended by itself
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn serve(flags: &[&str]) -> Server {
+    let model = synthetic("tiny-llama", &[]);
+    let mut all = vec!["-c", "1024", "-t", "1", "-np", "1", "--temp", "0"];
+    all.extend(flags);
+    Server::start(&model, &all)
 }
 
-/// One request over a connection of its own; the status line and the body.
-fn request(port: u16, head: &str, body: &str) -> Option<(String, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(60)))
-        .ok()?;
-    let length = body.len();
-    write!(
-        stream,
-        "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
-         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-    )
-    .ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    Some((head.lines().next()?.to_string(), body.to_string()))
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    listener.local_addr().expect("its address").port()
-}
-
-fn serve(flags: &[&str]) -> (Server, u16) {
-    let port = free_port();
-    let mut command = tool("llama-server");
-    command.arg("-m").arg(synthetic("tiny-llama", &[]));
-    command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
-    command.args(["-c", "1024", "-t", "1", "-np", "1", "--temp", "0"]);
-    command
-        .args(flags)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("a server");
-    // its log is read to the end, or it would wait for a reader
-    if let Some(stderr) = child.stderr.take() {
-        std::thread::spawn(move || BufReader::new(stderr).lines().for_each(drop));
-    }
-    let server = Server(child);
-    let start = Instant::now();
-    while request(port, "GET /health", "").is_none_or(|(status, _)| !status.contains("200")) {
-        assert!(
-            start.elapsed() < Duration::from_secs(90),
-            "the server does not become ready"
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    (server, port)
-}
-
-fn ask(port: u16) -> String {
+fn ask(server: &Server) -> String {
     let prompt = "abcdefgh".repeat(8);
-    let body = format!("{{\"prompt\":\"{prompt}\",\"n_predict\":8,\"temperature\":0}}");
-    let (status, answer) = request(port, "POST /completion", &body).expect("an answer");
-    assert!(status.contains("200"), "{status}: {answer}");
-    let start = answer.find('{').expect("JSON");
-    let end = answer.rfind('}').expect("JSON");
-    let json: serde_json::Value =
-        serde_json::from_str(&answer[start..=end]).expect("JSON in one piece");
-    json["content"].as_str().expect("a text").to_string()
+    let body = serde_json::json!({"prompt": prompt, "n_predict": 8, "temperature": 0});
+    let answer = server.complete(&body);
+    answer["content"].as_str().expect("a text").to_string()
 }
 
 #[test]
 fn a_server_answers() {
-    let (stock, port) = serve(&["--no-repack"]);
-    let expected = ask(port);
+    let stock = serve(&["--no-repack"]);
+    let expected = ask(&stock);
     drop(stock);
     assert!(!expected.is_empty());
     let file = scratch("tools").join("server.json");
     let path = file.display().to_string();
-    let (mut server, port) = serve(&[
+    let mut server = serve(&[
         "--pipeshard",
         "--pipeshard-vram",
         "64M",
@@ -275,22 +214,36 @@ fn a_server_answers() {
         "--pipeshard-report",
         &path,
     ]);
-    assert_eq!(ask(port), expected);
-    assert_eq!(ask(port), expected);
+    assert_eq!(ask(&server), expected);
+    assert_eq!(ask(&server), expected);
     // asked to stop, it writes its report
-    let pid = i32::try_from(server.0.id()).expect("a process id");
-    // SAFETY: the process is our child and has not been waited for, so the id is its own.
-    unsafe { libc::kill(pid, libc::SIGTERM) };
-    let start = Instant::now();
-    while matches!(server.0.try_wait(), Ok(None)) {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "the server does not stop"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    server.stop();
     let report = report_in(&file);
     assert!(report.engaged && report.errors.is_empty(), "{report:?}");
     assert!(report.passes.prompt > 0 && report.passes.decode > 0);
     assert!(report.peak.total <= 64 << 20);
+}
+
+/// Ends as stock does: with exit code 0, and with its report written.
+#[test]
+fn a_server_whose_log_nobody_reads_any_more_goes_on() {
+    let file = scratch("tools").join("closed.json");
+    let path = file.display().to_string();
+    let ours = [
+        "--pipeshard-vram",
+        "64M",
+        "--pipeshard-sim",
+        "vram=1G",
+        "--pipeshard-report",
+        &path,
+    ];
+    let codes = [&["--no-repack"][..], &ours].map(|flags| {
+        let mut server = serve(flags);
+        let before = ask(&server);
+        server.close_log();
+        assert_eq!(ask(&server), before);
+        server.stop().code()
+    });
+    assert_eq!(codes, [Some(0), Some(0)]);
+    assert!(report_in(&file).engaged);
 }

@@ -4,4 +4,5 @@
 pub mod bench;
 pub mod cli;
 pub mod matrix;
+pub mod process;
 pub mod synth;

@@ -54,6 +54,8 @@ pub struct Holdings {
 struct KvOwner {
     model: usize,
     layers: Vec<KvPlacement>,
+    /// What its layers on the device asked for, in bytes.
+    asked: u64,
 }
 
 /// What is accounted for.
@@ -70,15 +72,25 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Notes one layer's KV of `owner`.
-    pub fn add_kv(&mut self, owner: usize, model: usize, placement: KvPlacement) {
+    /// What `bytes` more of KV of `owner` take on the device. All of its layers there are one allocation, which is rounded up to
+    /// `granularity`.
+    pub fn kv_takes(&self, owner: usize, bytes: u64, granularity: u64) -> u64 {
+        let asked = self.kv.get(&owner).map_or(0, |kv| kv.asked);
+        let rounded = |bytes: u64| bytes.next_multiple_of(granularity);
+        rounded(asked + bytes) - rounded(asked)
+    }
+
+    /// Notes one layer's KV of `owner`: what it asked for, and what that takes.
+    pub fn add_kv(&mut self, owner: usize, model: usize, asked: u64, placement: KvPlacement) {
         if !self.kv.contains_key(&owner) {
             self.kv_order.push(owner);
         }
         let entry = self.kv.entry(owner).or_insert_with(|| KvOwner {
             model,
             layers: Vec::new(),
+            asked: 0,
         });
+        entry.asked += if placement.device { asked } else { 0 };
         entry.layers.push(placement);
         self.note();
     }
@@ -229,8 +241,8 @@ mod tests {
     #[test]
     fn counts_what_is_on_the_device_and_remembers_the_peak() {
         let mut ledger = Ledger::default();
-        ledger.add_kv(1, 9, kv(0, true, 100));
-        ledger.add_kv(1, 9, kv(1, false, 100));
+        ledger.add_kv(1, 9, 100, kv(0, true, 100));
+        ledger.add_kv(1, 9, 100, kv(1, false, 100));
         ledger.set_scratch(7, 50);
         ledger.set_scratch(7, 20);
         ledger.set_arena(300, 40);
@@ -243,11 +255,24 @@ mod tests {
     }
 
     #[test]
+    fn layers_of_one_allocation_are_rounded_up_once() {
+        let mut ledger = Ledger::default();
+        for (layer, takes) in [(0, 128), (1, 128), (2, 0), (3, 128)] {
+            assert_eq!(ledger.kv_takes(1, 80, 128), takes, "layer {layer}");
+            ledger.add_kv(1, 9, 80, kv(layer, true, takes));
+        }
+        // 320 bytes
+        assert_eq!(ledger.now().kv, 384);
+        // another owner's are another allocation
+        assert_eq!(ledger.kv_takes(2, 80, 128), 128);
+    }
+
+    #[test]
     fn the_latest_kv_of_a_layer_tells_where_its_attention_runs() {
         let mut ledger = Ledger::default();
-        ledger.add_kv(1, 9, kv(0, true, 100));
+        ledger.add_kv(1, 9, 100, kv(0, true, 100));
         assert!(!ledger.layer_on_host(9, 0));
-        ledger.add_kv(2, 9, kv(0, false, 100));
+        ledger.add_kv(2, 9, 100, kv(0, false, 100));
         assert!(ledger.layer_on_host(9, 0));
         assert!(!ledger.layer_on_host(8, 0));
         ledger.remove_kv(2);

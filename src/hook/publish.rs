@@ -1,6 +1,7 @@
 //! The report, made of what the parts have counted. Reads everything and changes nothing, but for what passes have shown, which is
 //! taken over before it is reported.
 
+use super::accounts::Accounts;
 use super::answers::learning;
 use super::log;
 use super::planning::context::ContextPlan;
@@ -65,8 +66,6 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
     let waits = counters.host_waits();
     let calibration = calibration(runtime);
     let carved = residency.carved();
-    let device = accounts.device();
-    let simulated = device.filter(|d| sim::is_simulated(d.raw()));
     Report {
         engaged,
         reason,
@@ -131,7 +130,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         declined_nodes: counters.declined(),
         attentions_over_host_cells: counters.over_host_cells,
         not_resident: carved.map(not_resident).unwrap_or_default(),
-        simulated_device: simulated.and_then(|d| serde_json::to_value(sim::counters(d.raw())).ok()),
+        simulated_device: simulated_device(accounts),
         saved_plan: carved.and_then(|carved| tenant.planner.followed.used(carved)),
         timeline: timeline.map(summary),
         predicted: predicted(&tenant.planner),
@@ -139,6 +138,16 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         calibration: calibration.ok(),
         ..Report::default()
     }
+}
+
+/// What the simulated device counted, and how that compares with the ledger.
+fn simulated_device(accounts: &Accounts) -> Option<serde_json::Value> {
+    let device = accounts.device()?.raw();
+    let (most, now) = accounts.unaccounted()?;
+    let mut counters = serde_json::to_value(sim::counters(device)).ok()?;
+    counters["unaccounted_bytes"] = most.into();
+    counters["beyond_ledger_bytes"] = now.into();
+    Some(counters)
 }
 
 /// What was predicted of the context that was made last.

@@ -77,7 +77,7 @@ impl Tenant {
         let models = self.weights.models().len();
         let weights = &self.weights;
         let input = |planner: &Planner| planner.decided(problem(weights, accounts), 0, models);
-        self.planner.current(input)
+        self.planner.current(input, accounts.ledger.scratch())
     }
 
     /// A plan to measure graphs by, see [`Planner::for_measuring`].
@@ -85,7 +85,7 @@ impl Tenant {
         let models = self.weights.models().len();
         let weights = &self.weights;
         let input = |planner: &Planner| planner.decided(problem(weights, accounts), 0, models);
-        self.planner.for_measuring(input)
+        self.planner.for_measuring(input, accounts.ledger.scratch())
     }
 
     /// Gives units that have no place an address, so that nobody thinks that compute buffers have to hold them.

@@ -193,7 +193,7 @@ impl Cache {
 mod tests {
     use super::*;
     use crate::profile::file::from_file;
-    use pipeshard_plan::profile::{Curve, Op, Origin, Point, Processor};
+    use pipeshard_plan::profile::{Curve, Op, Origin, Point, Processor, PROFILE_SCHEMA_VERSION};
 
     fn key() -> ProfileKey {
         ProfileKey {
@@ -329,18 +329,26 @@ mod tests {
         let (_folder, cache) = cache();
         let path = cache.store(&measured(key())).unwrap();
         let whole = std::fs::read_to_string(&path).unwrap();
+        let version = |number: u32| format!("\"schema_version\": {number}");
+        let now = version(PROFILE_SCHEMA_VERSION);
+        let seconds = serde_json::to_string(&1.5e-5).unwrap();
+        let replaced = |what: &str, by: &str| {
+            let damage = whole.replace(what, by);
+            assert_ne!(damage, whole, "'{what}' is not in the file");
+            damage
+        };
         let damages = [
             whole[..whole.len() / 2].to_owned(),
             String::new(),
             "[]".to_owned(),
-            whole.replace("\"schema_version\": 1", "\"schema_version\": 99"),
-            whole.replace("\"pinned\"", "\"pined\""),
-            whole.replace("1.5e-5", "-1.5e-5"),
-            whole.replace("0.000015", "0.0"),
-            "{\"schema_version\": 1}".to_owned(),
+            replaced(&now, &version(99)),
+            replaced("\"pinned\"", "\"pined\""),
+            replaced(&seconds, &format!("-{seconds}")),
+            replaced(&seconds, "0.0"),
+            format!("{{{now}}}"),
         ];
-        for damage in damages.iter().filter(|damage| **damage != whole) {
-            std::fs::write(&path, damage).unwrap();
+        for damage in damages {
+            std::fs::write(&path, &damage).unwrap();
             let found = cache.load(&key());
             assert!(
                 matches!(&found, Found::Damaged(why) if why.contains("measured again")),

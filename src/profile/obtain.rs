@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_profile_is_there_at_once() {
+    fn a_kept_profile_is_read_without_measuring() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::in_folder(folder.path());
         let mut profile = Profile::assumed();
@@ -351,18 +351,11 @@ mod tests {
         let operations = [product(1), product(59)];
         let request = request(device, &operations, &cache, &|_, _| {});
         let settings = || little(16 << 20);
-        let best = (0..10)
-            .map(|_| {
-                let start = std::time::Instant::now();
-                let found = obtain_with(&request, &key(), &settings).unwrap();
-                assert_eq!(found.from, Source::Cache);
-                start.elapsed()
-            })
-            .min();
-        assert!(
-            best < Some(std::time::Duration::from_millis(50)),
-            "{best:?}"
-        );
+        let found = obtain_with(&request, &key(), &settings).unwrap();
+        assert_eq!(found.from, Source::Cache);
+        assert_eq!(found.profile.curves.len(), profile.curves.len());
+        let did = pipeshard_sim::counters(device.raw());
+        assert_eq!((did.graphs, did.copies, did.allocations), (0, 0, 0));
     }
 
     #[test]

@@ -6,14 +6,17 @@
 // each test binary uses a part of this
 #![allow(dead_code)]
 
+pub mod server;
+
 use pipeshard::report::Report;
 use pipeshard_cli::eval::EvalResult;
+use pipeshard_lab::process;
+pub use pipeshard_lab::process::Finished;
 use serde_json::Value;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub const MIB: u64 = 1 << 20;
 
@@ -116,38 +119,6 @@ pub fn tool(name: &str) -> Command {
     command
 }
 
-/// What a process left behind.
-pub struct Finished {
-    /// `None`: it hung and was ended.
-    pub status: Option<ExitStatus>,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Finished {
-    pub fn succeeded(&self) -> bool {
-        self.status.is_some_and(|s| s.success())
-    }
-
-    /// Ended by itself with an exit code other than 0: not by a signal, and not by the time limit.
-    pub fn failed_cleanly(&self) -> bool {
-        self.status
-            .is_some_and(|s| s.code().is_some_and(|c| c != 0))
-    }
-
-    /// Whether it printed the answers that `other` has.
-    pub fn gave(&self, other: &Answers) -> bool {
-        serde_json::from_str::<EvalResult>(&self.stdout)
-            .is_ok_and(|eval| outcome(&eval) == other.outcome())
-    }
-
-    /// What it said, in one line per line, without line breaks inside sentences.
-    pub fn said(&self) -> String {
-        let words: Vec<&str> = self.stderr.split_whitespace().collect();
-        words.join(" ")
-    }
-}
-
 /// Runs a tool of llama.cpp's that generates text, until all of it was written: the tools, stock ones too, leave that to a thread which
 /// is not always done when the process ends. What was generated ends with an empty line.
 pub fn finish_text(command: impl Fn() -> Command) -> Finished {
@@ -163,46 +134,7 @@ pub fn finish_text(command: impl Fn() -> Command) -> Finished {
 
 /// Runs a process to its end, or ends it after a while.
 pub fn finish(command: &mut Command) -> Finished {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let drain = |stream: Option<Box<dyn Read + Send>>| {
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            if let Some(mut stream) = stream {
-                // a broken pipe ends the text like its end does
-                let _ = stream.read_to_end(&mut bytes);
-            }
-            String::from_utf8_lossy(&bytes).into_owned()
-        })
-    };
-    let stdout = drain(child.stdout.take().map(|s| Box::new(s) as _));
-    let stderr = drain(child.stderr.take().map(|s| Box::new(s) as _));
-    let start = Instant::now();
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break Some(status),
-            Ok(None) if start.elapsed() < PATIENCE => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            _ => {
-                // it may have ended in this moment
-                let _ = child.kill();
-                let _ = child.wait();
-                break None;
-            }
-        }
-    };
-    let text = |thread: std::thread::JoinHandle<String>| thread.join().unwrap_or_default();
-    Finished {
-        status,
-        stdout: text(stdout),
-        stderr: text(stderr),
-    }
+    process::run(command, PATIENCE).unwrap_or_else(|e| panic!("{command:?}: {e}"))
 }
 
 /// An evaluation to be made.
@@ -343,12 +275,22 @@ impl Answers {
         let parse = |text: &str| serde_json::from_str::<EvalResult>(text);
         let eval = parse(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {}", finished.stdout));
         let report = eval.report.clone();
-        let report = report.map(|r| serde_json::from_value(r).expect("a report of this build"));
+        let report: Option<Report> =
+            report.map(|r| serde_json::from_value(r).expect("a report of this build"));
+        if let Some(report) = &report {
+            assert_accounted(report);
+        }
         Answers {
             eval,
             report,
             said: finished.said(),
         }
+    }
+
+    /// Whether a process printed them.
+    pub fn given_by(&self, finished: &Finished) -> bool {
+        serde_json::from_str::<EvalResult>(&finished.stdout)
+            .is_ok_and(|eval| outcome(&eval) == self.outcome())
     }
 
     pub fn report(&self) -> &Report {
@@ -411,6 +353,15 @@ impl Answers {
         assert_eq!(report.host_waits.user_inputs, 0);
         assert_eq!(report.host_waits.other, 0);
     }
+}
+
+/// Nothing was ever on the simulated device that is not in the ledger, and in the end the two are equal.
+pub fn assert_accounted(report: &Report) {
+    let Some(device) = &report.simulated_device else {
+        return;
+    };
+    assert_eq!(device["unaccounted_bytes"], 0, "{:?}", report.held);
+    assert_eq!(device["beyond_ledger_bytes"], 0, "{:?}", report.held);
 }
 
 fn count(counters: &Value, counter: &str) -> u64 {

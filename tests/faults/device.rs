@@ -67,6 +67,46 @@ fn every_allocation_is_refused_once() {
     }
 }
 
+/// Compute buffers that grow in mid-run and are refused: the batch fails, the next one works.
+#[test]
+fn every_allocation_of_a_shift_is_refused_once() {
+    let play = Play::new("shifted", &dense());
+    let whole = play.clone().within(STREAMED, "").lines();
+    let grown = |l: &String| l.starts_with("grown ") && !l.starts_with("grown 0 ");
+    assert!(whole.iter().any(grown), "{whole:?}");
+    let stock = play.lines();
+    let mut refused_in_mid_run = 0;
+    for point in 1.. {
+        let fault = format!("failalloc={point}");
+        let finished = play.clone().within(STREAMED, &fault).run();
+        check(&finished, &stock, &fault);
+        if !finished.said().contains("(failalloc)") {
+            break;
+        }
+        let ours = lines(&finished);
+        let failed = ours.iter().any(|l| l.starts_with("shifted.0 failed"));
+        let then = ours.iter().any(|l| l.starts_with("shifted.2 logits"));
+        assert!(!failed || then, "{fault}: {ours:?}");
+        refused_in_mid_run += usize::from(failed);
+    }
+    assert!(refused_in_mid_run > 0);
+}
+
+#[test]
+fn what_is_kept_on_the_device_is_in_the_budget() {
+    for model in models() {
+        let play = Play::new("kept", &model);
+        let stock = play.lines();
+        for budget in [STREAMED, 32 << 20] {
+            let finished = play.clone().within_all(budget).run();
+            let ending = check(&finished, &stock, &format!("{budget} bytes"));
+            assert_eq!(ending, Ending::Answers);
+            let ours = lines(&finished);
+            assert!(ours.iter().any(|l| l == "report errors "), "{ours:?}");
+        }
+    }
+}
+
 #[test]
 fn no_allocation_works_from_one_on() {
     for &budget in budgets() {
@@ -210,7 +250,7 @@ fn page_locked_memory_is_not_released() {
 /// Of `pipeshard eval`, which ends with the first failure.
 fn same_or_refused(finished: &Finished, stock: &crate::common::Answers, what: &str) -> bool {
     if finished.succeeded() {
-        assert!(finished.gave(stock), "{what}: other answers");
+        assert!(stock.given_by(finished), "{what}: other answers");
         return true;
     }
     let said = finished.said();

@@ -57,6 +57,12 @@ impl Play {
             )
     }
 
+    /// The same on a device that has no byte more than the budget.
+    pub fn within_all(self, budget: u64) -> Self {
+        self.within(budget, "")
+            .env("LLAMA_ARG_PIPESHARD_SIM", format!("vram={budget}"))
+    }
+
     pub fn run(&self) -> Finished {
         let mut command = common::tool(common::LAB);
         let mut player = Command::new(std::env::current_exe().expect("this test binary"));
@@ -148,6 +154,14 @@ impl Model {
     }
 
     pub fn context(&self) -> Option<Context> {
+        self.context_with(|_| ())
+    }
+
+    /// One of other parameters than most.
+    pub fn context_with(
+        &self,
+        change: impl FnOnce(&mut ffi::llama_context_params),
+    ) -> Option<Context> {
         // SAFETY: the model is alive, and its contexts are freed before it.
         unsafe {
             let mut params = ffi::llama_context_default_params();
@@ -157,6 +171,7 @@ impl Model {
             params.n_outputs_max = 1;
             params.n_threads = 1;
             params.n_threads_batch = 1;
+            change(&mut params);
             let context = ffi::llama_init_from_model(self.0, params);
             let vocabulary = ffi::llama_vocab_n_tokens(ffi::llama_model_get_vocab(self.0));
             (!context.is_null()).then_some(Context(context, vocabulary))
@@ -216,6 +231,46 @@ impl Context {
         }
         let likeliest = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
         Batch::Logits(hash, likeliest.map_or(0, |(i, _)| i as i32))
+    }
+
+    /// Takes tokens `from` to `to` out and moves those behind them there.
+    pub fn shift(&self, from: i32, to: i32) {
+        // SAFETY: alive; all tokens are those of sequence 0.
+        unsafe {
+            let memory = ffi::llama_get_memory(self.0);
+            assert!(ffi::llama_memory_seq_rm(memory, 0, from, to));
+            ffi::llama_memory_seq_add(memory, 0, to, -1, from - to);
+        }
+    }
+
+    /// Keeps sequence 0 as it is, in device memory where there is some.
+    pub fn keep(&self) -> Vec<u8> {
+        let flags = ffi::LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
+        // SAFETY: alive; the buffer is as large as said.
+        unsafe {
+            let mut kept = vec![0; ffi::llama_state_seq_get_size_ext(self.0, 0, flags)];
+            let (at, length) = (kept.as_mut_ptr(), kept.len());
+            let written = ffi::llama_state_seq_get_data_ext(self.0, at, length, 0, flags);
+            assert!(written > 0);
+            kept
+        }
+    }
+
+    /// Goes back to what [`Self::keep`] has kept.
+    pub fn take_back(&self, kept: &[u8]) {
+        let flags = ffi::LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
+        // SAFETY: alive; the bytes are valid during the call.
+        unsafe {
+            assert!(ffi::llama_memory_seq_rm(
+                ffi::llama_get_memory(self.0),
+                0,
+                -1,
+                -1
+            ));
+            let (at, length) = (kept.as_ptr(), kept.len());
+            let read = ffi::llama_state_seq_set_data_ext(self.0, at, length, 0, flags);
+            assert!(read > 0);
+        }
     }
 
     /// Tokens of a prompt that looks like nothing in particular.

@@ -1,5 +1,6 @@
 //! What a player does. Without pipeshard the same lines come from stock llama.cpp.
 
+use crate::common;
 use crate::driver::{load_backends, model_path, report, say, set_budget, Batch, Context, Model};
 use pipeshard_sys as ffi;
 use std::ffi::CString;
@@ -13,6 +14,8 @@ pub fn play(scenario: &str) {
         "file" => file(),
         "handshake" => handshake(),
         "two-copies" => two_copies(),
+        "shifted" => shifted(),
+        "kept" => kept(),
         other => panic!("no scenario '{other}'"),
     }
 }
@@ -64,6 +67,90 @@ fn one_round(round: u32, context: &Context) {
             }
         }
     }
+}
+
+/// One batch, and once more where it fails.
+fn twice(context: &Context, what: &str, tokens: &[i32]) -> Option<i32> {
+    let mut batch = context.decode(tokens);
+    if let Batch::Failed(code) = batch {
+        say(&format!("{what} failed {code}"));
+        batch = context.decode(tokens);
+    }
+    match batch {
+        Batch::Logits(hash, next) => {
+            say(&format!("{what} logits {hash:016x}"));
+            Some(next)
+        }
+        Batch::NotANumber => {
+            say(&format!("{what} nan"));
+            None
+        }
+        Batch::Failed(code) => {
+            say(&format!("{what} failed {code}"));
+            None
+        }
+    }
+}
+
+/// Cells of a quantised cache change their positions, which takes more memory than ubatches of this size do.
+fn shifted() {
+    load_backends();
+    let model = Model::load(&model_path());
+    let context = model.as_ref().and_then(|model| {
+        model.context_with(|params| {
+            (params.n_ctx, params.n_batch, params.n_ubatch) = (1024, 64, 64);
+            (params.type_k, params.type_v) = (ffi::GGML_TYPE_Q8_0, ffi::GGML_TYPE_Q8_0);
+        })
+    });
+    if let Some(context) = &context {
+        one_shift(context);
+    } else {
+        say("no-context");
+    }
+    if let Some(report) = report() {
+        let grown = report.reallocations_after_reserve;
+        say(&format!(
+            "grown {grown} errors {}",
+            report.errors.join("; ")
+        ));
+    }
+    drop(context);
+    drop(model);
+    say("end");
+}
+
+fn one_shift(context: &Context) {
+    let Some(next) = twice(context, "prompt", &context.prompt(3, 60)) else {
+        return;
+    };
+    context.shift(8, 20);
+    let mut tokens = vec![next];
+    for step in 0..3 {
+        match twice(context, &format!("shifted.{step}"), &tokens) {
+            Some(next) => tokens = vec![next],
+            None => return,
+        }
+    }
+}
+
+/// A sequence is kept on the device, goes on, and is taken back to where it was.
+fn kept() {
+    load_backends();
+    let model = Model::load(&model_path()).expect("a model");
+    let context = model.context().expect("a context");
+    let more = context.prompt(5, 20);
+    twice(&context, "prompt", &context.prompt(4, 100)).expect("logits");
+    let kept = context.keep();
+    let on = twice(&context, "on", &more);
+    context.take_back(&kept);
+    assert_eq!(twice(&context, "on again", &more), on);
+    if let Some(report) = report() {
+        common::assert_accounted(&report);
+        say(&format!("report errors {}", report.errors.join("; ")));
+    }
+    drop(context);
+    drop(model);
+    say("end");
 }
 
 /// Two threads drive two contexts each, while a third changes the budget all the time.

@@ -97,6 +97,11 @@ pub fn counters(device: ffi::ggml_backend_dev_t) -> SimCounters {
     }
 }
 
+/// Bytes of the device's memory that are taken, without the context; nothing for another device.
+pub fn taken_bytes(device: ffi::ggml_backend_dev_t) -> Option<u64> {
+    Device::find(device).map(|d| d.memory.counts().current)
+}
+
 /// What the device did since it was made or since [`reset_counters`], in the order of submission. The oldest entries
 /// are dropped when there are too many; [`SimCounters::timeline_dropped`] says how many.
 ///

@@ -8,12 +8,12 @@ use super::measure::{
     told,
 };
 use super::memory::Sampler;
-use super::process;
 use super::repeats::Repeats;
 use super::runner::Run;
 use super::setup::{log_command, log_said};
 use super::types::{Approach, Counted, Measurement, Outcome, Test, Work};
 use super::MIB;
+use crate::process;
 use pipeshard::report::Report;
 
 impl Run<'_> {

@@ -6,11 +6,11 @@ use std::time::Instant;
 use super::analysis::{setting_text, Stats};
 use super::command::{starts_a_test, BatchedLine, BenchLine};
 use super::memory::Sampler;
-use super::process::Finished;
 use super::repeats::Repeats;
 use super::table::rate;
 use super::types::{Counted, Measurement, Outcome, Predicted, Test, Work};
 use super::MIB;
+use crate::process::Finished;
 use pipeshard::report::Report;
 use pipeshard_model::size::ByteSize;
 
@@ -44,12 +44,12 @@ pub struct TestResult {
 
 /// The result of a test, and the stretch of time in which it ran: from when `llama-bench` said that it starts.
 pub fn result_of(finished: &Finished, test: Test) -> Option<TestResult> {
-    let lines = finished.said.iter().filter(|s| !s.error);
+    let lines = finished.lines.iter().filter(|s| !s.error);
     let (said, line) = lines
         .filter_map(|s| Some((s, BenchLine::parse(&s.text)?)))
         .find(|(_, line)| line.is_of(test))?;
     let start = finished
-        .said
+        .lines
         .iter()
         .filter(|s| s.error && s.at <= said.at && starts_a_test(&s.text))
         .map(|s| s.at)
@@ -63,15 +63,15 @@ pub fn result_of(finished: &Finished, test: Test) -> Option<TestResult> {
 
 /// A prompt and the generation behind it, told apart by when `llama-bench` says that it goes on to the latter.
 pub fn answer_of(finished: &Finished, prompt: Test, decode: Test) -> Option<[TestResult; 2]> {
-    let lines = finished.said.iter().filter(|s| !s.error);
+    let lines = finished.lines.iter().filter(|s| !s.error);
     let (said, line) = lines
         .filter_map(|s| Some((s, BenchLine::parse(&s.text)?)))
         .find(|(_, line)| line.is_answer(prompt.tokens, decode.tokens))?;
     let when = |what: &str| -> Vec<Instant> {
-        let of_run = |s: &&super::process::Said| {
+        let of_run = |s: &&crate::process::Line| {
             s.error && s.text.starts_with("llama-bench: benchmark ") && s.text.contains(what)
         };
-        finished.said.iter().filter(of_run).map(|s| s.at).collect()
+        finished.lines.iter().filter(of_run).map(|s| s.at).collect()
     };
     let (prompts, generations) = (when(": prompt run "), when(": generation run "));
     let whole = line.seconds();
@@ -99,7 +99,7 @@ pub fn answer_of(finished: &Finished, prompt: Test, decode: Test) -> Option<[Tes
 pub fn batched_of(finished: &Finished, test: Test) -> Option<TestResult> {
     let mut seconds = Vec::new();
     let mut to = finished.start;
-    for said in finished.said.iter().filter(|s| !s.error) {
+    for said in finished.lines.iter().filter(|s| !s.error) {
         if let Some(found) = BatchedLine::seconds_of(&said.text, test) {
             seconds.push(found);
             to = said.at;
@@ -133,7 +133,7 @@ pub fn results_in_order(finished: &Finished, test: Test) -> Vec<Timed> {
     let mut results = Vec::new();
     let mut from = finished.start;
     let mut loaded = None;
-    for said in &finished.said {
+    for said in &finished.lines {
         if said.error {
             if starts_a_test(&said.text) {
                 (from, loaded) = (said.at, None);
@@ -266,7 +266,7 @@ pub fn told(m: &Measurement) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::super::process::Said;
+    use super::crate::process::Line;
     use super::*;
 
     fn repeats(times: u32, warm_up: bool) -> Repeats {
@@ -359,7 +359,7 @@ mod tests {
     fn results_come_in_the_order_of_the_settings() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let said = |ms, error, text: &str| Said {
+        let said = |ms, error, text: &str| Line {
             at: at(ms),
             error,
             text: text.to_owned(),
@@ -370,7 +370,9 @@ mod tests {
         let finished = Finished {
             start,
             status: None,
-            said: vec![
+            stdout: String::new(),
+            stderr: String::new(),
+            lines: vec![
                 said(1, true, "llama-bench: benchmark 1/2: starting"),
                 said(5, true, "llama-bench: benchmark 1/2: warmup generation run"),
                 said(9, false, &line(1_000_000_000)),

@@ -8,7 +8,7 @@
 //! | [`sweep`] | the further grids: contexts, batches, placements |
 //! | [`search`], [`way`], [`place`] | where stock llama.cpp may be told to put weights, at a budget |
 //! | [`command`] | the command line of `llama-bench` for each of them |
-//! | [`process`], [`memory`] | running it, with a time limit, while the device's memory is sampled |
+//! | [`memory`] | the device's memory, sampled while a process runs |
 //! | [`link`] | the bare context and the speed of the link, in a process of its own |
 //! | [`estimate`], [`clock`] | how long things should take, and what to skip when time runs out |
 //! | [`store`] | results in a file, so that a run can be taken up again |
@@ -37,7 +37,7 @@ pub mod place;
 pub mod placements;
 pub mod plot;
 pub mod predictions;
-pub mod process;
+
 pub mod repeats;
 pub mod rounds;
 pub mod runner;

@@ -11,13 +11,13 @@ use super::estimate;
 use super::job::{Form, Job};
 use super::measure::{low_point, results_in_order};
 use super::memory::Sampler;
-use super::process;
 use super::runner::Run;
 use super::search::{Need, Placement};
 use super::setup::{log_command, log_said};
 use super::types::{Measurement, Outcome, Test};
 use super::way::{Way, UBATCH};
 use super::MIB;
+use crate::process;
 use pipeshard_model::inventory::Inventory;
 use pipeshard_model::size::ByteSize;
 

@@ -9,10 +9,10 @@ use super::estimate::Facts;
 use super::link::{LinkSpeed, Opened};
 use super::memory::{Sampler, Source};
 use super::models::ModelSpec;
-use super::process::{self, Finished};
 use super::settings::{Progress, Settings};
 use super::types::Machine;
 use super::MIB;
+use crate::process::{self, Finished};
 use pipeshard_model::inventory::Inventory;
 
 /// What a model means for times.
@@ -39,7 +39,7 @@ pub fn log_command(log: &mut File, command: &Command) {
 
 /// Writes what a process said into the log.
 pub fn log_said(log: &mut File, finished: &Finished) {
-    for said in &finished.said {
+    for said in &finished.lines {
         let _ = writeln!(
             log,
             "{:8.3} {}",
@@ -182,7 +182,7 @@ fn look_at_device(settings: &Settings, source: &Source, log: &mut File) -> Resul
     let sampler = Sampler::start(source);
     let finished = process::run(&mut command, Duration::from_secs(120))?;
     log_said(log, &finished);
-    let said: Vec<_> = finished.said.iter().filter(|s| !s.error).collect();
+    let said: Vec<_> = finished.lines.iter().filter(|s| !s.error).collect();
     let lines = (said.first(), said.get(1));
     let (Some(opened_line), Some(speed_line)) = lines else {
         return Err(format!(

@@ -13,7 +13,6 @@
 //! | [`cases`] | which feature is tried with which model, at which budgets |
 //! | `lora` | adapters of random weights |
 //! | [`scenario`] | one step of a scenario in this process |
-//! | [`process`] | processes with a time limit |
 //! | [`group`], `search` | the cases that share a reference: finding budgets, comparing |
 //! | [`work`] | their processes, and what these gave |
 //! | [`run`] | many groups at once, and the outcome |
@@ -26,7 +25,7 @@ pub mod features;
 pub mod group;
 mod lora;
 pub mod models;
-pub mod process;
+
 pub mod run;
 pub mod scenario;
 mod search;

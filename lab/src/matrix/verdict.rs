@@ -84,7 +84,15 @@ pub fn report_of(step: &StepResult) -> Result<Report, String> {
         .report
         .clone()
         .ok_or("pipeshard was not attached: there is no report")?;
-    serde_json::from_value(value).map_err(|e| format!("the report cannot be read: {e}"))
+    report_of_value(&value)
+}
+
+/// The same of its JSON.
+///
+/// # Errors
+/// It is none of this build.
+pub fn report_of_value(value: &serde_json::Value) -> Result<Report, String> {
+    Report::deserialize(value).map_err(|e| format!("the report cannot be read: {e}"))
 }
 
 /// Whether pipeshard did a step's work inside `bytes`, and nothing went wrong on the way.
@@ -154,6 +162,11 @@ pub fn healthy(
         for name in ["failed_allocations", "events_never_recorded"] {
             require(count(name) == 0, format!("{name}: {}", count(name)))?;
         }
+        // nothing is on the device that nobody asked for, at any time; and in the end nothing is booked that is not there
+        for name in ["unaccounted_bytes", "beyond_ledger_bytes"] {
+            let bytes = device[name].as_i64();
+            require(bytes == Some(0), format!("{name}: {bytes:?}"))?;
+        }
         let peak = count("peak_bytes");
         require(
             peak <= bytes,
@@ -212,6 +225,7 @@ mod tests {
             report.peak.resident = 1;
             report.simulated_device = Some(serde_json::json!({
                 "failed_allocations": 0, "events_never_recorded": 0, "peak_bytes": 100, "kernels": 1,
+                "unaccounted_bytes": 0, "beyond_ledger_bytes": 0,
             }));
             report.passes.prompt = 1;
             change(&mut report);
@@ -229,6 +243,8 @@ mod tests {
             |r| r.peak.resident = 0,
             |r| r.errors.push("refused".to_string()),
             |r| r.budget = 99,
+            |r| r.simulated_device.as_mut().unwrap()["unaccounted_bytes"] = 1.into(),
+            |r| r.simulated_device.as_mut().unwrap()["beyond_ledger_bytes"] = (-1).into(),
             |r| r.passes.prompt = 0,
             |r| r.bytes_streamed = 0,
             |r| r.reallocations_after_reserve = GROWTHS + 1,

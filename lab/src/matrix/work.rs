@@ -2,9 +2,9 @@
 
 use super::cases::{known_fault, Budget, Group};
 use super::feature::Side;
-use super::process::{finish, Finished};
 use super::scenario::StepResult;
 use super::verdict::{difference, healthy, report_of, CaseResult, Verdict};
+use crate::process::{run, Finished};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -156,7 +156,7 @@ impl<'a> Work<'a> {
 
     fn step(&self, step: usize, runner: Runner<'_>, repeats: u32) -> Result<StepResult, Stopped> {
         let mut command = self.command(step, runner, repeats);
-        let finished = finish(&mut command, self.bench.patience)?;
+        let finished = run(&mut command, self.bench.patience)?;
         if !finished.succeeded() {
             return Err(stopped(&finished));
         }

@@ -4,6 +4,7 @@
 //! afterwards; it allocates nothing and does not know what plans are made of its figures.
 
 pub mod backend_reserve;
+mod device_check;
 mod watch;
 
 use crate::arena::ledger::{Holdings, Ledger};
@@ -14,6 +15,7 @@ use crate::lanes::device::Device;
 use crate::lanes::driver_memory::{DriverMemory, MemorySource, SimulatedMemory};
 use crate::lanes::matrix_library;
 use backend_reserve::{BackendReserve, Seen, LOOKS};
+use device_check::DeviceCheck;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -42,6 +44,7 @@ pub struct Accounts {
     /// What the device's backend takes on its own account.
     pub reserve: BackendReserve,
     own: u64,
+    check: DeviceCheck,
 }
 
 /// What the device's backend was seen to hold on its own account.
@@ -77,6 +80,7 @@ impl Accounts {
             ledger: Ledger::default(),
             reserve,
             own: 0,
+            check: DeviceCheck::default(),
         }
     }
 
@@ -214,6 +218,20 @@ impl Accounts {
     pub fn spoken_for(&self) -> u64 {
         // no card has a pebibyte, and sums do not overflow
         self.ledger.now().total() + self.reserve.unheld().min(1 << 50)
+    }
+
+    /// Looks whether a simulated device has memory taken that is not in the ledger.
+    pub fn check_device(&mut self) {
+        if let Some(device) = self.device {
+            self.check.look(device, &self.ledger, self.reserve.held());
+        }
+    }
+
+    /// What [`Self::check_device`] found: the largest excess that was ever seen, and the exact difference now, in bytes. Nothing for
+    /// a real device.
+    pub fn unaccounted(&self) -> Option<(u64, i64)> {
+        let held = self.reserve.held();
+        self.check.figures(self.device?, &self.ledger, held)
     }
 
     /// Bytes that are neither held nor reserved.

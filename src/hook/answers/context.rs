@@ -45,10 +45,11 @@ pub fn kv_on_host(
         // the buffers come after the cells, which cannot make room for them any more
         input.scratch = input.scratch.max(attempt.estimated_scratch);
     }
+    let granularity = accounts.granularity();
     let mut placement = KvPlacement {
         layer,
         device: true,
-        bytes,
+        bytes: accounts.ledger.kv_takes(owner, bytes, granularity),
     };
     if let Some(kv) = &mut input.kv_fixed {
         kv.push(placement);
@@ -63,12 +64,15 @@ pub fn kv_on_host(
         }
     };
     // what stays where it is need not be copied again; the next plan takes it over or frees it
-    let taken = if placement.device { bytes } else { 0 };
+    if !placement.device {
+        placement.bytes = bytes;
+    }
+    let taken = if placement.device { placement.bytes } else { 0 };
     let held = accounts.spoken_for() + taken;
     if accounts.rounded(held) > accounts.budget() {
         shape::release(accounts, tenant, proof);
     }
-    accounts.ledger.add_kv(owner, model, placement);
+    accounts.ledger.add_kv(owner, model, bytes, placement);
     tenant.planner.replan();
     !placement.device
 }

@@ -131,6 +131,12 @@ impl Attempts {
         attempt.cloned().unwrap_or_default()
     }
 
+    /// Whether the calling thread makes a context, or has not used it yet.
+    pub fn makes_here(&self) -> bool {
+        let attempt = self.of_threads.get(&this_thread());
+        attempt.is_some_and(|attempt| !attempt.only_frees())
+    }
+
     /// The same, to note in.
     pub fn current_mut(&mut self) -> &mut Attempt {
         self.of_threads.entry(this_thread()).or_default()
@@ -354,6 +360,17 @@ mod tests {
         attempts.begin(MODEL);
         assert!(attempts.current().tried());
         assert_eq!(attempts.expected_scratch(), 370);
+    }
+
+    #[test]
+    fn only_its_own_thread_makes_a_context() {
+        let mut attempts = estimated();
+        assert!(attempts.makes_here());
+        elsewhere(&mut attempts, |attempts| {
+            assert!(!attempts.makes_here());
+            attempts.sched_gone(9, 100);
+            assert!(!attempts.makes_here());
+        });
     }
 
     #[test]

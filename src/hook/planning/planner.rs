@@ -113,12 +113,24 @@ impl Planner {
         plan(&input)
     }
 
-    /// The plan for now, made again of what `input` says if something changed.
-    pub fn current(&mut self, input: impl FnOnce(&Self) -> PlanInput) -> Result<&Plan, PlanError> {
+    /// The plan for now, made again of what `input` says if something changed. `known_scratch`: bytes of the compute buffers that
+    /// there are.
+    pub fn current(
+        &mut self,
+        input: impl FnOnce(&Self) -> PlanInput,
+        known_scratch: u64,
+    ) -> Result<&Plan, PlanError> {
         let made = match self.plan.take() {
             Some(plan) => plan,
             None => {
-                let made = self.make(input(self))?;
+                let mut input = input(self);
+                let mut made = self.make(input.clone());
+                // what a context of another thread may come to need is no reason why this one's graph cannot run
+                if made.is_err() && !self.attempts.makes_here() && input.scratch > known_scratch {
+                    input.scratch = known_scratch;
+                    made = self.make(input);
+                }
+                let made = made?;
                 self.plans += 1;
                 made
             }
@@ -129,9 +141,13 @@ impl Planner {
     /// A plan to measure graphs by. Where the budget is too small, that of the smallest budget that is not: so that the
     /// compute buffers become known, and with them the smallest budget that works. It does not become the plan for now: another
     /// thread's graph may run before this one's buffers are refused.
-    pub fn for_measuring(&mut self, input: impl Fn(&Self) -> PlanInput) -> Result<&Plan, String> {
+    pub fn for_measuring(
+        &mut self,
+        input: impl Fn(&Self) -> PlanInput,
+        known_scratch: u64,
+    ) -> Result<&Plan, String> {
         if self.beyond_budget.is_none() {
-            let enough = match self.current(&input) {
+            let enough = match self.current(&input, known_scratch) {
                 Ok(_) => None,
                 Err(
                     PlanError::BudgetTooSmall {
@@ -260,6 +276,7 @@ impl Planner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hook::planning::attempts::Failed;
     use crate::hook::planning::context::Asked;
     use pipeshard_plan::cost::Workload;
     use pipeshard_plan::plan::{Unit, UnitClass};
@@ -312,18 +329,45 @@ mod tests {
         let mut planner = planner();
         let too_small = |planner: &Planner| planner.decided(problem(100), 0, 1);
         let measured = planner
-            .for_measuring(too_small)
+            .for_measuring(too_small, 0)
             .expect("it says what works");
         assert!(measured.ledger.total() > 100);
         // another thread's graph is about to run
-        assert!(planner.current(too_small).is_err());
+        assert!(planner.current(too_small, 0).is_err());
         assert!(planner.plan().is_none());
         // the second graph is measured by the same, until something changes
-        assert!(planner.for_measuring(too_small).is_ok());
+        assert!(planner.for_measuring(too_small, 0).is_ok());
         planner.replan();
         let enough = |planner: &Planner| planner.decided(problem(1 << 20), 0, 1);
-        assert_eq!(planner.for_measuring(enough).map(|p| p.budget), Ok(1 << 20));
-        assert!(planner.current(enough).is_ok());
+        assert_eq!(
+            planner.for_measuring(enough, 0).map(|p| p.budget),
+            Ok(1 << 20)
+        );
+        assert!(planner.current(enough, 0).is_ok());
+    }
+
+    #[test]
+    fn what_another_threads_context_may_want_stops_no_graph_that_has_room() {
+        let mut planner = planner();
+        let attempts = &mut planner.attempts;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                attempts.begin(1);
+                // the head goes to the host first, then the next try expects what this one wanted
+                for _ in 0..2 {
+                    attempts.fail_for_scratch(2 << 20, "no room".to_owned());
+                    assert_eq!(attempts.failed(true, true), Failed::Again);
+                    attempts.begin(1);
+                }
+            });
+        });
+        let input = |planner: &Planner| planner.decided(problem(1 << 20), 0, 1);
+        assert!(planner.make(input(&planner)).is_err());
+        assert!(planner.current(input, 0).is_ok());
+        // the thread that makes a context finds out that it has no room
+        planner.replan();
+        planner.attempts.begin(1);
+        assert!(planner.current(input, 0).is_err());
     }
 
     #[test]

@@ -348,6 +348,7 @@ pub(super) unsafe extern "C" fn pass_begin(
     let sched = sched as usize;
     let result = shared.guard("pass_begin", ffi::GGML_STATUS_FAILED, || {
         let mut runtime = shared.gate.plain();
+        runtime.accounts.check_device();
         if !runtime.schedulers.uses_lanes(sched) {
             // what it refers to stays until its end, for this thread prepares as long
             let failing = failing(runtime.is_broken(), &runtime);
@@ -486,6 +487,7 @@ pub(super) unsafe extern "C" fn pass_end(
         (),
         || {
             let mut runtime = shared.gate.plain();
+            runtime.accounts.check_device();
             let Runtime {
                 accounts,
                 tenant,

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use jiff::tz::TimeZone;
+use jiff::Timestamp;
 use pipeshard::profile::{read_file, Cache};
 use pipeshard_model::inventory::Inventory;
 use pipeshard_plan::profile::{model_label, Machine, Origin, Profile, ProfileKey, MACHINES};
@@ -108,40 +110,24 @@ impl PlannedMachine {
 /// The day on which a file was written, in UTC.
 fn file_date(path: &Path) -> Option<String> {
     let modified = path.metadata().ok()?.modified().ok()?;
-    let since = modified.duration_since(std::time::UNIX_EPOCH).ok()?;
-    Some(date(since.as_secs() / 86_400))
-}
-
-/// The date of a day since 1970-01-01, in the Gregorian calendar.
-fn date(day: u64) -> String {
-    // years from 0000-03-01, so that a leap day is a year's last
-    let shifted = day + 719_468;
-    let era = shifted / 146_097;
-    let of_era = shifted % 146_097;
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * of_year + 2) / 153;
-    let day_of_month = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12 + 1;
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day_of_month:02}")
+    let moment = Timestamp::try_from(modified).ok()?;
+    Some(TimeZone::UTC.to_datetime(moment).date().to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
 
     #[test]
-    fn days_become_dates() {
-        for (day, text) in [
-            (0, "1970-01-01"),
-            (58, "1970-02-28"),
-            (789, "1972-02-29"),
-            (11_016, "2000-02-29"),
-            (20_454, "2026-01-01"),
-        ] {
-            assert_eq!(date(day), text);
+    fn a_file_has_the_day_on_which_it_was_written() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (day, text) in [(0, "1970-01-01"), (11_016, "2000-02-29")] {
+            let noon = Duration::from_secs(day * 86_400 + 43_200);
+            file.as_file().set_modified(UNIX_EPOCH + noon).unwrap();
+            assert_eq!(file_date(file.path()).as_deref(), Some(text));
         }
+        assert_eq!(file_date(Path::new("/nowhere")), None);
     }
 
     #[test]

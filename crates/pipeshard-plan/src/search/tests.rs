@@ -4,7 +4,6 @@ use crate::test_support::{shape, stated};
 use pipeshard_model::inventory::{Inventory, Role};
 use pipeshard_model::test_support as models;
 use proptest::prelude::*;
-use std::time::Instant;
 
 /// A machine on which models of a few MiB are to it what real ones are to a real one.
 fn slow(pcie_mb: u64, cpu_mb: u64) -> Profile {
@@ -279,17 +278,12 @@ fn larger_ubatches_are_chosen_for_long_prompts_that_stream() {
 }
 
 #[test]
-fn a_model_of_94_layers_is_searched_in_a_moment() {
+fn a_search_prices_few_plans_however_many_layers_there_are() {
     let model = repeat(&models::moe(), 94);
     let size = model.weight_bytes() / 3;
     let input = input(&model, 4096, size + 94 * 4096 * 2048);
-    let began = Instant::now();
     let found = run(&model, &slow(300, 600), &input, talk(3072, 64));
-    let seconds = began.elapsed().as_secs_f64();
-    println!("{} plans priced in {seconds:.3} s", found.priced);
     assert!(found.priced < 400, "{}", found.priced);
-    // several times what it takes on a machine that does nothing else
-    assert!(seconds < 2.0, "{seconds}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! All features, one file per family.
 
 mod adapters;
+mod beside;
 mod embeddings;
 mod lifetimes;
 mod sampling;
@@ -13,7 +14,7 @@ use super::feature::Feature;
 
 /// All features, in the order in which users read of them.
 pub fn all() -> impl Iterator<Item = &'static Feature> {
-    let families: [&'static [Feature]; 8] = [
+    let families: [&'static [Feature]; 9] = [
         setups::FEATURES,
         sequences::FEATURES,
         state::FEATURES,
@@ -22,6 +23,7 @@ pub fn all() -> impl Iterator<Item = &'static Feature> {
         embeddings::FEATURES,
         sampling::FEATURES,
         lifetimes::FEATURES,
+        beside::FEATURES,
     ];
     families.into_iter().flatten()
 }

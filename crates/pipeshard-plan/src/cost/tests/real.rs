@@ -6,7 +6,6 @@ use crate::test_support::{place, planned, shape, Machine, GIB};
 use pipeshard_model::inventory::Inventory;
 use pipeshard_model::test_support::{LLAMA_8B, QWEN_235B_A22B, QWEN_30B_A3B};
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
 fn predicted(model: &Inventory, budget: u64, prompt: u32) -> Prediction {
     let plan = planned(model, budget, u64::from(prompt) + 128, 4096);
@@ -114,33 +113,24 @@ fn long_prompts_are_interpolated() {
     within(first / found.seconds, 0.0..0.025);
 }
 
+/// What pricing a pass takes grows with what is computed and copied in it, and with nothing else.
 #[test]
-fn a_pass_of_a_large_mixture_is_priced_in_less_than_a_millisecond() {
+fn a_pass_of_a_large_mixture_has_few_steps() {
     let model = QWEN_235B_A22B.inventory();
     let plan = planned(&model, 16 * GIB, 4096, 2048);
-    assert!(plan.units.len() > 1000);
+    let units = plan.units.len();
+    assert!(units > 1000);
     let profile = Machine::measured().profile();
-    let price = |rows| {
-        let begin = Instant::now();
+    for rows in [1, 32, 2048] {
         let pass = PassShape {
             rows,
             sequences: 1,
             cells: 1024,
             outputs: 1,
         };
-        let cost = Costs::new(shape(&model), &profile).pass(&plan, pass);
-        assert!(cost.seconds > 0.0);
-        begin.elapsed()
-    };
-    // the best of some: other tests run beside it
-    let best = |rows| (0..20).map(|_| price(rows)).min();
-    for rows in [1, 32, 2048] {
-        // generous to a build without optimisation on a busy machine
-        assert!(
-            best(rows) < Some(Duration::from_millis(5)),
-            "{:?}",
-            best(rows)
-        );
+        let script = Costs::new(shape(&model), &profile).script(&plan, pass);
+        assert!((1..2 * units).contains(&script.acts.len()));
+        assert!(script.copies.len() <= plan.ring.groups.len());
     }
 }
 
