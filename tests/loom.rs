@@ -624,7 +624,7 @@ fn threads_that_all_want_another_shape_do_not_wait_for_each_other() {
         let turn = |gate: &Gate<()>| {
             gate.in_turn().begin_preparing(1);
             // it gives up its own graph, and makes another
-            let mut idle = gate.alone().as_idle();
+            let mut idle = gate.alone().into_idle();
             idle.begin_preparing(1);
             idle.begin_pass(1);
             drop(idle);

@@ -339,7 +339,7 @@ impl<'a, S> Alone<'a, S> {
     }
 
     /// Goes on with less, without letting go of the lock.
-    pub fn as_idle(self) -> Idle<'a, S> {
+    pub fn into_idle(self) -> Idle<'a, S> {
         Idle(self.0)
     }
 }

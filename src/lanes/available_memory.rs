@@ -103,7 +103,7 @@ mod tests {
             group_folders("0::/a/b\n"),
             [root.join("a/b"), root.join("a"), root.clone()]
         );
-        assert_eq!(group_folders("0::/\n"), [root.clone()]);
+        assert_eq!(group_folders("0::/\n"), std::slice::from_ref(&root));
         let old = "12:cpu,cpuacct:/x\n7:memory:/docker/1\n";
         let memory = root.join("memory");
         assert_eq!(

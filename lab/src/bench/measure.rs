@@ -266,8 +266,8 @@ pub fn told(m: &Measurement) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::crate::process::Line;
     use super::*;
+    use crate::process::Line;
 
     fn repeats(times: u32, warm_up: bool) -> Repeats {
         Repeats { times, warm_up }

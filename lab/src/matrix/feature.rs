@@ -1,5 +1,6 @@
 //! What a feature is, and what its scenario has to work with.
 
+use pipeshard::report::Report;
 use pipeshard_llama::{
     largest, random_tokens, Batch, Context, ContextOptions, Fingerprint, Library, LlamaError,
     Model, ModelOptions,
@@ -289,4 +290,12 @@ impl Stage {
         }
         Ok(next)
     }
+}
+
+/// A report of its JSON.
+///
+/// # Errors
+/// It is none of this build.
+pub fn report_of_value(value: &serde_json::Value) -> Result<Report, String> {
+    Report::deserialize(value).map_err(|e| format!("the report cannot be read: {e}"))
 }

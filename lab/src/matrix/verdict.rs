@@ -1,7 +1,7 @@
 //! What became of a case, and the checks that make it a test of pipeshard.
 
 use super::cases::Budget;
-use super::feature::{Feature, Need};
+use super::feature::{report_of_value, Feature, Need};
 use super::scenario::StepResult;
 use pipeshard::report::Report;
 use serde::{Deserialize, Serialize};
@@ -85,14 +85,6 @@ pub fn report_of(step: &StepResult) -> Result<Report, String> {
         .clone()
         .ok_or("pipeshard was not attached: there is no report")?;
     report_of_value(&value)
-}
-
-/// The same of its JSON.
-///
-/// # Errors
-/// It is none of this build.
-pub fn report_of_value(value: &serde_json::Value) -> Result<Report, String> {
-    Report::deserialize(value).map_err(|e| format!("the report cannot be read: {e}"))
 }
 
 /// Whether pipeshard did a step's work inside `bytes`, and nothing went wrong on the way.

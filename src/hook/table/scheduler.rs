@@ -157,7 +157,7 @@ unsafe fn prepare_and_split(
                 ..
             } = parts;
             let prepared = graph::prepare_run(accounts, tenant, telemetry, proof);
-            runtime = alone.as_idle();
+            runtime = alone.into_idle();
             prepared
         } else {
             graph::prepare_run_as_it_is(accounts, tenant)

@@ -237,7 +237,8 @@ fn pages(parts: &[Part<'_>], which: Which<'_>) -> Vec<Range<usize>> {
 /// Unlocks the ranges that are not to be kept. True if there were some.
 fn keep(parts: &mut [Part<'_>], kept: impl Fn(Range<usize>) -> bool) -> bool {
     let unlocked = parts.iter_mut().map(|part| part.locked.keep(&kept));
-    unlocked.fold(false, |some, unlocked| some || unlocked)
+    // all of them: what `any` would leave is still locked
+    unlocked.filter(|&unlocked| unlocked).count() > 0
 }
 
 fn describe(why: &NotLocked, locked: u64, wanted: u64) -> String {

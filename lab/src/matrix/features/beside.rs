@@ -1,9 +1,8 @@
 //! Contexts that are made, measured, used and freed while another thread generates.
 
 use super::setups::case;
-use crate::matrix::feature::{as_it_is, Failure, Feature, Need, Outcome, Stage};
+use crate::matrix::feature::{as_it_is, report_of_value, Failure, Feature, Need, Outcome, Stage};
 use crate::matrix::models;
-use crate::matrix::verdict::report_of_value;
 use pipeshard_llama::{largest, Batch, Context, ContextOptions, LlamaError, Model};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver, Sender};
