@@ -164,7 +164,10 @@ fn graphs_with_fetched_experts_do_not_survive_their_memory() {
 fn the_host_waits_for_fetched_experts_outside_of_the_lock() {
     let mut house = house("16M");
     house.take(&planned(5, 1));
-    let waits = || pipeshard_sim::counters(house.device.raw()).host_syncs;
+    let waits = || {
+        let counted = pipeshard_sim::counters(house.device.raw());
+        counted.host_syncs + counted.host_syncs_idle
+    };
     let before = waits();
     let fetcher = house.tenant.residency.fetcher_mut();
     let fetcher = fetcher.expect("the plan fetches experts");
