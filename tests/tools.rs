@@ -170,7 +170,10 @@ fn the_flags_are_explained() {
             // in columns, whose width is the tool's own business
             let text = help.stdout.clone() + &help.stderr;
             let words: Vec<&str> = text.split_whitespace().collect();
-            assert!(words.join(" ").contains(flag), "{name} --help says nothing of {flag}");
+            assert!(
+                words.join(" ").contains(flag),
+                "{name} --help says nothing of {flag}"
+            );
         }
     }
 }
