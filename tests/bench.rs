@@ -1,4 +1,4 @@
-//! `pipeshard-lab bench`, on the simulated GPU with the real `llama-bench`, and with recorded output in its place.
+//! `pipeshard-lab grids`, on the simulated GPU with the real `llama-bench`, and with recorded output in its place.
 
 mod common;
 
@@ -18,7 +18,7 @@ fn folder(name: &str) -> PathBuf {
 
 fn bench(out: &Path, args: &[&str]) -> Command {
     let mut command = tool(LAB);
-    command.args(["bench", "--sim", "vram=1G", "--threads", "1"]);
+    command.args(["grids", "--sim", "vram=1G", "--threads", "1"]);
     command.arg("--out").arg(out).args(args);
     command
 }

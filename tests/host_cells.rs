@@ -26,7 +26,7 @@ fn attends_on_the_device(shape: &str) {
         assert!(report.engaged && report.errors.is_empty(), "{report:?}");
         assert!(report.peak.total <= budget, "{:?}", report.peak);
         assert_eq!(report.reallocations_after_reserve, 0);
-        assert_eq!(report.host_waits.other, 0);
+        assert_eq!(report.host_waits.staging, 0);
         over.push(report.attentions_over_host_cells);
     }
     // the smallest budget has no room for the copy of a layer's cells

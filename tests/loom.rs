@@ -532,6 +532,24 @@ fn beside_a_maker(guard: Guard) {
     other.join().expect("it only waits");
 }
 
+/// The same while this one measures a graph of a context that it has, and asks for room for it.
+fn beside_a_measurement(guard: Guard) {
+    let (gate, arena) = (gate(), memory(1));
+    let other = {
+        let (gate, arena) = (Arc::clone(&gate), Arc::clone(&arena));
+        thread::spawn(move || under(&gate, guard, || write(&arena, 0, 7)))
+    };
+    gate.idle().begin_preparing(1);
+    let before = read(&arena, 0);
+    assert_eq!(read(&arena, 0), before);
+    // who waits to be alone lets others go first
+    gate.alone().begin_preparing(1);
+    let before = read(&arena, 0);
+    assert_eq!(read(&arena, 0), before);
+    gate.plain().end_preparing();
+    other.join().expect("it only waits");
+}
+
 /// Two threads write under `guard` what else is behind the lock.
 fn beside_each_other(guard: Guard) {
     let (gate, counters) = (gate(), memory(1));
@@ -562,6 +580,7 @@ fn promises(guard: Guard) -> &'static [fn(Guard)] {
             beside_a_graph,
             beside_a_shared_pass,
             beside_a_maker,
+            beside_a_measurement,
         ],
     }
 }
@@ -596,6 +615,12 @@ fn where_weights_are_is_not_guarded_by_waiting_for_passes() {
 #[should_panic(expected = "Causality violation")]
 fn what_a_maker_measures_is_not_guarded_by_waiting_for_passes() {
     every_order(|| beside_a_maker(Guard::Idle));
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn what_is_measured_is_not_guarded_by_waiting_for_passes() {
+    every_order(|| beside_a_measurement(Guard::Idle));
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod common;
 use common::server::Server;
 use common::{assert_accounted, finish, finish_text, scratch, smollm2, synthetic, tool, Finished};
 use pipeshard::report::Report;
+use serde_json::Value;
 use std::path::Path;
 
 fn completion(flags: &[&str]) -> Finished {
@@ -186,6 +187,44 @@ fn a_simulated_gpu_is_listed() {
     assert!(listed.succeeded());
     let text = listed.stdout + &listed.stderr;
     assert!(text.contains("SIM0") && text.contains("3 GiB"), "{text}");
+}
+
+fn compare(vram: &str, flags: &[&str]) -> Finished {
+    let model = synthetic("tiny-llama", &[]);
+    let mut command = tool("pipeshard");
+    command.arg("bench").arg(&model).args(["--vram", vram]);
+    command.args(["--sim", "vram=1G", "-p", "64", "-n", "4", "-t", "1"]);
+    finish(command.args(flags))
+}
+
+#[test]
+fn a_model_is_compared_with_stock_in_the_memory_that_it_took() {
+    let finished = compare("40M", &["--json", "--rounds", "2", "--", "-ngl", "1"]);
+    assert!(finished.succeeded(), "{}", finished.stderr);
+    let result: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    let rows = result["rows"].as_array().expect("rows");
+    let ours: Vec<bool> = rows.iter().map(|row| row["ours"] == true).collect();
+    assert_eq!(ours, [true, false, false, false, false, false]);
+    let held_to = result["stock_held_to"].as_u64().expect("bytes");
+    assert_eq!(result["measured_memory"], true);
+    for row in rows {
+        let rounds = row["rounds"].as_array().expect("rounds");
+        assert_eq!((rounds.len(), &row["failure"]), (2, &Value::Null), "{row}");
+        for round in rounds {
+            let peak = round["peak_bytes"].as_u64().expect("the device counts");
+            assert!(peak > 0 && peak <= held_to, "{peak} of {held_to}: {row}");
+            let speed = round["generated_per_second"].as_f64();
+            assert!(speed.is_some_and(|speed| speed > 0.0), "{row}");
+        }
+    }
+}
+
+#[test]
+fn a_comparison_that_cannot_be_made_says_why() {
+    let finished = compare("4M", &[]);
+    assert!(!finished.succeeded());
+    let said = "did not run within 4 MiB: a budget of 4 MiB is too small";
+    assert!(finished.stderr.contains(said), "{}", finished.stderr);
 }
 
 fn serve(flags: &[&str]) -> Server {

@@ -67,7 +67,7 @@ struct ggml_sched_hook {
     bool (*scratch_wanted)(void * user, ggml_backend_sched_t sched, ggml_backend_t backend, size_t size, bool measuring);
     /* The device refused compute buffers that scratch_wanted allowed: what is left is what ggml_backend_sched_get_buffer_size says. */
     void (*scratch_failed)(void * user, ggml_backend_sched_t sched);
-    /* The graph that graph_begin saw last, with measuring == false, will not run: it was refused, or there is no memory for it. */
+    /* The graph that graph_begin saw last will not run: it was measured, it was refused, or there is no memory for it. */
     void (*graph_dropped)(void * user, ggml_backend_sched_t sched);
 
     /* An input of a split is about to be copied from one backend to another, to a tensor of the same layout.

@@ -2,6 +2,7 @@
 # Packs what a GPU machine without Rust and without network needs: the tools, libpipeshard.so, a libggml-cuda.so of the same
 # llama.cpp and the visit script. Usage: lab/gpu/pack.sh LIBGGML_CUDA_SO [OUT_DIR]
 # Build first: make build test-library.
+# With OLD=DIR, the folder of an older build's tools, `visit.sh builds` compares the two.
 # With CUPTI=DIR (its include and lib, as in the wheel nvidia-cuda-cupti of the toolkit's version) and CUDA_INCLUDE=DIR, what
 # `visit.sh kernels` records with comes along.
 set -euo pipefail
@@ -17,9 +18,16 @@ for tool in "${tools[@]}"; do cp -L "$bin/$tool" "$stage/bin/"; done
 cp -P "$bin"/lib*.so* "$stage/bin/"
 cp -L "$bin/../test-hooks/libpipeshard.so" "$stage/bin/test-hooks/"
 cp -L "$cuda" "$stage/bin/libggml-cuda.so"
+if [ -n "${OLD:-}" ]; then
+    mkdir "$stage/bin-old"
+    cp -L "$OLD/llama-bench" "$stage/bin-old/"
+    cp -P "$OLD"/lib*.so* "$stage/bin-old/"
+    rm -f "$stage/bin-old/libggml-cuda.so"
+    ln -s ../bin/libggml-cuda.so "$stage/bin-old/libggml-cuda.so"
+fi
 rm -f "$stage"/bin/*.dwp
-strip --strip-debug "$stage"/bin/* "$stage"/bin/test-hooks/* 2>/dev/null || true
-cp lab/gpu/visit.sh lab/gpu/profile.sh lab/gpu/kernels.py "$stage/"
+strip --strip-debug "$stage"/bin*/* "$stage"/bin/test-hooks/* 2>/dev/null || true
+cp lab/gpu/visit.sh lab/gpu/profile.sh lab/gpu/builds.sh lab/gpu/kernels.py "$stage/"
 cc -O2 -Wall -shared -fPIC lab/gpu/memory.c -o "$stage/bin/libmemory.so" -lpthread -ldl
 cc -O3 -Wall lab/gpu/rest.c -o "$stage/bin/rest" -lpthread
 cc -O3 -mavx2 -Wall lab/gpu/pages.c -o "$stage/bin/pages" -lpthread -ldl

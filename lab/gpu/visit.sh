@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [cells] [long] [speed] [matrix] [bench] [profile] — what to do; the first four by default. Expects the unpacked
-# tools in ./bin. `bench` runs `pipeshard-lab bench` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [cells] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] — what to do; the first four by default. Expects the unpacked
+# tools in ./bin. `bench` runs `pipeshard-lab grids` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
 cd "$(dirname "$0")"
@@ -462,7 +462,7 @@ if [[ $what == *bench* ]]; then
     # a table of what there is, before the machine's own time limit
     [[ ${BENCH_ARGS---quick} == *--quick* ]] || MINUTES=${MINUTES:-9}
     # shellcheck disable=SC2086 # arguments are words
-    timeout "${LIMIT:-590}" "$bin/pipeshard-lab" bench ${BENCH_ARGS---quick} ${MINUTES:+--minutes "$MINUTES"} --threads "$threads" \
+    timeout "${LIMIT:-590}" "$bin/pipeshard-lab" grids ${BENCH_ARGS---quick} ${MINUTES:+--minutes "$MINUTES"} --threads "$threads" \
         --models-dir "$models" --out "$results" > "$OUT/bench.out" 2> >(tee -a "$OUT/visit.log" >&2)
     code=$?
     cat "$OUT/bench.out" | tee -a "$OUT/visit.log"
@@ -472,6 +472,9 @@ if [[ $what == *bench* ]]; then
     for file in tables.txt summary.json placements.csv; do [ -s "$results/$file" ] && cp "$results/$file" "$OUT/bench-$file"; done
     tar -C "$results" -czf "$OUT/bench.tar.gz" .
 fi
+
+# shellcheck source=builds.sh
+[[ $what != *builds* && $what != *neighbours* ]] || source builds.sh
 
 if [[ $what == *profile* ]]; then
     "$PWD/profile.sh" "$bin" "$OUT" "$models" "$threads" 2>&1 | tee -a "$OUT/visit.log"

@@ -1,7 +1,7 @@
 //! One lock around a state, and who may do what with it when. Knows nothing of the state; the callbacks of the table lock it.
 //!
 //! Between `epoch` (may the last graph be reused?) and `pass_end` a thread *prepares*: it has a graph that refers to places in
-//! the arena. Several threads may do so at once. Between `pass_begin` and `pass_end` one scheduler's pass is *being submitted*.
+//! the arena. So it does while a graph is measured, from `graph_begin` to `graph_dropped`. Several threads may do so at once. Between `pass_begin` and `pass_end` one scheduler's pass is *being submitted*.
 //! Between `ubatch` and `context_made` a thread *makes* a context: what was given up for it is not filled again meanwhile. None of
 //! these holds the lock. A guard says what cannot happen as long as it is held:
 //!
@@ -331,6 +331,11 @@ impl<'a, S> Alone<'a, S> {
     /// The state, and the proof.
     pub fn parts(&mut self) -> (&mut S, NewShape<'_>) {
         (&mut self.0.held.state, NewShape(PhantomData))
+    }
+
+    /// The calling thread has a graph of `sched` that refers to the arena as it is now.
+    pub fn begin_preparing(&mut self, sched: usize) {
+        self.0.held.preparing.begin(sched, true);
     }
 
     /// What was broken was made anew.

@@ -95,7 +95,8 @@ fn attach(mut config: Config) -> Result<(), String> {
     config.budget = config.budget.or(file.as_ref().map(PlanFile::budget));
     let panic_at = config.debug.panic_at.as_deref().map(PanicAt::parse);
     let panic_at = panic_at.transpose().map_err(|e| e.to_string())?;
-    // ggml-cuda page-locks in place only where this is set; nothing else reads it.
+    // ggml-cuda page-locks in place only where this is set; nothing else reads it. llama.cpp's tools have set it before they had a
+    // second thread; here it is for hosts that attach by the environment.
     if !config.no_page_lock && std::env::var_os("GGML_CUDA_REGISTER_HOST").is_none() {
         std::env::set_var("GGML_CUDA_REGISTER_HOST", "1");
     }

@@ -97,7 +97,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         splits: counters.splits,
         stalls: arena.map_or(0, |a| a.stalls()),
         host_waits: HostWaits {
-            other: waits.other + copies.staging_waits,
+            staging: copies.staging_waits,
             ..waits
         },
         units: UnitPlacements {

@@ -126,7 +126,7 @@ impl Report {
             ("hand_over", self.host_waits.hand_overs),
             ("user_input", self.host_waits.user_inputs),
             ("expert_choice", self.host_waits.expert_choices),
-            ("other", self.host_waits.other),
+            ("staging", self.host_waits.staging),
         ];
         text.counter("host_waits_total", "Times the host waited for the device")
             .each("reason", &waits);
@@ -369,7 +369,7 @@ mod tests {
                 hand_overs: 9,
                 user_inputs: 10,
                 expert_choices: 12,
-                other: 11,
+                staging: 11,
             },
             errors: vec!["one".to_owned(), "two".to_owned()],
             predicted: Some(super::super::calibration::tests::predicted()),

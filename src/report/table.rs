@@ -142,14 +142,14 @@ impl Report {
         }
         let waits = &self.host_waits;
         let waited = format!(
-            "{} for hand-overs, {} for user inputs, {}{} other",
+            "{} for hand-overs, {} for user inputs, {}{} for staging",
             waits.hand_overs,
             waits.user_inputs,
             match waits.expert_choices {
                 0 => String::new(),
                 choices => format!("{choices} for chosen experts, "),
             },
-            waits.other
+            waits.staging
         );
         field(text, "host waits", &waited);
         let rare = [
@@ -384,7 +384,7 @@ mod tests {
                     hand_overs: copies,
                     user_inputs: copies,
                     expert_choices: copies,
-                    other: copies,
+                    staging: copies,
                 },
                 ..super::tests::engaged()
             };

@@ -177,8 +177,8 @@ pub struct HostWaits {
     pub user_inputs: u64,
     /// The router's choice, for layers of which only the chosen experts are fetched.
     pub expert_choices: u64,
-    /// Anything else.
-    pub other: u64,
+    /// A free slot of the staging ring.
+    pub staging: u64,
 }
 
 /// Of layers of which only the chosen experts are fetched. An expert of a layer counts once per tensor: three times if it has

@@ -351,7 +351,7 @@ impl Answers {
         assert_eq!(self.device("events_never_recorded"), 0);
         // they go in the compute lane's order
         assert_eq!(report.host_waits.user_inputs, 0);
-        assert_eq!(report.host_waits.other, 0);
+        assert_eq!(report.host_waits.staging, 0);
     }
 }
 

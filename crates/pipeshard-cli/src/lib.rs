@@ -1,5 +1,6 @@
 //! The `pipeshard` tool: what its users need. `pipeshard-lab`, for those who develop it, has these commands too.
 
+pub mod bench;
 pub mod eval;
 pub mod plan;
 pub mod profile;
@@ -19,6 +20,7 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:\n  \
         pipeshard plan model.gguf --vram 4G          what would live where\n  \
         pipeshard profile model.gguf                 how fast are this machine's GPU, CPU and link?\n  \
+        pipeshard bench model.gguf --vram 8G         how fast, beside stock llama.cpp in as much memory?\n  \
         pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
         pipeshard trace trace.json                   where the time of a run went"
 )]
@@ -35,6 +37,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Measure what this machine does per second
     Profile(Box<profile::ProfileArgs>),
+    /// Compare speed with that of stock llama.cpp in as much memory
+    Bench(bench::BenchArgs),
     /// Compare answers with those of stock llama.cpp, bit for bit
     Verify(verify::VerifyArgs),
     /// Evaluate prompts of given lengths and write logits and tokens: one side of a comparison
@@ -52,6 +56,7 @@ pub fn run(command: Command) -> Result<(), String> {
     match command {
         Command::Plan(args) => plan::run(args).map_err(|e| e.to_string()),
         Command::Profile(args) => profile::run(&args).map_err(|e| e.to_string()),
+        Command::Bench(args) => bench::run(&args),
         Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),
         Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
         Command::Trace(args) => trace::run(&args).map_err(|e| e.to_string()),

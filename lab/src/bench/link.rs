@@ -1,6 +1,6 @@
 //! The link between host and device: how fast weights can cross it at best, from which memory.
 //!
-//! This runs in a process of its own (`pipeshard-lab bench --probe-device`), which opens the device and its matrix library and
+//! This runs in a process of its own (`pipeshard-lab grids --probe-device`), which opens the device and its matrix library and
 //! nothing else. What the driver counts for it at that moment is the *bare context*.
 
 use std::ffi::{c_void, CStr};

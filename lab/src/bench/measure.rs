@@ -220,7 +220,7 @@ pub fn counted(report: &Report, test: Test, repeats: Repeats, tests: &[Test]) ->
         },
         stalls: report.stalls,
         reallocations: report.reallocations_after_reserve,
-        other_waits: report.host_waits.other,
+        other_waits: report.host_waits.staging,
         planning_seconds: Some(report.planning_seconds / report.contexts.max(1) as f64),
         hand_overs_per_pass: report.host_waits.hand_overs as f64 / passes,
         peak: report.peak.total,

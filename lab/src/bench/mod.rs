@@ -1,4 +1,4 @@
-//! `pipeshard-lab bench`: pipeshard and what stock llama.cpp can do with the same memory, measured in turn on one machine.
+//! `pipeshard-lab grids`: pipeshard and what stock llama.cpp can do with the same memory, measured in turn on one machine.
 //!
 //! | module | |
 //! |---|---|

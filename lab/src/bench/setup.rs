@@ -173,7 +173,7 @@ fn calmest(
 fn look_at_device(settings: &Settings, source: &Source, log: &mut File) -> Result<Look, String> {
     let idle = source.settled();
     let mut command = Command::new(&settings.program);
-    command.args(["bench", "--probe-device"]);
+    command.args(["grids", "--probe-device"]);
     command.args(settings.grid.models.first().map(|model| &model.path));
     if let Some(spec) = &settings.simulated {
         command.args(["--sim", spec]);

@@ -18,7 +18,7 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:\n  \
         pipeshard-lab synth --shape tiny-llama tiny.gguf a small model of random weights\n  \
         pipeshard-lab matrix                             same answers as stock, feature by feature?\n  \
-        pipeshard-lab bench --quick                      how fast, beside stock llama.cpp, at equal memory?"
+        pipeshard-lab grids --quick                      how fast, beside stock llama.cpp, at equal memory?"
 )]
 pub struct Cli {
     /// The command.
@@ -30,7 +30,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Measure pipeshard beside what stock llama.cpp can do with the same memory
-    Bench(Box<bench::BenchArgs>),
+    Grids(Box<bench::BenchArgs>),
     /// Check llama.cpp's features one by one: same answers as stock?
     Matrix(matrix::MatrixArgs),
     /// One step of a case of the matrix
@@ -51,7 +51,7 @@ pub enum Command {
 /// As the commands say.
 pub fn run(command: Command) -> Result<(), String> {
     match command {
-        Command::Bench(args) => bench::run(&args),
+        Command::Grids(args) => bench::run(&args),
         Command::Matrix(args) => matrix::run(args),
         Command::Scenario(args) => crate::matrix::scenario::run(args),
         Command::Synth(args) => synth::run(&args).map_err(|e| e.to_string()),

@@ -288,11 +288,12 @@ fn applies(model: &MatrixModel, feature: &Feature) -> bool {
 
 /// The budgets that make sense.
 fn budgets_of(feature: &Feature, wanted: &[Budget]) -> Vec<Budget> {
-    let without_kv = |&b: &Budget| match b {
+    let possible = |&b: &Budget| match b {
         Budget::KvHost if !feature.has_kv => Budget::Mid,
+        Budget::Min | Budget::KvHost if !feature.has_smallest => Budget::Mid,
         other => other,
     };
-    let mut budgets: Vec<Budget> = wanted.iter().map(without_kv).collect();
+    let mut budgets: Vec<Budget> = wanted.iter().map(possible).collect();
     budgets.sort();
     budgets.dedup();
     budgets

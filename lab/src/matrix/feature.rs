@@ -87,6 +87,8 @@ pub struct Feature {
     pub has_prompts: bool,
     /// Layers of the cache may be on the host.
     pub has_kv: bool,
+    /// The smallest budget is the same in every run: not so where it depends on which of two threads is first.
+    pub has_smallest: bool,
     /// Checks beyond the common ones.
     pub check: Option<Check>,
 }
@@ -109,6 +111,7 @@ impl Feature {
             comparable_on_gpu: true,
             has_prompts: true,
             has_kv: true,
+            has_smallest: true,
             check: None,
         }
     }

@@ -135,8 +135,8 @@ pub fn healthy(
         "no weights reached the device".to_string(),
     )?;
     require(
-        report.host_waits.other == 0,
-        format!("{} other waits of the host", report.host_waits.other),
+        report.host_waits.staging == 0,
+        format!("{} waits for a staging slot", report.host_waits.staging),
     )?;
     if budget == Some(Budget::Min) && feature.has_prompts {
         require(report.bytes_streamed > 0, "nothing was streamed".into())?;

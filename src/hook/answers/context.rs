@@ -155,14 +155,17 @@ pub fn scratch_measured(
     proof: NewShape<'_>,
 ) -> bool {
     match wanted(accounts, tenant, sched, bytes) {
-        Wanted::Granted => true,
+        Wanted::Granted => {
+            tenant.place_for_measuring();
+            true
+        }
         Wanted::Refused => false,
         Wanted::Fit { before, bytes } => {
             if !has_room(accounts, before, bytes) {
                 shape::release(accounts, tenant, proof);
-                // the graph refers to tensors that have lost their places
-                tenant.place_for_measuring();
             }
+            // the graph refers to tensors that lost their places, to this or to what another thread did until the caller was alone
+            tenant.place_for_measuring();
             accounts.ledger.set_scratch(sched, bytes);
             true
         }
@@ -198,20 +201,21 @@ pub fn scratch_grows(
     }
 }
 
-/// What a scheduler has of the compute buffers that it was allowed, in bytes: the device refused them, or the graph that wanted them
-/// will not run. A reason is that of the former.
-pub fn scratch_there_is(
+/// A scheduler will not have all the compute buffers that it was allowed: the device refused them, or the graph that wanted them will
+/// not run. Books what there is.
+///
+/// # Safety
+/// `sched` is alive.
+pub unsafe fn scratch_there_is(
     accounts: &mut Accounts,
     tenant: &mut Tenant,
-    (sched, bytes): (usize, u64),
-    refused: Option<String>,
+    schedulers: &Schedulers,
+    sched: usize,
     _: NoPass<'_>,
 ) {
-    if let Some(why) = refused {
-        tenant.planner.attempts.fail(why);
-    }
-    if accounts.ledger.scratch_of(sched) != bytes {
-        accounts.ledger.restore_scratch(sched, bytes);
+    let there_is = schedulers.scratch_there_is(sched, |bytes| accounts.rounded(bytes));
+    if accounts.ledger.scratch_of(sched) != there_is {
+        accounts.ledger.restore_scratch(sched, there_is);
         tenant.planner.replan();
     }
 }

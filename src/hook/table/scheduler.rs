@@ -85,7 +85,9 @@ pub(super) unsafe extern "C" fn graph_begin(
             None => {
                 drop(runtime);
                 let (mut idle, split) = prepare_and_split(shared.gate.idle(), begun, concerns);
-                if idle.schedulers.refers_to_arena(sched as usize) {
+                // what is only measured refers to the places of its weights too, until ggml says that it is dropped
+                let measured = measuring && split.is_ok();
+                if measured || idle.schedulers.refers_to_arena(sched as usize) {
                     idle.begin_preparing(sched as usize);
                 }
                 drop(idle);
@@ -229,8 +231,12 @@ pub(super) unsafe extern "C" fn scratch_wanted(
             let Runtime {
                 accounts, tenant, ..
             } = parts;
-            !computes_on(backend, accounts.device())
-                || context::scratch_measured(accounts, tenant, wanted, proof)
+            let granted = !computes_on(backend, accounts.device())
+                || context::scratch_measured(accounts, tenant, wanted, proof);
+            if granted {
+                runtime.begin_preparing(sched as usize);
+            }
+            granted
         }
         false => {
             let mut runtime = shared.gate.idle();
@@ -269,7 +275,6 @@ pub(super) unsafe extern "C" fn scratch_failed(
             ..
         } = parts;
         let sched = sched as usize;
-        let is = schedulers.scratch_there_is(sched, |bytes| accounts.rounded(bytes));
         let wanted = accounts.ledger.scratch_of(sched);
         let why = format!(
             "the device refused {} MiB for compute buffers, which the budget allows: another program may have taken the memory; \
@@ -278,7 +283,8 @@ pub(super) unsafe extern "C" fn scratch_failed(
         );
         log::error(&why);
         telemetry.counters.note_error(why.clone());
-        context::scratch_there_is(accounts, tenant, (sched, is), Some(why), proof);
+        tenant.planner.attempts.fail(why);
+        context::scratch_there_is(accounts, tenant, schedulers, sched, proof);
     };
     shared.guard("scratch_failed", (), failed)
 }
@@ -295,9 +301,7 @@ pub(super) unsafe extern "C" fn graph_dropped(user: *mut c_void, sched: ffi::ggm
             schedulers,
             ..
         } = parts;
-        let sched = sched as usize;
-        let is = schedulers.scratch_there_is(sched, |bytes| accounts.rounded(bytes));
-        context::scratch_there_is(accounts, tenant, (sched, is), None, proof);
+        context::scratch_there_is(accounts, tenant, schedulers, sched as usize, proof);
     };
     shared.guard_or("graph_dropped", (), dropped, || {
         shared.gate.plain().end_preparing()

@@ -1,4 +1,4 @@
-//! `pipeshard-lab bench`: pipeshard and what stock llama.cpp can do with the same memory, measured in turn.
+//! `pipeshard-lab grids`: pipeshard and what stock llama.cpp can do with the same memory, measured in turn.
 
 mod progress;
 
@@ -23,12 +23,12 @@ use pipeshard_sim::SimSpec;
 
 const HELP: &str = "\
 Examples:
-  pipeshard-lab bench --quick --out results
-  pipeshard-lab bench --model llama3-8b:f16 --vram 4G,8G --prompt 512,4096 --out results
-  pipeshard-lab bench --model big=/models/big.gguf --vram 6G --ubatch 2048,4096 --minutes 30
-  pipeshard-lab bench --grid contexts --vram 4G,8G --contexts 4K,16K --minutes 8
-  pipeshard-lab bench --grid batches --minutes 8
-  pipeshard-lab bench --grid placements --candidates ffn-first,layers-first --minutes 8
+  pipeshard-lab grids --quick --out results
+  pipeshard-lab grids --model llama3-8b:f16 --vram 4G,8G --prompt 512,4096 --out results
+  pipeshard-lab grids --model big=/models/big.gguf --vram 6G --ubatch 2048,4096 --minutes 30
+  pipeshard-lab grids --grid contexts --vram 4G,8G --contexts 4K,16K --minutes 8
+  pipeshard-lab grids --grid batches --minutes 8
+  pipeshard-lab grids --grid placements --candidates ffn-first,layers-first --minutes 8
 
 Every figure is that of llama-bench in a process of its own. A budget means bytes of
 device memory less what a process takes that only opens the device, for both sides and
@@ -49,7 +49,7 @@ pub enum Search {
     Full,
 }
 
-/// Arguments of `pipeshard-lab bench`.
+/// Arguments of `pipeshard-lab grids`.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct BenchArgs {

@@ -37,6 +37,19 @@ pub const FEATURES: &[Feature] = &[
         .needs(&[Need::Draft])
         .not_on_gpu()
     },
+    // who measures gives its compute buffers back, and which of the threads takes the room depends on their order
+    Feature {
+        check: Some(little_is_moved),
+        has_smallest: false,
+        ..Feature::new(
+            "measured-beside",
+            "graphs measured again while another thread loads a second model and makes contexts",
+            as_it_is,
+            &[case(on_two_models_measured_again)],
+        )
+        .needs(&[Need::Draft])
+        .not_on_gpu()
+    },
 ];
 
 /// The thread that generates: the same prompt and tokens again and again, each time compared with the first.
@@ -47,6 +60,8 @@ struct Generation<'a, 'm> {
     tokens: Sender<()>,
     /// The other thread is done.
     over: &'a AtomicBool,
+    /// Whether graphs are measured again before each prompt.
+    measures: bool,
 }
 
 impl Generation<'_, '_> {
@@ -54,6 +69,10 @@ impl Generation<'_, '_> {
         let mut first: Option<Vec<f32>> = None;
         loop {
             let over = self.over.load(Ordering::SeqCst);
+            if self.measures {
+                // there is no control vector, as before: but the graphs are measured anew
+                self.context.set_control_vector(&[], 0, 0)?;
+            }
             let logits = conversation(self.context, self.prompt, || {
                 // the other thread may have failed, which it says itself
                 let _ = self.tokens.send(());
@@ -144,6 +163,7 @@ fn come_and_go(stage: &Stage, model: &Model, tokens: &Receiver<()>) -> Outcome<V
 /// Runs `steps` while another thread generates, and notes what both gave.
 fn beside(
     stage: &mut Stage,
+    measures: bool,
     steps: impl FnOnce(&Stage, &Model, &Receiver<()>) -> Outcome<Vec<f32>>,
 ) -> Outcome {
     let model = stage.load()?;
@@ -156,6 +176,7 @@ fn beside(
         prompt: &prompt,
         tokens: sender,
         over: &over,
+        measures,
     };
     let (generated, made) = std::thread::scope(|scope| {
         let generating = scope.spawn(|| generation.run());
@@ -173,11 +194,19 @@ fn beside(
 }
 
 fn on_one_model(stage: &mut Stage) -> Outcome {
-    beside(stage, come_and_go)
+    beside(stage, false, come_and_go)
 }
 
 fn on_two_models(stage: &mut Stage) -> Outcome {
-    beside(stage, |stage, _, tokens| {
+    two_models(stage, false)
+}
+
+fn on_two_models_measured_again(stage: &mut Stage) -> Outcome {
+    two_models(stage, true)
+}
+
+fn two_models(stage: &mut Stage, measures: bool) -> Outcome {
+    beside(stage, measures, |stage, _, tokens| {
         let mut all = Vec::new();
         for _ in 0..2 {
             let_generate(tokens)?;
