@@ -89,6 +89,31 @@ fn a_budget_below_the_minimum() {
 }
 
 #[test]
+fn a_report_that_would_replace_a_model() {
+    let copy = scratch("bad-input").join("own.gguf");
+    std::fs::copy(model(), &copy).expect("a copy");
+    let path = copy.display().to_string();
+    let flags = [with_budget("60M"), vec!["--pipeshard-report", &path]].concat();
+    let parts = ["--pipeshard-report", "would be written over"];
+    assert_tool_refuses(&copy, &flags, &[], &parts);
+    let (before, after) = (std::fs::read(model()), std::fs::read(&copy));
+    assert!(before.expect("the model") == after.expect("the copy"));
+}
+
+#[test]
+fn a_simulated_gpu_that_has_no_address_space() {
+    let finished = finish(
+        std::process::Command::new("sh")
+            .args(["-c", "ulimit -v 800000; exec \"$@\"", "sh"])
+            .arg(common::tools().join("llama-completion"))
+            .args(["-p", "x", "-n", "1", "-no-cnv", "-m"])
+            .arg(model())
+            .args(with_budget("60M")),
+    );
+    assert_refused(&finished, &["cannot reserve", "ulimit -v"]);
+}
+
+#[test]
 fn a_simulated_gpu_that_makes_no_sense() {
     for (spec, part) in [
         ("vrom=1G", "'vrom' is no property of a simulated GPU"),

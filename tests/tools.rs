@@ -75,6 +75,65 @@ fn the_environment_is_as_good_as_flags() {
     assert_eq!(report.budget, 48 << 20);
 }
 
+/// A short run on the simulated GPU with these flags and variables more: its report, and what was said.
+fn written_as(name: &str, flags: &[&str], env: &[(&str, &str)]) -> (Report, String) {
+    let file = scratch("tools").join(format!("{name}.json"));
+    let mut command = tool("llama-completion");
+    command.arg("-m").arg(synthetic("tiny-llama", &[]));
+    command.args([
+        "-p", "abcdefgh", "-n", "2", "-c", "4096", "-t", "1", "-no-cnv",
+    ]);
+    command
+        .args(["-v", "--pipeshard-sim", "vram=1G"])
+        .args(flags);
+    command.env("LLAMA_ARG_PIPESHARD_REPORT", &file);
+    let finished = finish(command.envs(env.iter().copied()));
+    assert!(finished.succeeded(), "{name}: {}", finished.stderr);
+    (report_in(&file), finished.said())
+}
+
+#[test]
+fn flags_and_variables_are_understood_as_people_write_them() {
+    let budget = |name, flags: &[&str], env: &[(&str, &str)]| {
+        let (report, _) = written_as(name, flags, env);
+        assert!(report.engaged, "{name}: {report:?}");
+        report.budget
+    };
+    assert_eq!(
+        budget("underscore", &["--pipeshard_vram", "48M"], &[]),
+        48 << 20
+    );
+    assert_eq!(budget("equals", &["--pipeshard-vram=48M"], &[]), 48 << 20);
+    let vram = ("LLAMA_ARG_PIPESHARD_VRAM", "48M");
+    assert_eq!(budget("variable", &[], &[vram]), 48 << 20);
+    for value in ["True", "yes", "ON"] {
+        let env = [("LLAMA_ARG_PIPESHARD", value), vram];
+        assert_eq!(budget("truth", &[], &env), 48 << 20, "{value}");
+    }
+    let ubatch = |name, flags: &[&str], env: &[(&str, &str)]| {
+        let (_, said) = written_as(name, &[&["--pipeshard-vram", "60M"], flags].concat(), env);
+        let (_, behind) = said.rsplit_once("n_ubatch").expect("the context's sizes");
+        let digits = behind.trim_start_matches([' ', '=']).chars();
+        digits.take_while(char::is_ascii_digit).collect::<String>()
+    };
+    assert_eq!(ubatch("ub", &["--ubatch_size", "64"], &[]), "64");
+    // as the child of a router that was given none
+    let inherited = [
+        ("LLAMA_ARG_PIPESHARD_UBATCH", "auto"),
+        ("LLAMA_ARG_UBATCH", "64"),
+    ];
+    assert_eq!(ubatch("inherited", &[], &inherited), "64");
+    assert_ne!(ubatch("free", &[], &[]), "64");
+}
+
+#[test]
+fn a_model_that_the_user_put_on_the_device_runs_there() {
+    let flags = ["--pipeshard-vram", "100M", "-ot", ".*=SIM0"];
+    let (report, _) = written_as("all-by-user", &flags, &[]);
+    assert!(report.errors.is_empty(), "{report:?}");
+    assert_eq!(report.bytes_streamed + report.bytes_uploaded, 0);
+}
+
 fn bench(flags: &[&str]) -> Finished {
     let mut command = tool("llama-bench");
     command.arg("-m").arg(synthetic("tiny-llama", &[]));

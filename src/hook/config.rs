@@ -3,6 +3,7 @@
 
 use crate::lanes::choice::Allowed;
 use crate::lanes::copy::DroppedWait;
+use crate::report::is_model;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::search::Candidate;
 use pipeshard_sim::{SimSpec, SpecError};
@@ -42,6 +43,27 @@ const SWITCHES: [&str; 21] = [
     "PIPESHARD_DEBUG_TRACE_EVENTS",
 ];
 
+/// Variables that turn everything on where nothing else does, as their flags do.
+const IMPLYING: [&str; 4] = [
+    "LLAMA_ARG_PIPESHARD_VRAM",
+    "LLAMA_ARG_PIPESHARD_REPORT",
+    "LLAMA_ARG_PIPESHARD_PLAN",
+    "LLAMA_ARG_PIPESHARD_TRACE",
+];
+
+/// On or off, as files for containers write it.
+fn truth(variable: &'static str, value: String) -> Result<bool, ConfigError> {
+    match value.trim().to_ascii_lowercase().as_str() {
+        "1" | "on" | "true" | "yes" | "y" | "enabled" => Ok(true),
+        "0" | "off" | "false" | "no" | "n" | "disabled" => Ok(false),
+        _ => Err(ConfigError::Variable {
+            variable,
+            value,
+            expected: "1, on, true, yes; 0, off, false, no",
+        }),
+    }
+}
+
 /// Settings of one process.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -53,8 +75,6 @@ pub struct Config {
     pub sim: Option<SimSpec>,
     /// Where the report goes as JSON (`LLAMA_ARG_PIPESHARD_REPORT`).
     pub report: Option<PathBuf>,
-    /// The user gave no ubatch, so that the plan's is used.
-    pub ubatch_from_plan: bool,
     /// Where a timeline of the lanes goes (`LLAMA_ARG_PIPESHARD_TRACE`).
     pub trace: Option<PathBuf>,
     /// How many passes are in it besides the first: the latest (`LLAMA_ARG_PIPESHARD_TRACE_PASSES`).
@@ -142,6 +162,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: String,
     },
+    /// A file that would be written over is a model.
+    #[error("{setting}: {path} is a model (GGUF), which would be written over; give another file")]
+    Overwrites {
+        /// The flag and its variable.
+        setting: &'static str,
+        /// The file.
+        path: String,
+    },
     /// Another variable.
     #[error("{variable}: '{value}' is none of the values it takes ({expected})")]
     Variable {
@@ -176,7 +204,39 @@ pub enum ConfigError {
     },
 }
 
+/// Whether the user gave no ubatch, so that the plan's is used. Asked when a context is made: llama.cpp's parser finds the ubatch in
+/// flags, variables and presets, after this library was loaded.
+pub fn ubatch_is_free() -> bool {
+    std::env::var_os("LLAMA_ARG_PIPESHARD_UBATCH").is_some_and(|value| value == "auto")
+}
+
 impl Config {
+    /// Refuses files to be written that are models: swapped arguments, most likely.
+    ///
+    /// # Errors
+    /// [`ConfigError::Overwrites`].
+    pub fn check_outputs(&self) -> Result<(), ConfigError> {
+        let outputs = [
+            (
+                "--pipeshard-report (LLAMA_ARG_PIPESHARD_REPORT)",
+                &self.report,
+            ),
+            ("--pipeshard-trace (LLAMA_ARG_PIPESHARD_TRACE)", &self.trace),
+        ];
+        let written = outputs
+            .into_iter()
+            .filter_map(|(s, path)| Some((s, path.as_deref()?)));
+        for (setting, path) in written {
+            if is_model(path) {
+                return Err(ConfigError::Overwrites {
+                    setting,
+                    path: path.display().to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Whether what passes take is compared with what was predicted: not on virtual clocks.
     pub fn on_wall_clock(&self) -> bool {
         self.sim.is_none() || self.debug.calibrate
@@ -199,11 +259,13 @@ impl Config {
                 .map(|s| s.0)
                 .map_err(|why| ConfigError::Size { setting, why })
         };
-        let on = |name: &str| {
-            get(name).is_some_and(|v| matches!(v.as_str(), "1" | "on" | "true" | "enabled"))
+        let on_or_off = |variable: &'static str| {
+            let value = get(variable);
+            value.map(|value| truth(variable, value)).transpose()
         };
+        let on = |variable: &'static str| on_or_off(variable).map(|on| on == Some(true));
         let switch = |name: &str| get(name).filter(|_| TEST_HOOKS);
-        let switched_on = |name: &str| TEST_HOOKS && on(name);
+        let switched_on = |name: &'static str| TEST_HOOKS && on(name).unwrap_or(false);
         let bad = |variable, expected| {
             move |value: String| ConfigError::Variable {
                 variable,
@@ -215,7 +277,8 @@ impl Config {
             let parse = |v: String| v.parse().map_err(|_| bad(variable, "a whole number")(v));
             switch(variable).map(parse).transpose()
         };
-        let attach = on("LLAMA_ARG_PIPESHARD");
+        let implied = IMPLYING.iter().any(|name| get(name).is_some());
+        let attach = on_or_off("LLAMA_ARG_PIPESHARD")?.unwrap_or(implied);
         let budget = get("LLAMA_ARG_PIPESHARD_VRAM")
             .map(|v| size("--pipeshard-vram (LLAMA_ARG_PIPESHARD_VRAM)", v))
             .transpose()?;
@@ -229,7 +292,6 @@ impl Config {
                 .map(|text| SimSpec::parse(&text).map_err(ConfigError::Sim))
                 .transpose()?,
             report: get("LLAMA_ARG_PIPESHARD_REPORT").map(PathBuf::from),
-            ubatch_from_plan: get("LLAMA_ARG_PIPESHARD_UBATCH").is_some_and(|v| v == "auto"),
             trace: get("LLAMA_ARG_PIPESHARD_TRACE").map(PathBuf::from),
             trace_passes: get("LLAMA_ARG_PIPESHARD_TRACE_PASSES")
                 .map(|v| {
@@ -242,11 +304,10 @@ impl Config {
                 .map(|v| size("PIPESHARD_RESERVE", v))
                 .transpose()?,
             devices: Allowed {
-                any: on("PIPESHARD_ANY_DEVICE"),
+                any: on("PIPESHARD_ANY_DEVICE")?,
                 unified_memory: get("GGML_CUDA_ENABLE_UNIFIED_MEMORY").is_some(),
             },
-            no_page_lock: get("PIPESHARD_PAGE_LOCK")
-                .is_some_and(|v| matches!(v.as_str(), "0" | "off" | "false")),
+            no_page_lock: on_or_off("PIPESHARD_PAGE_LOCK")? == Some(false),
             debug: Debug {
                 dropped_wait: switch("PIPESHARD_DEBUG_DROP_WAIT")
                     .map(|v| {
@@ -272,7 +333,7 @@ impl Config {
                 copy_bytes: switch("PIPESHARD_DEBUG_COPY_BYTES")
                     .map(|v| size("PIPESHARD_DEBUG_COPY_BYTES", v))
                     .transpose()?,
-                like_stock: on("PIPESHARD_LIKE_STOCK"),
+                like_stock: on("PIPESHARD_LIKE_STOCK")?,
                 stock_hand_over: switched_on("PIPESHARD_DEBUG_STOCK_HAND_OVER"),
                 lock_step: switch("PIPESHARD_DEBUG_LOCK_STEP")
                     .map(|v| size("PIPESHARD_DEBUG_LOCK_STEP", v))
@@ -345,6 +406,51 @@ mod tests {
         .unwrap();
         assert_eq!(config.trace, Some(PathBuf::from("trace.json")));
         assert_eq!(config.trace_passes, 3);
+    }
+
+    #[test]
+    fn values_of_files_for_containers_are_understood() {
+        let attached = |value| read(&[("LLAMA_ARG_PIPESHARD", value)]).map(|c| c.attach);
+        for value in ["1", "True", "TRUE", "on", "ON", "Yes", "y", "Enabled"] {
+            assert_eq!(attached(value).unwrap(), true, "{value}");
+        }
+        for value in ["0", "False", "off", "No", "disabled"] {
+            assert_eq!(attached(value).unwrap(), false, "{value}");
+        }
+        let why = attached("maybe").unwrap_err().to_string();
+        assert!(why.contains("LLAMA_ARG_PIPESHARD: 'maybe'"), "{why}");
+    }
+
+    #[test]
+    fn a_budget_alone_turns_it_on_unless_it_is_turned_off() {
+        let vram = ("LLAMA_ARG_PIPESHARD_VRAM", "1G");
+        assert!(read(&[vram]).unwrap().attach);
+        assert!(
+            !read(&[vram, ("LLAMA_ARG_PIPESHARD", "off")])
+                .unwrap()
+                .attach
+        );
+        assert!(
+            !read(&[("LLAMA_ARG_PIPESHARD_SIM", "vram=1G")])
+                .unwrap()
+                .attach
+        );
+    }
+
+    #[test]
+    fn a_model_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, b"GGUF\x03").unwrap();
+        let text = path.display().to_string();
+        let config = read(&[("LLAMA_ARG_PIPESHARD_REPORT", &text)]).unwrap();
+        let why = config.check_outputs().unwrap_err().to_string();
+        assert!(
+            why.contains("--pipeshard-report") && why.contains(&text),
+            "{why}"
+        );
+        std::fs::write(&path, b"{}").unwrap();
+        config.check_outputs().unwrap();
     }
 
     #[test]

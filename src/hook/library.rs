@@ -59,8 +59,12 @@ pub extern "C" fn ggml_backend_init() -> ffi::ggml_backend_reg_t {
 fn start() -> Result<ffi::ggml_backend_reg_t, String> {
     log::forward();
     let config = Config::from_env().map_err(|e| e.to_string())?;
+    config.check_outputs().map_err(|e| e.to_string())?;
     if let Some(spec) = &config.sim {
-        SIMULATED.get_or_init(|| Static(sim::registry(spec.clone())));
+        let made = SIMULATED.get_or_init(|| Static(sim::registry(spec.clone())));
+        if made.0.is_null() {
+            return Err("there is no simulated GPU (see the message above)".to_string());
+        }
         if std::env::var_os(COUNTERS_FILE).is_some() {
             // SAFETY: the handler is a plain function.
             unsafe { libc::atexit(write_counters_at_exit) };
@@ -264,6 +268,7 @@ fn simulated() -> Option<ffi::ggml_backend_dev_t> {
     // SAFETY: the registry lives as long as the process and has one device.
     SIMULATED
         .get()
+        .filter(|reg| !reg.0.is_null())
         .map(|reg| unsafe { ffi::ggml_backend_reg_dev_get(reg.0, 0) })
 }
 

@@ -94,6 +94,31 @@ impl LockedMemory {
         seams.into()
     }
 
+    /// The pieces of `[base, base + bytes)`, as offsets, of which each lies in one locked range or outside of all. The driver refuses
+    /// a copy of more than one of them.
+    pub fn pieces(
+        &self,
+        base: *const u8,
+        bytes: usize,
+    ) -> impl Iterator<Item = Range<usize>> + Clone + '_ {
+        let (base, end) = (base as usize, base as usize + bytes);
+        let piece_from = move |at: usize| {
+            let inside = self.ranges.iter().find(|range| range.contains(at));
+            let stop = match inside {
+                Some(range) => Some(range.end()),
+                None => self
+                    .ranges
+                    .iter()
+                    .map(|range| range.base)
+                    .filter(|&next| next > at)
+                    .min(),
+            };
+            (at < end).then(|| at..stop.map_or(end, |stop| stop.min(end)))
+        };
+        let pieces = std::iter::successors(piece_from(base), move |last| piece_from(last.end));
+        pieces.map(move |piece| piece.start - base..piece.end - base)
+    }
+
     /// Page-locks the pages that hold `[base, base + bytes)`.
     ///
     /// # Errors
@@ -265,6 +290,21 @@ mod tests {
         assert_eq!(memory.bytes(), 0x2000);
         assert_eq!(*memory.seams(0x1800 as *const u8, 0x1000), [0x800]);
         assert!(memory.seams(0x1000 as *const u8, 0x1000).is_empty());
+        let pieces = |base: usize, bytes| {
+            let pieces = memory.pieces(base as *const u8, bytes);
+            pieces
+                .map(|piece| (piece.start, piece.end))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(pieces(0x1800, 0x400), [(0, 0x400)]);
+        assert_eq!(pieces(0x4000, 0x400), [(0, 0x400)]);
+        let through_all = [
+            (0, 0x800),
+            (0x800, 0x1800),
+            (0x1800, 0x2800),
+            (0x2800, 0x3000),
+        ];
+        assert_eq!(pieces(0x800, 0x3000), through_all);
     }
 
     #[test]

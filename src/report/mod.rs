@@ -17,4 +17,4 @@ pub use types::{
     ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, SavedPlanUse, UnitCounts,
     UnitPlacements, PROMPT_ROWS, REPORT_SCHEMA_VERSION,
 };
-pub use write::ReportError;
+pub use write::{is_model, ReportError};

@@ -1,7 +1,7 @@
 //! A report as JSON.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::types::Report;
@@ -39,6 +39,15 @@ impl Report {
             source,
         })
     }
+}
+
+/// Whether this is the file of a model: it begins as one.
+pub fn is_model(path: &Path) -> bool {
+    let mut start = [0; 4];
+    // to open a pipe is to wait for who writes to it
+    let is_file = fs::metadata(path).is_ok_and(|known| known.is_file());
+    let read = |start: &mut [u8]| File::open(path)?.read_exact(start);
+    is_file && read(&mut start).is_ok() && &start == b"GGUF"
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -16,7 +16,7 @@ pub enum InventoryError {
         /// What the system said.
         source: io::Error,
     },
-    /// The path is a folder or a device.
+    /// The path is a folder, a device or a pipe.
     #[error("{} is not a file. Give the path of a GGUF model.", path.display())]
     NotAFile {
         /// What was given.

@@ -89,13 +89,14 @@ impl GgufFile {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(io_error)?;
-        let metadata = file.metadata().map_err(io_error)?;
+        let metadata = std::fs::metadata(path).map_err(io_error)?;
+        // to open a pipe is to wait for who writes to it
         if !metadata.is_file() {
             return Err(InventoryError::NotAFile {
                 path: path.to_owned(),
             });
         }
+        let file = File::open(path).map_err(io_error)?;
         let file_bytes = metadata.len();
         let mut start = [0_u8; 16];
         let length = read_up_to(&file, &mut start, 0).map_err(io_error)?;

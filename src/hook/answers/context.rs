@@ -8,6 +8,7 @@ use crate::hook::planning::attempts::Failed;
 use crate::hook::schedulers::Schedulers;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
+use pipeshard_model::size::ByteSize;
 use pipeshard_plan::plan::{plan, KvPlacement};
 
 /// KV of one layer that is about to be made.
@@ -115,8 +116,26 @@ enum Wanted {
     Fit { before: u64, bytes: u64 },
 }
 
-/// Plans for compute buffers. Where they fit by plan, that is the plan for now.
-fn wanted(accounts: &Accounts, tenant: &mut Tenant, sched: usize, bytes: u64) -> Wanted {
+/// Room for compute buffers that grow in mid-run, as a share of all: KV in host memory is copied for attention, and ggml packs graphs
+/// in another way for each number of tokens in it. The largest growth that was seen was 0.7 % (granite-hybrid, two contexts).
+const GROWTH_SHARE: u64 = 64;
+
+/// What may be added to compute buffers of `bytes` in mid-run.
+fn growth(accounts: &Accounts, bytes: u64) -> u64 {
+    let copied = accounts.ledger.kv_placements().iter().any(|kv| !kv.device);
+    match copied {
+        true => accounts.rounded(bytes / GROWTH_SHARE),
+        false => 0,
+    }
+}
+
+/// Plans for compute buffers. Where they fit by plan, that is the plan for now. `measuring`: they may grow later.
+fn wanted(
+    accounts: &Accounts,
+    tenant: &mut Tenant,
+    (sched, bytes): (usize, u64),
+    measuring: bool,
+) -> Wanted {
     if let Some(why) = tenant.planner.followed.refusal() {
         let why = why.to_string();
         tenant.planner.attempts.fail(why);
@@ -127,7 +146,11 @@ fn wanted(accounts: &Accounts, tenant: &mut Tenant, sched: usize, bytes: u64) ->
     if bytes <= before {
         return Wanted::Granted;
     }
-    match tenant.make_plan(accounts, bytes - before) {
+    let later = match measuring {
+        true => growth(accounts, accounts.ledger.scratch() - before + bytes),
+        false => 0,
+    };
+    match tenant.make_plan(accounts, bytes - before + later) {
         Ok(made) => {
             tenant.planner.set(made);
             Wanted::Fit { before, bytes }
@@ -154,7 +177,7 @@ pub fn scratch_measured(
     (sched, bytes): (usize, u64),
     proof: NewShape<'_>,
 ) -> bool {
-    match wanted(accounts, tenant, sched, bytes) {
+    match wanted(accounts, tenant, (sched, bytes), true) {
         Wanted::Granted => {
             tenant.place_for_measuring();
             true
@@ -185,9 +208,12 @@ pub fn scratch_grows(
     if accounts.rounded(bytes) > known && tenant.planner.followed.refusal().is_none() {
         telemetry.counters.reallocations += 1;
     }
-    match wanted(accounts, tenant, sched, bytes) {
+    match wanted(accounts, tenant, (sched, bytes), false) {
         Wanted::Granted => true,
-        Wanted::Refused => false,
+        Wanted::Refused => {
+            say_why_refused(tenant, telemetry, known);
+            false
+        }
         Wanted::Fit { before, bytes } => {
             if has_room(accounts, before, bytes) {
                 accounts.ledger.set_scratch(sched, bytes);
@@ -198,6 +224,20 @@ pub fn scratch_grows(
             tenant.residency.void_graphs();
             false
         }
+    }
+}
+
+/// A graph will not run, for the compute buffers that it wants besides the `known` bytes that were reserved cannot be planned for.
+fn say_why_refused(tenant: &Tenant, telemetry: &mut Telemetry, known: u64) {
+    let Some(reason) = tenant.planner.attempts.error_here() else {
+        return;
+    };
+    let why = format!(
+        "this batch fails: it wants more compute buffers than the {} that were reserved. {reason}",
+        ByteSize(known)
+    );
+    if telemetry.counters.note_error(why.clone()) {
+        log::error(&why);
     }
 }
 
@@ -236,7 +276,9 @@ pub fn failed(
             accounts.reserve.nothing_comes();
             log::error(&error);
             match in_use {
-                true => telemetry.counters.note_error(error),
+                true => {
+                    telemetry.counters.note_error(error);
+                }
                 false => telemetry.counters.off(&error),
             }
             false

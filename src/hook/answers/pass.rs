@@ -19,6 +19,7 @@ use crate::trace::record::{HostWork, WaitReason};
 use crate::trace::Recorder;
 use pipeshard_plan::plan::{plan, Placement};
 use pipeshard_sys as ffi;
+use std::ops::Range;
 
 type Backend = ffi::ggml_backend_t;
 
@@ -108,24 +109,33 @@ fn begin_lanes(tenant: &mut Tenant, entry: &mut Sched, sched: usize) -> Result<(
     Ok(())
 }
 
-/// A tensor is about to be copied between two backends of `sched`: whether that was submitted, or else what the host has to
-/// wait for before it copies.
+/// Who copies a tensor between two backends.
+pub enum InputCopy {
+    /// It is submitted, or not needed.
+    Done,
+    /// The caller, on the backend that it goes to, in these pieces.
+    InPieces(Vec<Range<usize>>),
+    /// The scheduler, after the host has waited.
+    ByScheduler(HostWait),
+}
+
+/// A tensor is about to be copied between two backends of `sched`.
 ///
 /// # Safety
 /// The tensors have memory and the same layout, and belong to the graph that `sched` is submitting.
 pub unsafe fn input_copy(
     accounts: &Accounts,
+    tenant: &Tenant,
     schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
     (sched, between): (usize, (Backend, Backend)),
-    input: *const ffi::ggml_tensor,
-    copy: *mut ffi::ggml_tensor,
-) -> (bool, HostWait) {
+    (input, copy): (*const ffi::ggml_tensor, *mut ffi::ggml_tensor),
+) -> InputCopy {
     let idle = schedulers
         .get(sched)
         .is_some_and(|s| s.graph.is_idle(copy as usize));
     if idle {
-        return (true, HostWait::Nothing);
+        return InputCopy::Done;
     }
     // the scheduler waits where it copies by itself
     let why = match (*input).flags & ffi::GGML_TENSOR_FLAG_INPUT as i32 != 0 {
@@ -135,7 +145,7 @@ pub unsafe fn input_copy(
     let lanes = schedulers.lanes_of(sched);
     let (Some(device), Some((entry, compute))) = (accounts.device(), lanes) else {
         telemetry.host_waits(sched, why);
-        return (false, HostWait::Nothing);
+        return InputCopy::ByScheduler(HostWait::Nothing);
     };
     let ends = Ends {
         device,
@@ -143,11 +153,14 @@ pub unsafe fn input_copy(
         cpu: entry.cpu_backend,
     };
     telemetry.trace_of(sched).inputs_begin(sched, compute);
+    if let Some(pieces) = tenant.weights.pieces_of(input) {
+        return InputCopy::InPieces(pieces);
+    }
     if entry.hand_over.copy(ends, between, input, copy) {
-        return (true, HostWait::Nothing);
+        return InputCopy::Done;
     }
     telemetry.host_waits(sched, why);
-    (false, entry.hand_over.sources_free(compute))
+    InputCopy::ByScheduler(entry.hand_over.sources_free(compute))
 }
 
 /// The inputs of a split are copied or being copied; it is about to be computed on `backend`. What the host has to wait

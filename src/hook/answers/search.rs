@@ -35,8 +35,8 @@ pub fn context_wanted(
     let began = Instant::now();
     learning::from_passes(config, tenant, &mut telemetry.clock);
     telemetry.counters.planning += began.elapsed();
-    let free = config.ubatch_from_plan;
-    if let Some(planned) = tenant.planner.followed.ubatch(wanted, free) {
+    let followed = &mut tenant.planner.followed;
+    if let Some(planned) = followed.ubatch(wanted, wanted.ubatch_is_free) {
         // whoever saved the plan may have predicted for another machine
         predict_nothing(tenant, telemetry);
         return planned;
@@ -144,7 +144,7 @@ fn search_for(
     let larger = UBATCHES.iter().copied();
     let larger = larger.filter(|&size| size > wanted.ubatch && size <= longest);
     let own_ubatch = tenant.planner.attempts.current().own_ubatch;
-    let may_choose = config.ubatch_from_plan && !own_ubatch;
+    let may_choose = wanted.ubatch_is_free && !own_ubatch;
     let ubatches: Vec<UbatchOption> = std::iter::once(wanted.ubatch)
         .chain(larger.filter(|_| may_choose))
         .map(|ubatch| UbatchOption {

@@ -147,6 +147,11 @@ impl Attempts {
         self.current_mut().error = Some(why);
     }
 
+    /// Why what the calling thread does last failed.
+    pub fn error_here(&self) -> Option<&str> {
+        self.of_threads.get(&this_thread())?.error.as_deref()
+    }
+
     /// Compute buffers of so many bytes, those of others included, have no room.
     pub fn fail_for_scratch(&mut self, wanted: u64, why: String) {
         let attempt = self.current_mut();

@@ -13,6 +13,8 @@ pub struct ContextSize {
     pub batch: u32,
     /// Tokens per ubatch.
     pub ubatch: u32,
+    /// The user gave no ubatch: the plan's is used.
+    pub ubatch_is_free: bool,
     /// Experts that a token uses; 0 for a dense model.
     pub experts_used: u32,
     /// Sequences that share it.

@@ -6,7 +6,7 @@ use crate::hook::answers::{context as contexts, loading, search};
 use crate::hook::helpers::Helpers;
 use crate::hook::planning::context::ContextSize;
 use crate::hook::runtime::Runtime;
-use crate::hook::{log, publish};
+use crate::hook::{config, log, publish};
 use pipeshard_sys as ffi;
 use std::ffi::c_void;
 
@@ -118,6 +118,7 @@ pub(super) unsafe extern "C" fn ubatch(
             context: context.n_ctx,
             batch: context.n_batch,
             ubatch: context.n_ubatch,
+            ubatch_is_free: config::ubatch_is_free(),
             experts_used: context.n_expert_used,
             sequences: context.n_seq_max,
             threads: u32::try_from(context.n_threads).unwrap_or(1),

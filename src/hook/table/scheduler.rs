@@ -2,6 +2,7 @@
 
 use super::shared::{shared_of, Shared};
 use crate::hook::answers::graph::{self, Begun};
+use crate::hook::answers::pass::InputCopy;
 use crate::hook::answers::{context, pass, search};
 use crate::hook::gate::{Idle, Plain};
 use crate::hook::graph::nodes::graph_nodes;
@@ -410,18 +411,37 @@ pub(super) unsafe extern "C" fn input_copy(
         let Runtime {
             config,
             accounts,
+            tenant,
             schedulers,
             telemetry,
-            ..
         } = &mut *runtime;
         if config.debug.stock_hand_over {
             return false;
         }
         let between = (sched as usize, (from, to));
-        let (taken, wait) = pass::input_copy(accounts, schedulers, telemetry, between, input, copy);
+        let who = pass::input_copy(
+            accounts,
+            tenant,
+            schedulers,
+            telemetry,
+            between,
+            (input, copy),
+        );
         drop(runtime);
-        wait.wait();
-        taken
+        match who {
+            InputCopy::Done => true,
+            InputCopy::InPieces(pieces) => {
+                for piece in pieces {
+                    let source = (*input).data.cast::<u8>().add(piece.start).cast();
+                    ffi::ggml_backend_tensor_set_async(to, copy, source, piece.start, piece.len());
+                }
+                true
+            }
+            InputCopy::ByScheduler(wait) => {
+                wait.wait();
+                false
+            }
+        }
     })
 }
 

@@ -56,11 +56,13 @@ impl Counters {
         self.reason_off = None;
     }
 
-    /// Notes what went wrong, once.
-    pub fn note_error(&mut self, why: String) {
-        if !self.errors.contains(&why) {
+    /// Notes what went wrong, once. True if it is new.
+    pub fn note_error(&mut self, why: String) -> bool {
+        let new = !self.errors.contains(&why);
+        if new {
             self.errors.push(why);
         }
+        new
     }
 
     /// What went wrong.

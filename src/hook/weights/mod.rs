@@ -69,10 +69,15 @@ pub unsafe fn describe(tensors: &[*mut ffi::ggml_tensor]) -> Result<Described, S
             && ffi::ggml_backend_buffer_is_host((*t).buffer)
     };
     let mut by_name: HashMap<String, *mut ffi::ggml_tensor> = HashMap::new();
-    for &tensor in tensors.iter().filter(|&&t| in_host(t)) {
+    let mut layers = 1;
+    for &tensor in tensors {
         let name = CStr::from_ptr((*tensor).name.as_ptr());
         let name = name.to_string_lossy().into_owned();
-        by_name.entry(name).or_insert(tensor);
+        // the user may have put all of a layer elsewhere, or all layers
+        layers = layers.max(layer_of(&name).map_or(1, |layer| layer + 1));
+        if in_host(tensor) {
+            by_name.entry(name).or_insert(tensor);
+        }
     }
     let loaded = by_name.iter().map(|(name, &t)| LoadedTensor {
         name: name.clone(),
@@ -80,8 +85,6 @@ pub unsafe fn describe(tensors: &[*mut ffi::ggml_tensor]) -> Result<Described, S
         ne: (*t).ne,
         nbytes: ffi::ggml_nbytes(t) as u64,
     });
-    let layers = by_name.keys().filter_map(|n| layer_of(n)).max();
-    let layers = layers.map_or(0, |l| l + 1);
     let keys = BTreeMap::from([
         ("general.architecture".to_string(), "loaded".to_string()),
         ("loaded.block_count".to_string(), layers.to_string()),
@@ -277,6 +280,26 @@ impl Weights {
     ) -> Option<String> {
         let (mut parts, locks) = self.parts();
         locks.lock_for(&mut parts, device, read, uploaded)
+    }
+
+    /// Where a copy of a host tensor has to be cut, for it lies in page-locked memory in part, or in several pieces of it: the driver
+    /// refuses it as a whole. Those are weights that the user keeps on the host, which share pages with weights that are streamed.
+    ///
+    /// # Safety
+    /// The tensor is valid.
+    pub unsafe fn pieces_of(&self, tensor: *const ffi::ggml_tensor) -> Option<Vec<Range<usize>>> {
+        let buffer = (*tensor).buffer;
+        let usage = ffi::GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+        if buffer.is_null() || ffi::ggml_backend_buffer_get_usage(buffer) != usage {
+            return None;
+        }
+        let (base, bytes) = ((*tensor).data.cast_const().cast(), ffi::ggml_nbytes(tensor));
+        let mut pieces = self
+            .models
+            .iter()
+            .map(|model| model.locked.pieces(base, bytes));
+        let cut = pieces.find(|pieces| pieces.clone().nth(1).is_some())?;
+        Some(cut.collect())
     }
 
     /// Unlocks what was only locked to be uploaded.

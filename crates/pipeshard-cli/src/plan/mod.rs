@@ -369,6 +369,10 @@ fn save(
         error,
     };
     let text = saved.to_json().map_err(|e| failed(e.into()))?;
+    if pipeshard::report::is_model(path) {
+        let why = "it is a model, which would be written over; give another file";
+        return Err(failed(std::io::Error::other(why)));
+    }
     std::fs::write(path, text).map_err(failed)
 }
 
