@@ -19,6 +19,12 @@ pub enum PassError {
     /// Weights that the graph reads are lost.
     #[error(transparent)]
     FileShrunk(Shrunk),
+    /// An image's windows are not where its graph expects them.
+    #[error(
+        "the windows of an image are in another order than llama.cpp b11549 puts them in; please report it, and leave the encoder to \
+         the CPU (--no-mmproj-offload) meanwhile"
+    )]
+    OtherWindows,
     /// A callback panicked before.
     #[error("nothing is computed after an internal error")]
     Broken,

@@ -160,6 +160,7 @@ mod tests {
             "/peak/kv",
             "/peak/slots",
             "/peak/scratch",
+            "/peak/vision",
             "/peak/other",
             "/peak/total",
             "/passes/prompt",
