@@ -12,23 +12,34 @@ pub struct Expected {
     pub weights: u64,
     /// Compute buffers for the largest image, and what the backend takes for it.
     pub scratch: u64,
+    /// By how much that becomes less each time that a context has no room.
+    step: Option<u64>,
 }
 
 impl Expected {
+    /// These, for the largest image.
+    pub fn new(weights: u64, scratch: u64) -> Self {
+        Expected {
+            weights,
+            scratch,
+            step: None,
+        }
+    }
+
     /// The sum.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.scratch)
     }
 
-    /// A context has no room beside them: expects compute buffers of a quarter, then none. False where none were expected.
+    /// A context has no room beside them: expects compute buffers of so much less, in the end none. False where none were expected.
     pub fn give_way(&mut self) -> bool {
-        /// Smaller ones are no reason why a context has no room.
-        const LITTLE: u64 = 32 << 20;
+        /// Tries until nothing is left, each of which makes a context again.
+        const STEPS: u64 = 4;
         if self.scratch == 0 {
             return false;
         }
-        let quarter = self.scratch / 4;
-        self.scratch = if quarter < LITTLE { 0 } else { quarter };
+        let step = *self.step.get_or_insert(self.scratch.div_ceil(STEPS));
+        self.scratch = self.scratch.saturating_sub(step);
         true
     }
 }
@@ -39,15 +50,12 @@ mod tests {
 
     #[test]
     fn it_gives_way_until_only_weights_are_left() {
-        let mut expected = Expected {
-            weights: 1000,
-            scratch: 400 << 20,
-        };
+        let mut expected = Expected::new(1000, 400 << 20);
         let mut left = Vec::new();
         while expected.give_way() {
             left.push(expected.scratch);
         }
-        assert_eq!(left, [100 << 20, 0]);
+        assert_eq!(left, [300 << 20, 200 << 20, 100 << 20, 0]);
         assert_eq!(expected.total(), 1000);
     }
 }

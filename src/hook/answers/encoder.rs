@@ -71,10 +71,8 @@ pub fn expected(
         };
         accounts.rounded(encoder.scratch(rows)).saturating_add(own)
     });
-    accounts.expected = Expected {
-        weights: accounts.rounded(file.weights),
-        scratch: scratch.fold(0, u64::saturating_add),
-    };
+    let scratch = scratch.fold(0, u64::saturating_add);
+    accounts.expected = Expected::new(accounts.rounded(file.weights), scratch);
 }
 
 /// An encoder that is being loaded.
@@ -133,8 +131,8 @@ pub unsafe fn wanted(
             // compute buffers are asked for next
             let room = accounts.for_encoders() - accounts.ledger.encoders();
             let refused = Refused {
-                what: encoder.map(|e| e.name()).unwrap_or_default() + " needs",
-                of: "its weights",
+                what: encoder.map(|e| e.name()).unwrap_or_default(),
+                of: "its weights".to_owned(),
                 needed: holds.weights,
                 coming: coming.saturating_sub(room),
                 tokens: None,
@@ -320,12 +318,10 @@ fn scratch(
     };
     let encoder = encoders.get(sched);
     let tokens = encoder.and_then(|encoder| encoder.tokens());
-    let of_image = tokens.map(|tokens| format!(" for an image of {tokens} tokens"));
+    let of_image = tokens.map(|tokens| format!(" of an image of {tokens} tokens"));
     let refused = Refused {
-        what: encoder.map(|e| e.name()).unwrap_or_default()
-            + " needs"
-            + &of_image.unwrap_or_default(),
-        of: "compute buffers",
+        what: encoder.map(|e| e.name()).unwrap_or_default(),
+        of: "compute buffers".to_owned() + &of_image.unwrap_or_default(),
         needed: holds.scratch,
         coming: 0,
         tokens,
@@ -365,7 +361,7 @@ struct Refused {
     /// Whose it is.
     what: String,
     /// What it is for.
-    of: &'static str,
+    of: String,
     /// Bytes.
     needed: u64,
     /// Bytes that will be needed besides.
@@ -381,7 +377,7 @@ impl Refused {
         let minimum = match error {
             PlanError::BudgetTooSmall { minimum, .. } => *minimum,
             PlanError::FixedDoesNotFit { needed, .. } => *needed,
-            other => return format!("{what} {needed} for {of}: {other}"),
+            other => return format!("{what} needs {needed} for {of}: {other}"),
         };
         let left = self.needed.saturating_sub(minimum.saturating_sub(budget));
         let enough = minimum.saturating_add(self.coming);
@@ -392,7 +388,7 @@ impl Refused {
         let fewer = self.tokens.map(fitting).filter(|&few| few >= FEW_TOKENS);
         let fewer = fewer.map(|few| format!("limit images with --image-max-tokens {few}, "));
         format!(
-            "{what} {needed} for {of}, and {} of the budget of {} are left for it: raise that to --pipeshard-vram {} ({enough} \
+            "{what} needs {needed} for {of}, and {} of the budget of {} are left for it: raise that to --pipeshard-vram {} ({enough} \
              bytes), {}or leave the encoder to the CPU with --no-mmproj-offload, which takes longer",
             ByteSize(left),
             ByteSize(budget),
@@ -410,8 +406,8 @@ mod tests {
 
     fn refused(tokens: Option<u64>) -> String {
         let refused = Refused {
-            what: "the encoder needs".to_owned(),
-            of: "compute buffers",
+            what: "the encoder".to_owned(),
+            of: "compute buffers".to_owned(),
             needed: 500 * MIB,
             coming: 0,
             tokens,
