@@ -15,7 +15,21 @@ fn bitmap(width: u32, height: u32) -> Vec<u8> {
     let row = (width * 3).next_multiple_of(4);
     let mut file = b"BM".to_vec();
     let size = row * height;
-    for number in [54 + size, 0, 54, 40, width, height, 24 << 16 | 1, 0, size, 0, 0, 0, 0] {
+    for number in [
+        54 + size,
+        0,
+        54,
+        40,
+        width,
+        height,
+        24 << 16 | 1,
+        0,
+        size,
+        0,
+        0,
+        0,
+        0,
+    ] {
         file.extend_from_slice(&number.to_le_bytes());
     }
     let mut state = 1_u32;
@@ -50,11 +64,24 @@ impl Encoded {
         }
         let mut command = tool("llama-mtmd-cli");
         command.arg("-m").arg(synthetic("tiny-qwen2vl", &[]));
-        command.arg("--mmproj").arg(synthetic("tiny-qwen2vl-mmproj", &[]));
+        command
+            .arg("--mmproj")
+            .arg(synthetic("tiny-qwen2vl-mmproj", &[]));
         for picture in pictures {
             command.arg("--image").arg(picture);
         }
-        command.args(["-p", "what is this", "-n", "8", "-t", "1", "-c", "2048", "--temp", "0"]);
+        command.args([
+            "-p",
+            "what is this",
+            "-n",
+            "8",
+            "-t",
+            "1",
+            "-c",
+            "2048",
+            "--temp",
+            "0",
+        ]);
         command.args(flags).env("MTMD_DEBUG_EMBEDDINGS", &dump);
         if flags.contains(&"--pipeshard-vram") {
             command.arg("--pipeshard-report").arg(&report);
@@ -117,7 +144,12 @@ impl Encoded {
 fn within(budget: u64) -> [String; 4] {
     let sim = format!("vram={budget}");
     let vram = budget.to_string();
-    ["--pipeshard-sim".to_owned(), sim, "--pipeshard-vram".to_owned(), vram]
+    [
+        "--pipeshard-sim".to_owned(),
+        sim,
+        "--pipeshard-vram".to_owned(),
+        vram,
+    ]
 }
 
 fn run_within(name: &str, picture: &Path, budget: u64, more: &[&str]) -> Encoded {
@@ -139,7 +171,10 @@ fn whole_windows_are_encoded_to_the_same_bits() {
         assert_eq!(stock.finished.stdout, ours.finished.stdout);
         ours.assert_healthy(300 * MIB);
         let vision = ours.vision();
-        assert_eq!((vision.encodes, vision.masks_skipped, vision.masks_kept), (1, 1, 0));
+        assert_eq!(
+            (vision.encodes, vision.masks_skipped, vision.masks_kept),
+            (1, 1, 0)
+        );
         assert_eq!(vision.windows_batched, WINDOWED_LAYERS * windows);
         assert_eq!(vision.rows, u64::from(width / 14 * height / 14));
     }
@@ -155,7 +190,10 @@ fn narrower_windows_at_the_edge_are_encoded_as_closely_as_stock_does() {
         let ours = run_within("edge-ours", &picture, 300 * MIB, &[]).worked();
         let own = unfused.differs_from(&stock);
         let found = ours.differs_from(&stock);
-        assert!(own > 0.0 && found <= 2.0 * own, "{found}, stock itself {own}");
+        assert!(
+            own > 0.0 && found <= 2.0 * own,
+            "{found}, stock itself {own}"
+        );
         ours.assert_healthy(300 * MIB);
         assert_eq!(ours.vision().masks_skipped, 1);
         assert_eq!(ours.vision().windows_batched, WINDOWED_LAYERS * windows);
@@ -224,9 +262,16 @@ fn what_has_no_room_is_refused_with_a_budget_that_works() {
     worked.assert_healthy(budget);
     assert_eq!(worked.vision().masks_skipped, 1);
     // the language model alone, then what llama.cpp reserves for an image when it loads the encoder
-    assert!(refusals[0].contains("encoder of images or sound"), "{}", refusals[0]);
+    assert!(
+        refusals[0].contains("encoder of images or sound"),
+        "{}",
+        refusals[0]
+    );
     let last = refusals.last().expect("2 MiB are too little");
-    assert!(last.contains("compute buffers of an image of 2116 tokens"), "{last}");
+    assert!(
+        last.contains("compute buffers of an image of 2116 tokens"),
+        "{last}"
+    );
     assert!(last.contains("--no-mmproj-offload"), "{last}");
     // a smaller image is enough for less
     let less = budget - 30 * MIB;
@@ -245,7 +290,11 @@ fn a_device_that_refuses_memory_fails_the_load_and_nothing_else() {
     for vram in ["28M", "8M"] {
         let flags = ["--pipeshard-sim", &format!("vram={vram}"), "-ngl", "0"];
         let stock = Encoded::run("refused-stock", &[&picture], &flags);
-        assert!(stock.finished.failed_cleanly(), "{vram}: {}", stock.finished.told());
+        assert!(
+            stock.finished.failed_cleanly(),
+            "{vram}: {}",
+            stock.finished.told()
+        );
     }
     let mut failed = 0;
     for number in 1..40 {
@@ -253,8 +302,15 @@ fn a_device_that_refuses_memory_fails_the_load_and_nothing_else() {
         let flags = ["--pipeshard-sim", &sim, "--pipeshard-vram", "300M"];
         let ours = Encoded::run("refused-ours", &[&picture], &flags);
         let finished = &ours.finished;
-        assert!(finished.succeeded() || finished.failed_cleanly(), "{number}: {}", finished.told());
-        let device = ours.report.as_ref().and_then(|r| r.simulated_device.as_ref());
+        assert!(
+            finished.succeeded() || finished.failed_cleanly(),
+            "{number}: {}",
+            finished.told()
+        );
+        let device = ours
+            .report
+            .as_ref()
+            .and_then(|r| r.simulated_device.as_ref());
         if device.is_some_and(|device| device["failed_allocations"] == 0) {
             break;
         }
@@ -267,7 +323,10 @@ fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {
-        let number = chunk.iter().fold(0_u32, |n, &byte| n << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
+        let number = chunk
+            .iter()
+            .fold(0_u32, |n, &byte| n << 8 | u32::from(byte))
+            << (8 * (3 - chunk.len()));
         let letter = |at: usize| LETTERS[(number >> (18 - 6 * at)) as usize & 63] as char;
         text.extend((0..=chunk.len()).map(letter));
         text.extend(std::iter::repeat_n('=', 3 - chunk.len()));
@@ -280,7 +339,17 @@ fn a_server_goes_on_after_an_image_that_has_no_room() {
     let tower = synthetic("tiny-qwen2vl-mmproj", &[]);
     let (tower, budget) = (tower.display().to_string(), (70 * MIB).to_string());
     let sim = format!("vram={budget}");
-    let mut flags = vec!["--mmproj", &tower, "-c", "4096", "-t", "1", "-np", "2", "--no-warmup"];
+    let mut flags = vec![
+        "--mmproj",
+        &tower,
+        "-c",
+        "4096",
+        "-t",
+        "1",
+        "-np",
+        "2",
+        "--no-warmup",
+    ];
     flags.extend(["--pipeshard-sim", &sim, "--pipeshard-vram", &budget]);
     let server = Server::start(&synthetic("tiny-qwen2vl", &[]), &flags);
     let ask = |width, height| {
