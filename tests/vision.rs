@@ -57,6 +57,11 @@ struct Encoded {
 impl Encoded {
     /// `name`: of its files.
     fn run(name: &str, pictures: &[&Path], flags: &[&str]) -> Self {
+        Self::run_in(name, pictures, flags, &[])
+    }
+
+    /// The same with variables of the environment.
+    fn run_in(name: &str, pictures: &[&Path], flags: &[&str], env: &[(&str, &str)]) -> Self {
         let file = |ending: &str| scratch("vision").join(format!("{name}.{ending}"));
         let (dump, report) = (file("embeddings"), file("json"));
         for old in [&dump, &report] {
@@ -82,7 +87,8 @@ impl Encoded {
             "--temp",
             "0",
         ]);
-        command.args(flags).env("MTMD_DEBUG_EMBEDDINGS", &dump);
+        command.args(flags).envs(env.iter().copied());
+        command.env("MTMD_DEBUG_EMBEDDINGS", &dump);
         if flags.contains(&"--pipeshard-vram") {
             command.arg("--pipeshard-report").arg(&report);
         }
@@ -317,6 +323,28 @@ fn a_device_that_refuses_memory_fails_the_load_and_nothing_else() {
         failed += 1;
     }
     assert!(failed > 3, "{failed}");
+}
+
+#[test]
+fn a_panic_about_an_encoder_ends_cleanly() {
+    let picture = picture(112, 112);
+    for callback in ["encoder_expected", "encoder_wanted", "encoder_gone"] {
+        let flags = within(300 * MIB);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let env = [("PIPESHARD_DEBUG_PANIC", callback)];
+        let ours = Encoded::run_in("panic", &[&picture], &flags, &env);
+        assert!(
+            ours.finished.failed_cleanly(),
+            "{callback}: {}",
+            ours.finished.told()
+        );
+        let errors = ours
+            .finished
+            .stderr
+            .matches("pipeshard: internal error (")
+            .count();
+        assert_eq!(errors, 1, "{callback}: {}", ours.finished.stderr);
+    }
 }
 
 fn base64(bytes: &[u8]) -> String {

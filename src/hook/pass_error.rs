@@ -21,8 +21,7 @@ pub enum PassError {
     FileShrunk(Shrunk),
     /// An image's windows are not where its graph expects them.
     #[error(
-        "the windows of an image are in another order than llama.cpp b11549 puts them in; please report it, and leave the encoder to \
-         the CPU (--no-mmproj-offload) meanwhile"
+        "the windows of an image are not in the order in which llama.cpp usually puts them, so its embeddings would be wrong: please report it, and leave the encoder to the CPU meanwhile (--no-mmproj-offload)"
     )]
     OtherWindows,
     /// A callback panicked before.
