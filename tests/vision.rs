@@ -207,6 +207,20 @@ fn narrower_windows_at_the_edge_are_encoded_as_closely_as_stock_does() {
 }
 
 #[test]
+fn networks_are_computed_in_pieces_to_the_same_bits() {
+    // 64 by 56 patches, all windows full
+    let picture = picture(896, 784);
+    let stock = Encoded::run("pieces-stock", &[&picture], &["--no-repack"]).worked();
+    let ours = run_within("pieces-ours", &picture, 300 * MIB, &[]).worked();
+    assert!(stock.embeddings == ours.embeddings);
+    assert_eq!(stock.finished.stdout, ours.finished.stdout);
+    ours.assert_healthy(300 * MIB);
+    // four in each of four layers
+    assert_eq!(ours.vision().pieces, 16);
+    assert_eq!(ours.vision().rows, 64 * 56);
+}
+
+#[test]
 fn several_images_are_encoded_one_after_the_other() {
     let (large, small) = (picture(672, 448), picture(224, 112));
     let both = [&large as &Path, &small];
@@ -333,11 +347,12 @@ fn a_panic_about_an_encoder_ends_cleanly() {
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let env = [("PIPESHARD_DEBUG_PANIC", callback)];
         let ours = Encoded::run_in("panic", &[&picture], &flags, &env);
-        assert!(
-            ours.finished.failed_cleanly(),
-            "{callback}: {}",
-            ours.finished.told()
-        );
+        // what was expected in vain is forgotten when the model is loaded
+        let ended = match callback {
+            "encoder_expected" => ours.finished.succeeded(),
+            _ => ours.finished.failed_cleanly(),
+        };
+        assert!(ended, "{callback}: {}", ours.finished.told());
         let errors = ours
             .finished
             .stderr

@@ -8,9 +8,10 @@ use super::pass_error::PassError;
 use super::pool_estimate::bytes_for;
 use crate::report::{EncoderReport, VisionReport};
 use crate::rewrite::TensorContext;
-use crate::vision::attention::{batch_windows, Backends, Declined};
+use crate::vision::attention::{batch_windows, nodes_of, Declined};
 use crate::vision::header::{EncoderShape, Kind};
 use crate::vision::windows::Grid;
+use crate::vision::{rows, Backends};
 use pipeshard_sys as ffi;
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -40,8 +41,11 @@ pub struct Encoder {
     kind: Kind,
     /// None where its file's header could not be read.
     shape: Option<EncoderShape>,
-    tensors: Option<TensorContext>,
+    /// Tensors that were put in for windows, and for pieces.
+    tensors: [Option<TensorContext>; 2],
     windows: Option<Windows>,
+    /// Pieces that feed-forward networks of the latest graph are computed in.
+    pieces: u64,
     /// Rows of activations of the graph that was split last, where they are known.
     rows: u64,
     /// That graph has the mask that it came with.
@@ -92,8 +96,9 @@ impl Encoders {
             file,
             kind,
             shape,
-            tensors: None,
+            tensors: [None, None],
             windows: None,
+            pieces: 0,
             rows: 0,
             has_mask: false,
         };
@@ -165,11 +170,11 @@ impl Encoders {
             let grid = Grid::of(width, height, windowed.patch, windowed.window);
             let batched = match grid {
                 Some(grid) => {
-                    let windows = (&grid.runs()[..], grid.patches());
+                    let windows = (&grid.runs(nodes_of)[..], grid.patches());
                     let order = ffi::ggml_graph_get_tensor(graph, ORDER.as_ptr());
                     let batched = match order.is_null() {
                         true => Err(Declined::OtherMask),
-                        false => batch_windows(graph, &mut encoder.tensors, backends, windows),
+                        false => batch_windows(graph, &mut encoder.tensors[0], backends, windows),
                     };
                     batched.map(|batched| batched.map(|batched| (grid, order, batched)))
                 }
@@ -192,6 +197,9 @@ impl Encoders {
                 }
             }
         }
+        let divided = rows::divide(graph, &mut encoder.tensors[1], backends);
+        encoder.pieces = divided.pieces;
+        begun.nodes += divided.nodes;
         let of_nodes = graph_nodes(graph).iter().map(|&node| bytes_for(node));
         begun.pool = of_nodes.max().unwrap_or(0);
         begun
@@ -233,6 +241,7 @@ impl Encoders {
         };
         self.counts.encodes += 1;
         self.counts.rows += encoder.rows;
+        self.counts.pieces += encoder.pieces;
         self.counts.masks_kept += u64::from(encoder.has_mask);
         if let Some(windows) = &encoder.windows {
             self.counts.masks_skipped += 1;

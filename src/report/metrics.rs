@@ -455,7 +455,7 @@ mod tests {
             ("passes_total{tier=\"prompt\"}", 8),
             ("host_waits_total{reason=\"hand_over\"}", 9),
             ("host_waits_total{reason=\"user_input\"}", 10),
-            ("host_waits_total{reason=\"other\"}", 11),
+            ("host_waits_total{reason=\"staging\"}", 11),
             ("errors_total", 2),
             ("compared_passes_total{tier=\"decode\"}", 13),
         ] {

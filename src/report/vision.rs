@@ -18,6 +18,8 @@ pub struct VisionReport {
     pub attentions_batched: u64,
     /// Windows of all these.
     pub windows_batched: u64,
+    /// Pieces of rows that feed-forward networks were computed in, where that was more than one.
+    pub pieces: u64,
     /// Graphs whose mask was neither filled nor copied.
     pub masks_skipped: u64,
     /// Graphs that have windows and were computed with their mask.

@@ -17,6 +17,7 @@
 //! The mask loses its place in memory and its flag of an input, which tells clip.cpp not to fill it.
 
 use super::windows::Run;
+use super::{is_view, Backends};
 use crate::rewrite::{compute, room, set_nodes, Tensor, TensorContext};
 use pipeshard_sys as ffi;
 use std::collections::{HashMap, HashSet};
@@ -24,23 +25,18 @@ use std::ffi::CStr;
 
 /// clip.cpp's name for the mask of windows.
 const MASK: &CStr = c"attn_mask";
-/// Nodes of a run: three views and the attention.
-const NODES_OF_RUN: usize = 4;
+/// Nodes of a run: three views and the attention; and where windows do not lie one behind the other, a view and a copy.
+pub fn nodes_of(run: &Run) -> usize {
+    if run.is_dense() {
+        4
+    } else {
+        6
+    }
+}
 /// A source that attention does not use.
 const CHAIN: usize = ffi::GGML_MAX_SRC as usize - 1;
 /// Where the memory of a mask is that has none. Nothing may read it.
 const NOWHERE: usize = 64;
-
-/// Who computes.
-#[derive(Debug, Clone, Copy)]
-pub struct Backends {
-    /// The scheduler that is about to split the graph.
-    pub sched: ffi::ggml_backend_sched_t,
-    /// Its backend on the device.
-    pub device: ffi::ggml_backend_t,
-    /// Its backend on the CPU.
-    pub cpu: ffi::ggml_backend_t,
-}
 
 /// What was done to a graph.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -110,7 +106,7 @@ pub unsafe fn batch_windows(
     // the graph may come for a second time
     restore(mask);
     let found = find(&nodes, mask, patches)?;
-    let inner: usize = runs.len() * NODES_OF_RUN;
+    let inner: usize = runs.iter().map(nodes_of).sum();
     let more = found.len() * inner;
     let mut known: HashSet<usize> = nodes.iter().map(|&node| node as usize).collect();
     nodes
@@ -127,7 +123,7 @@ pub unsafe fn batch_windows(
     for &attention in &found {
         let part = divide(context, attention, runs);
         let able = |&node: &Tensor| ffi::ggml_backend_supports_op(backends.device, node);
-        if !part[1..].iter().all(able) {
+        if !part[1..].iter().all(|node| is_view(*node) || able(node)) {
             return Err(Declined::NotSupported);
         }
         parts.insert(attention as usize, part);
@@ -222,7 +218,7 @@ unsafe fn divide(context: &TensorContext, attention: Tensor, runs: &[Run]) -> Ve
         let view = |of: Tensor| {
             let [row, head] = [(*of).nb[1], (*of).nb[2]];
             let ([width, _, heads, _], each) = ((*of).ne, run.each as i64);
-            let (next, first) = (run.each as usize * row, run.first as usize * row);
+            let (next, first) = (run.step as usize * row, run.first as usize * row);
             ffi::ggml_view_4d(
                 context,
                 of,
@@ -241,12 +237,28 @@ unsafe fn divide(context: &TensorContext, attention: Tensor, runs: &[Run]) -> Ve
         let made = ffi::ggml_flash_attn_ext(context, q, k, v, none, 1.0, 0.0, 0.0);
         (*made).op_params = (*attention).op_params;
         (*made).src[4] = sinks;
-        (*made).src[CHAIN] = before;
-        (*made).view_src = out;
-        (*made).view_offs = run.first as usize * (*out).nb[2];
         ffi::ggml_set_name(made, (*attention).name.as_ptr());
         part.extend([q, k, v, made]);
-        before = made;
+        let first = run.first as usize * (*out).nb[2];
+        before = match run.is_dense() {
+            true => {
+                (*made).view_src = out;
+                (*made).view_offs = first;
+                (*made).src[CHAIN] = before;
+                made
+            }
+            false => {
+                let ([width, heads, each, count], [_, head, row, _]) = ((*made).ne, (*out).nb);
+                let next = run.step as usize * row;
+                let place = ffi::ggml_view_4d(
+                    context, out, width, heads, each, count, head, row, next, first,
+                );
+                let copy = ffi::ggml_cpy(context, made, place);
+                (*copy).src[CHAIN] = before;
+                part.extend([place, copy]);
+                copy
+            }
+        };
     }
     part
 }
@@ -257,19 +269,12 @@ unsafe fn hand_on(nodes: &[Tensor], parts: &HashMap<usize, Vec<Tensor>>) {
     let mut views: HashMap<usize, Tensor> = HashMap::new();
     for &node in nodes {
         let source = (*node).src[0];
-        let is_view = matches!(
-            (*node).op,
-            ffi::GGML_OP_VIEW
-                | ffi::GGML_OP_RESHAPE
-                | ffi::GGML_OP_PERMUTE
-                | ffi::GGML_OP_TRANSPOSE
-        );
         let direct = parts.get(&(source as usize));
         let memory = match direct {
             Some(part) => part.first().copied(),
             None => views.get(&(source as usize)).copied(),
         };
-        let Some(memory) = memory.filter(|_| is_view) else {
+        let Some(memory) = memory.filter(|_| is_view(node)) else {
             continue;
         };
         (*node).view_src = memory;

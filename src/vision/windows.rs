@@ -21,7 +21,7 @@ pub struct Grid {
     pub window: u32,
 }
 
-/// Windows of the same size, one behind the other.
+/// Windows of the same size at the same distance from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
     /// The first patch of the first one.
@@ -30,6 +30,15 @@ pub struct Run {
     pub each: u64,
     /// How many.
     pub count: u64,
+    /// Patches from the first of one to the first of the next.
+    pub step: u64,
+}
+
+impl Run {
+    /// Whether they lie one behind the other.
+    pub fn is_dense(&self) -> bool {
+        self.count == 1 || self.step == self.each
+    }
 }
 
 impl Grid {
@@ -67,22 +76,54 @@ impl Grid {
             .flat_map(move |rows| columns.clone().map(move |c| (c, rows.clone())))
     }
 
-    /// The windows in order, those of the same size taken together.
-    pub fn runs(&self) -> Vec<Run> {
+    /// All windows in runs, by strips or by columns: whatever `cost` finds cheaper. Strips are few where an image is wide, columns
+    /// where it is high.
+    pub fn runs(&self, cost: impl Fn(&Run) -> usize) -> Vec<Run> {
+        let all = |runs: &Vec<Run>| runs.iter().map(&cost).sum::<usize>();
+        let (strips, columns) = (self.by_strips(0), self.by_columns());
+        match all(&columns) < all(&strips) {
+            true => columns,
+            false => strips,
+        }
+    }
+
+    /// The windows in order from a strip on, those of the same size taken together.
+    fn by_strips(&self, strip: u32) -> Vec<Run> {
         let mut runs: Vec<Run> = Vec::new();
         let mut first = 0;
         for (columns, rows) in self.windows() {
             let each = (columns.len() * rows.len()) as u64 * MERGED * MERGED;
-            match runs.last_mut() {
-                Some(run) if run.each == each => run.count += 1,
-                _ => runs.push(Run {
-                    first,
-                    each,
-                    count: 1,
-                }),
+            if rows.start >= strip * self.window {
+                match runs.last_mut() {
+                    Some(run) if run.each == each => run.count += 1,
+                    _ => runs.push(Run {
+                        first,
+                        each,
+                        count: 1,
+                        step: each,
+                    }),
+                }
             }
             first += each;
         }
+        runs
+    }
+
+    /// The windows of all strips of full height, column by column, then those of a lower one.
+    fn by_columns(&self) -> Vec<Run> {
+        let strips = self.height / self.window;
+        let high = u64::from(self.window) * MERGED * MERGED;
+        let column = |columns: Range<u32>| Run {
+            first: u64::from(columns.start) * high,
+            each: columns.len() as u64 * high,
+            count: u64::from(strips),
+            step: u64::from(self.width) * high,
+        };
+        let mut runs: Vec<Run> = match strips {
+            0 => Vec::new(),
+            _ => self.parts(self.width).map(column).collect(),
+        };
+        runs.extend(self.by_strips(strips));
         runs
     }
 
@@ -140,15 +181,16 @@ mod tests {
             first: 0,
             each: 64,
             count: 12,
+            step: 64,
         };
-        assert_eq!((grid.runs(), grid.count()), (vec![whole], 12));
+        assert_eq!((grid.runs(|_| 1), grid.count()), (vec![whole], 12));
     }
 
     #[test]
     fn a_strip_has_a_narrower_window_at_its_end() {
         // 69 by 39 merged patches, as a picture of 1932 by 1092 has
         let grid = Grid::of(1932, 1092, 14, 112).expect("an image");
-        let runs = grid.runs();
+        let runs = grid.by_strips(0);
         assert_eq!(runs.len(), 20);
         let ends = (runs[1].each, runs[18].each, runs[19].each);
         assert_eq!(ends, (16, 48, 12));
@@ -159,7 +201,25 @@ mod tests {
     fn a_picture_that_is_a_line_has_few_runs() {
         // strips of one window each, all alike
         let grid = Grid::of(28, 28 * 4096, 14, 112).expect("an image");
-        assert_eq!(grid.runs().len(), 1);
+        assert_eq!(grid.runs(|_| 1).len(), 1);
+    }
+
+    #[test]
+    fn a_high_picture_is_taken_by_columns() {
+        // 43 by 95 merged patches, as a telephone's screen has
+        let grid = Grid::of(1204, 2660, 14, 112).expect("an image");
+        // the last strip is as high as the narrow window before it is wide
+        assert_eq!(grid.by_strips(0).len(), 47);
+        let runs = grid.runs(|_| 1);
+        assert_eq!(runs.len(), 13);
+        let narrow = Run {
+            first: 40 * 16,
+            each: 3 * 16,
+            count: 23,
+            step: 43 * 16,
+        };
+        assert_eq!(runs[10], narrow);
+        assert!(!narrow.is_dense() && runs[11].is_dense());
     }
 
     #[test]
@@ -181,16 +241,21 @@ mod tests {
             let grid = Grid { width, height, window };
             let (order, sees) = stock(grid);
             prop_assert!(grid.is_order(&order));
-            let mut seen = Vec::new();
-            for run in grid.runs() {
-                prop_assert_eq!(run.first, seen.len() as u64);
-                for _ in 0..run.count {
-                    let window = seen.len()..seen.len() + run.each as usize;
-                    seen.extend(window.clone().map(|_| window.clone()));
+            for runs in [grid.by_strips(0), grid.by_columns()] {
+                let mut seen = vec![0..0; sees.len()];
+                for run in &runs {
+                    for window in 0..run.count {
+                        let first = (run.first + window * run.step) as usize;
+                        let window = first..first + run.each as usize;
+                        for at in window.clone() {
+                            prop_assert_eq!(&seen[at], &(0..0));
+                            seen[at] = window.clone();
+                        }
+                    }
                 }
+                prop_assert_eq!(&seen, &sees);
+                prop_assert_eq!(runs.iter().map(|run| run.count).sum::<u64>(), grid.count());
             }
-            prop_assert_eq!(seen, sees);
-            prop_assert_eq!(grid.runs().iter().map(|run| run.count).sum::<u64>(), grid.count());
         }
 
         #[test]

@@ -11,8 +11,8 @@ use crate::hook::log;
 use crate::hook::schedulers::{computes_on, Schedulers};
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
-use crate::vision::attention::Backends;
 use crate::vision::header::{EncoderFile, Kind};
+use crate::vision::Backends;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::plan::{Plan, PlanError};
 use pipeshard_sys as ffi;
@@ -129,7 +129,8 @@ pub unsafe fn wanted(
             let encoder = encoders.get(sched);
             let coming = encoder.map_or(0, |encoder| encoder.scratch_at_load());
             // compute buffers are asked for next
-            let room = accounts.for_encoders() - accounts.ledger.encoders();
+            let held = accounts.ledger.encoders() + holds.weights;
+            let room = accounts.expected.total().saturating_sub(held);
             let refused = Refused {
                 what: encoder.map(|e| e.name()).unwrap_or_default(),
                 of: "its weights".to_owned(),
@@ -243,12 +244,15 @@ pub unsafe fn begin(
     accounts.reserve.expect_product(sched, made.pool);
 }
 
+/// Whether encoders were expected and are loaded.
+pub fn may_settle(accounts: &Accounts, encoders: &Encoders) -> bool {
+    !encoders.is_empty() && accounts.expected.total() > 0
+}
+
 /// The first batch runs beside encoders that are loaded: from here on only what they hold is left alone.
-pub fn settle(accounts: &mut Accounts, tenant: &mut Tenant, encoders: &Encoders) {
+pub fn settle(accounts: &mut Accounts, tenant: &mut Tenant, _: NoPass<'_>) {
     let expected = std::mem::take(&mut accounts.expected);
-    if encoders.is_empty() {
-        accounts.expected = expected;
-    } else if expected.total() > accounts.ledger.encoders() {
+    if expected.total() > accounts.ledger.encoders() {
         tenant.planner.replan();
         tenant.planner.decide_again();
     }

@@ -71,14 +71,12 @@ pub(super) unsafe extern "C" fn graph_begin(
         let of = (begun, encoders.knows(sched as usize));
         let concerns = graph::concerns(config, accounts, tenant, schedulers, telemetry, of);
         encoder::begin(accounts, encoders, schedulers, telemetry, begun);
-        if concerns && !measuring {
-            encoder::settle(accounts, tenant, encoders);
-        }
+        let settles = concerns && !measuring && encoder::may_settle(accounts, encoders);
         let room = !measuring && graph::needs_room(accounts, tenant);
         if !concerns && !room {
             return true;
         }
-        let as_it_is = concerns && !room && !measuring && graph::needs_nothing(tenant);
+        let as_it_is = concerns && !room && !settles && !measuring && graph::needs_nothing(tenant);
         let failure = accounts.device_failure();
         let split = match failure {
             Some(failure) => Err(failure),
@@ -148,12 +146,16 @@ unsafe fn prepare_and_split(
         config,
         accounts,
         tenant,
+        encoders,
         telemetry,
         ..
     } = parts;
     let prepared = if begun.measuring {
         graph::prepare_measuring(accounts, tenant, proof)
     } else {
+        if concerns && encoder::may_settle(accounts, encoders) {
+            encoder::settle(accounts, tenant, proof);
+        }
         search::decide_again(config, accounts, tenant, &mut telemetry.counters, proof);
         graph::note_written_files(tenant, telemetry);
         if tenant.wants_another_shape(accounts) {

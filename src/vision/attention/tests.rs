@@ -134,9 +134,9 @@ fn run(grid: Grid, scheduler: &Scheduler, layers: &Layers) -> (Vec<f32>, usize) 
         set(layers.input, &values);
         if (*layers.mask).flags & ffi::GGML_TENSOR_FLAG_INPUT as i32 != 0 {
             let mut mask = vec![half::f16::NEG_INFINITY; rows * rows];
-            for run in grid.runs() {
+            for run in grid.runs(nodes_of) {
                 for window in 0..run.count {
-                    let first = (run.first + window * run.each) as usize;
+                    let first = (run.first + window * run.step) as usize;
                     for row in first..first + run.each as usize {
                         mask[row * rows + first..][..run.each as usize].fill(half::f16::ZERO);
                     }
@@ -164,7 +164,7 @@ fn stock(grid: Grid) -> (Vec<f32>, usize) {
 fn rewritten(grid: Grid) -> (Vec<f32>, usize) {
     let scheduler = Scheduler::new();
     let layers = layers(grid, scheduler.backends, 512);
-    let (mut context, windows) = (None, grid.runs());
+    let (mut context, windows) = (None, grid.runs(nodes_of));
     // SAFETY: the graph was not split, and the context is empty.
     let batched = unsafe {
         batch_windows(
@@ -211,7 +211,16 @@ fn full_windows_give_the_same_bits_in_less_memory() {
 
 #[test]
 fn ragged_windows_give_the_same_but_for_rounding() {
-    for (width, height) in [(9, 8), (10, 7), (3, 3), (1, 30), (30, 1), (5, 5)] {
+    for (width, height) in [
+        (9, 8),
+        (10, 7),
+        (3, 3),
+        (1, 30),
+        (30, 1),
+        (5, 5),
+        (6, 27),
+        (7, 24),
+    ] {
         let grid = grid(width, height);
         let ((expected, _), (found, _)) = (stock(grid), rewritten(grid));
         let differences = expected.iter().zip(&found).map(|(a, b)| (a - b).abs());
@@ -219,6 +228,29 @@ fn ragged_windows_give_the_same_but_for_rounding() {
         // halves have 11 bits
         assert!(most < 4e-3, "{width}x{height}: {most}");
     }
+}
+
+#[test]
+fn high_images_are_taken_by_columns_to_the_same_bits() {
+    let (high, wide) = (grid(8, 40), grid(40, 8));
+    // as if a strip cost more than all columns
+    let columns = high.runs(|run| if run.is_dense() { 100 } else { 1 });
+    assert!(columns.iter().all(|run| !run.is_dense()));
+    let scheduler = Scheduler::new();
+    let ours = layers(high, scheduler.backends, 512);
+    let windows = (&columns[..], high.patches());
+    let mut context = None;
+    // SAFETY: the graph was not split, and the context is empty.
+    let batched = unsafe { batch_windows(ours.graph, &mut context, scheduler.backends, windows) };
+    assert!(matches!(batched, Ok(Some(_))), "{batched:?}");
+    let (found, after) = run(high, &scheduler, &ours);
+    let ((expected, _), (_, other)) = (stock(high), rewritten(wide));
+    assert!(expected == found);
+    // the result of a column lies beside that of all
+    assert!(
+        after <= other + (high.patches() as usize / 2) * 4 * 64,
+        "{after} {other}"
+    );
 }
 
 #[test]
@@ -235,7 +267,7 @@ fn a_graph_that_comes_again_is_rewritten_again() {
     let (expected, _) = rewritten(grid);
     let scheduler = Scheduler::new();
     let layers = layers(grid, scheduler.backends, 512);
-    let (mut context, runs) = (None, grid.runs());
+    let (mut context, runs) = (None, grid.runs(nodes_of));
     let count = unsafe { ffi::ggml_graph_n_nodes(layers.graph) } as usize;
     // SAFETY: as many nodes as the graph has.
     let before: Vec<_> = unsafe {
@@ -282,7 +314,7 @@ fn what_cannot_be_rewritten_stays_as_it_is() {
                 layers.graph,
                 &mut None,
                 scheduler.backends,
-                (&grid.runs(), grid.patches()),
+                (&grid.runs(nodes_of), grid.patches()),
             );
             assert_ne!((*layers.mask).flags & ffi::GGML_TENSOR_FLAG_INPUT as i32, 0);
             (result, ffi::ggml_graph_n_nodes(layers.graph) == before)
