@@ -3,7 +3,7 @@
 //! This crate is the plug-in, `libpipeshard.so`. [`hook`] answers the questions that llama.cpp asks on the way; a plan
 //! (`pipeshard-plan`) says what lives where, [`arena`] and [`lanes`] put it there: device memory, and when things are copied into
 //! it. [`profile`] knows what this machine does per second, which [`measure`] finds out. [`report`] says what happened, [`trace`]
-//! when.
+//! when. [`vision`] knows encoders of images and sound; [`rewrite`] is what changes of graphs have in common.
 
 pub mod arena;
 pub mod hook;
@@ -11,4 +11,6 @@ pub mod lanes;
 pub mod measure;
 pub mod profile;
 pub mod report;
+pub mod rewrite;
 pub mod trace;
+pub mod vision;

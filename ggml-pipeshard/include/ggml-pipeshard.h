@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define GGML_SCHED_HOOK_ABI 6
+#define GGML_SCHED_HOOK_ABI 7
 
 /* A context that is about to be made. */
 struct ggml_sched_hook_context {
@@ -53,7 +53,7 @@ struct ggml_sched_hook {
 
     /* A graph is about to be divided into splits; a scheduler's first graph is how the callback learns of the scheduler. It may
      * replace nodes' sources by device tensors, pin nodes to a backend (ggml_backend_sched_set_tensor_backend) and rewrite
-     * nodes. measuring: the graph will never run.
+     * nodes. An input that no node reads any more loses GGML_TENSOR_FLAG_INPUT: nobody sets it. measuring: the graph will never run.
      * Called once more for the same graph, with nodes and sources as they were, if scratch_wanted refused what it takes. */
     bool (*graph_begin)(void * user, ggml_backend_sched_t sched, struct ggml_cgraph * graph, bool measuring);
 
@@ -111,6 +111,18 @@ struct ggml_sched_hook {
     /* It could not be made, or has no room for the graphs that it wants to run from now on. true: try again, the answers will
      * differ. */
     bool (*context_failed)(void * user, const void * model);
+
+    /* --- mtmd: encoders of images and sound ----------------------------------------------------------------------- */
+
+    /* The encoders in this file will be loaded once the next model's context is made, to compute on `device` (NULL: the first
+     * GPU): its plan leaves room for them. image_max_tokens: the user's limit on an image, or not above 0. */
+    void (*encoder_expected)(void * user, const char * path, ggml_backend_dev_t device, int32_t image_max_tokens);
+
+    /* An encoder of this file is being loaded: that of the tensors whose names begin with `prefix` ("v", "a", "a.gen.code").
+     * May `size` bytes of weights go to the memory of its scheduler's first backend? false (after logging why) fails the load. */
+    bool (*encoder_wanted)(void * user, ggml_backend_sched_t sched, const char * path, const char * prefix, size_t size);
+    /* They are freed, after the scheduler, or never were there. */
+    void (*encoder_gone)(void * user, ggml_backend_sched_t sched);
 };
 
 /* Attaches the provider; NULL detaches. Refuses (and logs) a table of another ABI, layout or build. */

@@ -1,7 +1,7 @@
 //! Who holds how much device memory.
 //!
 //! The arena's own chunks are counted where they are allocated; the rest is announced by the hook: KV per owner and layer,
-//! compute buffers per scheduler.
+//! compute buffers per scheduler; weights and compute buffers of encoders of images and sound per encoder.
 
 use pipeshard_plan::plan::KvPlacement;
 use std::collections::BTreeMap;
@@ -15,8 +15,10 @@ pub struct ByClass {
     pub slots: u64,
     /// KV cells and recurrent state.
     pub kv: u64,
-    /// Compute buffers.
+    /// Compute buffers of language models.
     pub scratch: u64,
+    /// Encoders of images and sound: their weights and compute buffers.
+    pub vision: u64,
     /// The backend's own memory: pools, work spaces.
     pub other: u64,
 }
@@ -24,7 +26,7 @@ pub struct ByClass {
 impl ByClass {
     /// The sum.
     pub fn total(&self) -> u64 {
-        self.resident + self.slots + self.kv + self.scratch + self.other
+        self.resident + self.slots + self.kv + self.scratch + self.vision + self.other
     }
 
     fn max(self, o: ByClass) -> ByClass {
@@ -33,6 +35,7 @@ impl ByClass {
             slots: self.slots.max(o.slots),
             kv: self.kv.max(o.kv),
             scratch: self.scratch.max(o.scratch),
+            vision: self.vision.max(o.vision),
             other: self.other.max(o.other),
         }
     }
@@ -58,6 +61,15 @@ struct KvOwner {
     asked: u64,
 }
 
+/// Device memory of an encoder of images or sound, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OfEncoder {
+    /// Its weights.
+    pub weights: u64,
+    /// Its scheduler's compute buffers.
+    pub scratch: u64,
+}
+
 /// What is accounted for.
 #[derive(Debug, Default)]
 pub struct Ledger {
@@ -65,6 +77,8 @@ pub struct Ledger {
     /// Owners in the order in which they appeared.
     kv_order: Vec<usize>,
     scratch: BTreeMap<usize, u64>,
+    /// By their schedulers.
+    encoders: BTreeMap<usize, OfEncoder>,
     arena: (u64, u64),
     other: u64,
     peak: ByClass,
@@ -167,6 +181,28 @@ impl Ledger {
         self.scratch.values().sum()
     }
 
+    /// What the encoder with this scheduler holds from here on, or is about to. All zero: nothing. `held`: by now.
+    pub fn set_encoder(&mut self, sched: usize, bytes: OfEncoder, held: bool) {
+        match bytes == OfEncoder::default() {
+            true => self.encoders.remove(&sched),
+            false => self.encoders.insert(sched, bytes),
+        };
+        if held {
+            self.note();
+        }
+    }
+
+    /// What the encoder with this scheduler holds.
+    pub fn encoder(&self, sched: usize) -> OfEncoder {
+        self.encoders.get(&sched).copied().unwrap_or_default()
+    }
+
+    /// Bytes of all encoders.
+    pub fn encoders(&self) -> u64 {
+        let each = self.encoders.values();
+        each.map(|of| of.weights + of.scratch).sum()
+    }
+
     /// Notes the arena: bytes of residents and of the ring.
     pub fn set_arena(&mut self, resident: u64, slots: u64) {
         self.arena = (resident, slots);
@@ -179,7 +215,7 @@ impl Ledger {
         self.note();
     }
 
-    /// Nothing is held any more. Peaks stay.
+    /// Nothing is held any more, but by encoders, which say so themselves. Peaks stay.
     pub fn forget_all(&mut self) {
         self.kv.clear();
         self.kv_order.clear();
@@ -200,6 +236,7 @@ impl Ledger {
                 .map(|p| p.bytes)
                 .sum(),
             scratch: self.scratch(),
+            vision: self.encoders(),
             other: self.other,
         }
     }
@@ -252,6 +289,26 @@ mod tests {
         assert_eq!(ledger.now().total(), 340);
         assert_eq!(ledger.peak_total(), 490);
         assert_eq!(ledger.peak().kv, 100);
+    }
+
+    #[test]
+    fn encoders_are_a_class_of_their_own() {
+        let mut ledger = Ledger::default();
+        let loaded = OfEncoder {
+            weights: 100,
+            scratch: 0,
+        };
+        ledger.set_encoder(7, loaded, true);
+        // only looked whether it fits
+        let wanted = OfEncoder {
+            scratch: 900,
+            ..loaded
+        };
+        ledger.set_encoder(7, wanted, false);
+        assert_eq!((ledger.now().vision, ledger.peak().vision), (1000, 100));
+        assert_eq!((ledger.scratch(), ledger.now().total()), (0, 1000));
+        ledger.set_encoder(7, OfEncoder::default(), true);
+        assert_eq!((ledger.encoders(), ledger.peak_total()), (0, 100));
     }
 
     #[test]

@@ -64,6 +64,9 @@ pub const GUARDS: &[(&str, Guard)] = &[
     ("in_parts", Guard::Nothing),
     ("context_made", Guard::Plain),
     ("context_failed", Guard::Idle),
+    ("encoder_expected", Guard::Alone),
+    ("encoder_wanted", Guard::Alone),
+    ("encoder_gone", Guard::Idle),
     ("sched_freed", Guard::Idle),
     // Plain where the graph finds all in place
     ("graph_begin", Guard::IdleThenAlone),

@@ -14,6 +14,7 @@
 //! | | [`residency`] | what of the models is on the device |
 //! | | [`planning`] | what should be there |
 //! | | [`schedulers`] | ggml's schedulers |
+//! | | [`encoders`] | encoders of images and sound |
 //! | | [`telemetry`] | what happened |
 //! | | [`tenant`] | weights, residency and planner of models that share a plan |
 //! | answers | [`answers`] | to each question, over the parts |
@@ -25,6 +26,7 @@
 pub mod accounts;
 pub mod answers;
 pub mod config;
+pub mod encoders;
 pub mod gate;
 #[cfg(test)]
 mod gate_tests;

@@ -19,6 +19,11 @@ pub enum PassError {
     /// Weights that the graph reads are lost.
     #[error(transparent)]
     FileShrunk(Shrunk),
+    /// An image's windows are not where its graph expects them.
+    #[error(
+        "the windows of an image are not in the order in which llama.cpp usually puts them, so its embeddings would be wrong: please report it, and leave the encoder to the CPU meanwhile (--no-mmproj-offload)"
+    )]
+    OtherWindows,
     /// A callback panicked before.
     #[error("nothing is computed after an internal error")]
     Broken,

@@ -55,6 +55,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         config,
         accounts,
         tenant,
+        encoders,
         telemetry,
         ..
     } = runtime;
@@ -78,6 +79,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
             kv: now.kv,
             slots: now.slots,
             scratch: now.scratch,
+            vision: now.vision,
             other: now.other,
         },
         peak: MemoryPeak {
@@ -85,6 +87,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
             kv: peak.kv,
             slots: peak.slots,
             scratch: peak.scratch,
+            vision: peak.vision,
             other: peak.other,
             total: accounts.ledger.peak_total(),
         },
@@ -131,6 +134,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         attentions_over_host_cells: counters.over_host_cells,
         not_resident: carved.map(not_resident).unwrap_or_default(),
         simulated_device: simulated_device(accounts),
+        vision: encoders.report(),
         saved_plan: carved.and_then(|carved| tenant.planner.followed.used(carved)),
         timeline: timeline.map(summary),
         predicted: predicted(&tenant.planner),

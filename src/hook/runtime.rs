@@ -2,6 +2,7 @@
 
 use super::accounts::Accounts;
 use super::config::Config;
+use super::encoders::Encoders;
 use super::planning::planner::Planner;
 use super::planning::saved::PlanFile;
 use super::residency::Residency;
@@ -19,6 +20,8 @@ pub struct Runtime {
     pub accounts: Accounts,
     /// The language models of the process. There can be more tenants of the same accounts.
     pub tenant: Tenant,
+    /// Encoders of images and sound.
+    pub encoders: Encoders,
     /// ggml's schedulers.
     pub schedulers: Schedulers,
     /// What happened.
@@ -37,6 +40,7 @@ impl Runtime {
                 residency: Residency::new(Arc::clone(&config), telemetry.trace.clone()),
                 planner: Planner::new(Arc::clone(&config), file),
             },
+            encoders: Encoders::default(),
             schedulers: Schedulers::default(),
             telemetry,
             config,

@@ -2,12 +2,12 @@
 //!
 //! Written by [`super::answers::graph`] while a graph is split, read by [`super::answers::pass`]. Knows of no plan.
 
-use super::graph::divide::NodeContext;
 use super::graph::routing::ChoiceReader;
 use super::graph::split_graph::SplitGraph;
 use crate::lanes::copy::DroppedWait;
 use crate::lanes::device::Device;
 use crate::lanes::hand_over::HandOver;
+use crate::rewrite::TensorContext;
 use pipeshard_sys as ffi;
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ pub struct Sched {
     /// The graph that was split last.
     pub graph: SplitGraph,
     /// Tensors that were put into the graph.
-    pub nodes: Option<NodeContext>,
+    pub nodes: Option<TensorContext>,
     /// What goes between the two.
     pub hand_over: HandOver,
     /// How the choice of experts comes back from the device.

@@ -49,6 +49,7 @@ fn problem(weights: &Weights, accounts: &Accounts) -> PlanInput {
     input.kv_fixed = Some(accounts.ledger.kv_placements());
     input.scratch = accounts.ledger.scratch();
     input.reserve = accounts.reserved();
+    input.encoders = accounts.for_encoders();
     input.granularity = accounts.granularity();
     input.alignment = accounts.device().map_or(256, |d| d.alignment());
     input

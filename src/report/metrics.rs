@@ -38,6 +38,7 @@ impl Report {
             .sample(&[], u64::from(self.engaged));
         self.memory_metrics(&mut text);
         self.work_metrics(&mut text);
+        self.vision_metrics(&mut text);
         self.prediction_metrics(&mut text);
         self.life_metrics(&mut text);
         text.0
@@ -56,6 +57,7 @@ impl Report {
             ("kv", self.held.kv),
             ("slots", self.held.slots),
             ("scratch", self.held.scratch),
+            ("vision", self.held.vision),
             ("other", self.held.other),
         ];
         text.gauge("held_bytes", "Device memory held now")
@@ -65,6 +67,7 @@ impl Report {
             ("kv", self.peak.kv),
             ("slots", self.peak.slots),
             ("scratch", self.peak.scratch),
+            ("vision", self.peak.vision),
             ("other", self.peak.other),
         ];
         text.gauge(
@@ -147,6 +150,37 @@ impl Report {
             for (placement, count) in placements {
                 text.named("units", &[("tier", tier), ("placement", placement)], count);
             }
+        }
+    }
+
+    fn vision_metrics(&self, text: &mut Exposition) {
+        let Some(vision) = &self.vision else {
+            return;
+        };
+        let counters = [
+            (
+                "vision_encodes_total",
+                "Images, slices, pairs of frames or pieces of sound that were encoded on the device",
+                vision.encodes,
+            ),
+            (
+                "vision_rows_total",
+                "Rows of activations (patches of images) in all of them",
+                vision.rows,
+            ),
+            (
+                "vision_windows_total",
+                "Windows that were attended to side by side, without a mask",
+                vision.windows_batched,
+            ),
+            (
+                "vision_masks_skipped_total",
+                "Masks that were neither filled nor copied",
+                vision.masks_skipped,
+            ),
+        ];
+        for (name, help, value) in counters {
+            text.counter(name, help).sample(&[], value);
         }
     }
 
@@ -345,6 +379,7 @@ fn escaped(value: &str) -> String {
 mod tests {
     use super::super::calibration::{CalibrationCounts, PassTimes};
     use super::super::types::*;
+    use super::super::vision::VisionReport;
     use std::collections::HashSet;
 
     fn report() -> Report {
@@ -358,6 +393,7 @@ mod tests {
                 kv: 2,
                 slots: 3,
                 scratch: 4,
+                vision: 6,
                 other: 5,
             },
             bytes_streamed: u64::MAX,
@@ -371,6 +407,12 @@ mod tests {
                 expert_choices: 12,
                 staging: 11,
             },
+            vision: Some(VisionReport {
+                encodes: 14,
+                windows_batched: 15,
+                masks_skipped: 16,
+                ..VisionReport::default()
+            }),
             errors: vec!["one".to_owned(), "two".to_owned()],
             predicted: Some(super::super::calibration::tests::predicted()),
             calibration: Some(CalibrationCounts {
@@ -403,13 +445,17 @@ mod tests {
             ("held_bytes{class=\"kv\"}", 2),
             ("held_bytes{class=\"slots\"}", 3),
             ("held_bytes{class=\"scratch\"}", 4),
+            ("held_bytes{class=\"vision\"}", 6),
             ("held_bytes{class=\"other\"}", 5),
+            ("vision_encodes_total", 14),
+            ("vision_windows_total", 15),
+            ("vision_masks_skipped_total", 16),
             ("streamed_bytes_total", u64::MAX),
             ("passes_total{tier=\"decode\"}", 7),
             ("passes_total{tier=\"prompt\"}", 8),
             ("host_waits_total{reason=\"hand_over\"}", 9),
             ("host_waits_total{reason=\"user_input\"}", 10),
-            ("host_waits_total{reason=\"other\"}", 11),
+            ("host_waits_total{reason=\"staging\"}", 11),
             ("errors_total", 2),
             ("compared_passes_total{tier=\"decode\"}", 13),
         ] {
@@ -473,7 +519,7 @@ mod tests {
         assert_eq!(on["engaged"], true);
         assert_eq!(on["reason"], serde_json::Value::Null);
         assert_eq!(on["budget"], 40 << 20);
-        assert_eq!(on["held"], 15);
+        assert_eq!(on["held"], 21);
         assert_eq!(on["version"], env!("CARGO_PKG_VERSION"));
     }
 }

@@ -9,6 +9,7 @@ mod metrics;
 mod table;
 mod timeline;
 mod types;
+mod vision;
 mod write;
 
 pub use calibration::{CalibrationCounts, LearnedOfModel, PassTimes, Predicted, ProfileKind};
@@ -17,4 +18,5 @@ pub use types::{
     ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, Report, SavedPlanUse, UnitCounts,
     UnitPlacements, PROMPT_ROWS, REPORT_SCHEMA_VERSION,
 };
+pub use vision::{EncoderReport, VisionReport};
 pub use write::{is_model, ReportError};

@@ -69,6 +69,7 @@ impl Report {
             ("KV", peak.kv),
             ("slots", peak.slots),
             ("scratch", peak.scratch),
+            ("vision", peak.vision),
             ("other", peak.other),
         ];
         let held = classes.iter().filter(|(_, bytes)| *bytes > 0);
@@ -126,6 +127,9 @@ impl Report {
             let number = self.attentions_over_host_cells;
             let over = format!("{number} on the device over cells in host memory");
             field(text, "attentions", &over);
+        }
+        if let Some(vision) = &self.vision {
+            field(text, "vision", &vision.sentence());
         }
         let uploaded = format!("{} into residents", size(self.bytes_uploaded));
         field(text, "uploaded", &uploaded);
@@ -265,6 +269,7 @@ mod tests {
                 kv: 8 << 20,
                 slots: 6 << 20,
                 scratch: 9 << 20,
+                vision: 0,
                 other: 0,
                 total: 35 << 20,
             },

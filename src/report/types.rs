@@ -2,6 +2,7 @@
 
 use super::calibration::{CalibrationCounts, Predicted};
 use super::timeline::TimelineSummary;
+use super::vision::VisionReport;
 use serde::{Deserialize, Serialize};
 
 /// Version of the JSON form of [`Report`]; raised whenever a reader of the old form would be
@@ -89,6 +90,8 @@ pub struct Report {
     pub not_resident: Vec<String>,
     /// What became of the saved plan that the run was to follow.
     pub saved_plan: Option<SavedPlanUse>,
+    /// What encoders of images and sound held and did; none where there was none on the device.
+    pub vision: Option<VisionReport>,
     /// What the simulated device counted on its own side.
     pub simulated_device: Option<serde_json::Value>,
     /// What the lanes were busy with, if a trace was asked for.
@@ -111,8 +114,10 @@ pub struct MemoryHeld {
     pub kv: u64,
     /// Slots.
     pub slots: u64,
-    /// Compute buffers.
+    /// Compute buffers of language models.
     pub scratch: u64,
+    /// Encoders of images and sound: weights and compute buffers.
+    pub vision: u64,
     /// All else, the backend's pools for example.
     pub other: u64,
 }
@@ -120,7 +125,7 @@ pub struct MemoryHeld {
 impl MemoryHeld {
     /// The sum.
     pub fn total(&self) -> u64 {
-        self.resident + self.kv + self.slots + self.scratch + self.other
+        self.resident + self.kv + self.slots + self.scratch + self.vision + self.other
     }
 }
 
@@ -135,8 +140,10 @@ pub struct MemoryPeak {
     pub kv: u64,
     /// Slots.
     pub slots: u64,
-    /// Compute buffers.
+    /// Compute buffers of language models.
     pub scratch: u64,
+    /// Encoders of images and sound: weights and compute buffers.
+    pub vision: u64,
     /// All else, the backend's pools for example.
     pub other: u64,
     /// Everything at once.
@@ -269,6 +276,7 @@ impl Default for Report {
             attentions_over_host_cells: 0,
             not_resident: Vec::new(),
             saved_plan: None,
+            vision: None,
             simulated_device: None,
             timeline: None,
             predicted: None,

@@ -169,6 +169,7 @@ mod tests {
             "/peak/kv",
             "/peak/slots",
             "/peak/scratch",
+            "/peak/vision",
             "/peak/other",
             "/peak/total",
             "/passes/prompt",

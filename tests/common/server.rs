@@ -86,6 +86,16 @@ impl Server {
         server
     }
 
+    /// Its status line and what it answers to a request with a body.
+    pub fn post(&self, path: &str, body: &Value) -> (String, Value) {
+        let head = format!("POST {path}");
+        let (status, answer) = request(self.port, &head, &body.to_string()).expect("an answer");
+        let (start, end) = (answer.find('{'), answer.rfind('}'));
+        let json = start.zip(end).map(|(start, end)| &answer[start..=end]);
+        let json = serde_json::from_str(json.unwrap_or("null"));
+        (status, json.expect("JSON in one piece"))
+    }
+
     /// What it answers to `POST /completion`.
     pub fn complete(&self, body: &Value) -> Value {
         let (status, answer) =

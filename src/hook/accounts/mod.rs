@@ -5,6 +5,7 @@
 
 pub mod backend_reserve;
 mod device_check;
+pub mod expected;
 mod watch;
 
 use crate::arena::ledger::{Holdings, Ledger};
@@ -16,6 +17,7 @@ use crate::lanes::driver_memory::{DriverMemory, MemorySource, SimulatedMemory};
 use crate::lanes::matrix_library;
 use backend_reserve::{BackendReserve, Seen, LOOKS};
 use device_check::DeviceCheck;
+use expected::Expected;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,6 +45,8 @@ pub struct Accounts {
     pub ledger: Ledger,
     /// What the device's backend takes on its own account.
     pub reserve: BackendReserve,
+    /// Encoders of images and sound that are about to be loaded.
+    pub expected: Expected,
     own: u64,
     check: DeviceCheck,
 }
@@ -79,6 +83,7 @@ impl Accounts {
             watch: None,
             ledger: Ledger::default(),
             reserve,
+            expected: Expected::default(),
             own: 0,
             check: DeviceCheck::default(),
         }
@@ -202,6 +207,16 @@ impl Accounts {
     pub fn reserved(&self) -> u64 {
         // no card has a pebibyte, and sums do not overflow
         self.own + self.reserve.reserve().min(1 << 50)
+    }
+
+    /// What is kept free for encoders of images and sound: what they hold, or are expected to.
+    pub fn for_encoders(&self) -> u64 {
+        self.ledger.encoders().max(self.expected.total())
+    }
+
+    /// Whether a real device computes, whose backend takes memory on its own account.
+    pub fn is_real(&self) -> bool {
+        self.config.sim.is_none()
     }
 
     /// Notes what the tenant holds now.

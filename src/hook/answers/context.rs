@@ -1,6 +1,7 @@
 //! Contexts come and go: who may take how much device memory, and what happens when it does not fit.
 
 use super::shape;
+use crate::arena::ledger::OfEncoder;
 use crate::hook::accounts::Accounts;
 use crate::hook::gate::{NewShape, NoPass};
 use crate::hook::log;
@@ -87,22 +88,30 @@ pub fn kv_gone(accounts: &mut Accounts, tenant: &mut Tenant, owner: usize, _: No
     }
 }
 
-/// A scheduler is about to be freed. Its owner has waited for its work, and may have freed the backends already.
+/// A scheduler is about to be freed. Its owner has waited for its work, and may have freed the backends already. `encodes`: it is that of
+/// an encoder of images or sound.
 pub fn sched_freed(
     accounts: &mut Accounts,
     tenant: &mut Tenant,
     schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
-    sched: usize,
+    (sched, encodes): (usize, bool),
     _: NoPass<'_>,
 ) {
     schedulers.remove(sched);
     accounts.reserve.context_gone(sched);
     tenant.residency.forget_sched(sched);
     telemetry.trace.sched_freed(sched);
-    let before = accounts.ledger.scratch();
-    accounts.ledger.remove_scratch(sched);
-    tenant.planner.attempts.sched_gone(sched, before);
+    if encodes {
+        // no context makes another in its place
+        let of = accounts.ledger.encoder(sched);
+        let left = OfEncoder { scratch: 0, ..of };
+        accounts.ledger.set_encoder(sched, left, true);
+    } else {
+        let before = accounts.ledger.scratch();
+        accounts.ledger.remove_scratch(sched);
+        tenant.planner.attempts.sched_gone(sched, before);
+    }
     tenant.planner.replan();
 }
 
@@ -272,6 +281,11 @@ pub fn failed(
     let may_learn = !tenant.planner.followed.is_given();
     match tenant.planner.attempts.failed(may_learn, in_use) {
         Failed::NotHere => false,
+        Failed::ForGood(_) if !in_use && accounts.expected.give_way() => {
+            log::info("the context has no room beside the encoder and its largest image; expecting smaller ones");
+            tenant.planner.replan();
+            true
+        }
         Failed::ForGood(error) => {
             accounts.reserve.nothing_comes();
             log::error(&error);

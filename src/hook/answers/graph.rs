@@ -32,7 +32,8 @@ impl Begun {
     }
 }
 
-/// Looks at a graph first, the first of its scheduler among them: whether some of its nodes read weights of ours. One that reads none is forgotten.
+/// Looks at a graph first, the first of its scheduler among them: whether some of its nodes read weights of ours. One that reads none is
+/// forgotten. `encodes`: it is one of an encoder of images or sound, which belongs to no context of a language model.
 ///
 /// # Safety
 /// As the contract says of `graph_begin`.
@@ -42,12 +43,14 @@ pub unsafe fn concerns(
     tenant: &mut Tenant,
     schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
-    begun: Begun,
+    (begun, encodes): (Begun, bool),
 ) -> bool {
     if !schedulers.knows(begun.key()) {
         let dropped = config.debug.dropped_wait;
         schedulers.add(begun.sched, accounts.device(), dropped);
-        tenant.planner.attempts.sched_made(begun.key());
+        if !encodes {
+            tenant.planner.attempts.sched_made(begun.key());
+        }
     }
     let Some((entry, _)) = schedulers.lanes_of(begun.key()) else {
         return false;

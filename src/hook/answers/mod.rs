@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`loading`] | models come and go |
 //! | [`context`] | contexts come and go: KV, compute buffers, retries, the budget |
+//! | [`encoder`] | encoders of images and sound come and go, and compute |
 //! | [`search`] | a context is decided about |
 //! | [`graph`] | a graph is about to be split |
 //! | [`pass`] | a graph is computed |
@@ -14,6 +15,7 @@
 //! ([`super::gate`]). Nobody here locks anything.
 
 pub mod context;
+pub mod encoder;
 pub mod graph;
 pub mod learning;
 pub mod loading;

@@ -14,11 +14,10 @@
 use super::nodes::{graph_nodes, is_view, sources, Backends};
 use crate::arena::unit::LoadedUnit;
 use crate::lanes::fetch::{ChoiceLayout, ExpertFetcher, ExpertStack};
+use crate::rewrite::{compute, room, set_nodes, Tensor, TensorContext};
 use pipeshard_plan::plan::{ExpertLayer, UnitId};
 use pipeshard_sys as ffi;
 use std::collections::{HashMap, HashSet};
-
-type Tensor = *mut ffi::ggml_tensor;
 
 /// Nodes that are put in for a layer at most.
 const NODES: usize = 10;
@@ -97,49 +96,6 @@ impl Divided {
     }
 }
 
-/// Memory for the tensors of one scheduler's rewritten graph.
-#[derive(Debug)]
-pub struct NodeContext {
-    raw: *mut ffi::ggml_context,
-    capacity: usize,
-}
-
-// SAFETY: used under the runtime's lock only.
-unsafe impl Send for NodeContext {}
-
-impl NodeContext {
-    fn new(capacity: usize) -> Option<Self> {
-        let params = ffi::ggml_init_params {
-            // SAFETY: no preconditions.
-            mem_size: capacity * unsafe { ffi::ggml_tensor_overhead() },
-            mem_buffer: std::ptr::null_mut(),
-            no_alloc: true,
-        };
-        // SAFETY: the parameters are valid.
-        let raw = unsafe { ffi::ggml_init(params) };
-        (!raw.is_null()).then_some(NodeContext { raw, capacity })
-    }
-
-    /// An empty one with room for so many tensors, in place of what `held` had.
-    fn emptied(held: &mut Option<NodeContext>, capacity: usize) -> Option<&NodeContext> {
-        match held {
-            // SAFETY: alive; its tensors belong to the graph before this one.
-            Some(context) if context.capacity >= capacity => unsafe {
-                ffi::ggml_reset(context.raw)
-            },
-            _ => *held = NodeContext::new(capacity),
-        }
-        held.as_ref()
-    }
-}
-
-impl Drop for NodeContext {
-    fn drop(&mut self) {
-        // SAFETY: owned, freed once; its scheduler is gone, and so are the graphs that it divided.
-        unsafe { ffi::ggml_free(self.raw) }
-    }
-}
-
 /// What dividing is decided from.
 pub struct Divider<'a> {
     /// Which unit a loaded tensor is.
@@ -177,7 +133,7 @@ impl Divider<'_> {
     pub unsafe fn divide(
         &self,
         graph: *mut ffi::ggml_cgraph,
-        context: &mut Option<NodeContext>,
+        context: &mut Option<TensorContext>,
         replaced: usize,
     ) -> (Divided, u64) {
         let mut divided = Divided::default();
@@ -191,10 +147,9 @@ impl Divider<'_> {
         nodes
             .iter()
             .for_each(|&node| known.extend(sources(node).map(|s| s as usize)));
-        let size = ffi::ggml_graph_size(graph).max(0) as usize;
-        let places = table_size(size).saturating_sub(known.len() + replaced);
-        let most = (places / (NODES + LEAVES)).min(size.saturating_sub(nodes.len()) / NODES);
-        let Some(context) = NodeContext::emptied(context, found.len() * (NODES + LEAVES)) else {
+        let room = room(graph, known.len() + replaced);
+        let most = (room.tensors / (NODES + LEAVES)).min(room.nodes / NODES);
+        let Some(context) = TensorContext::emptied(context, found.len() * (NODES + LEAVES)) else {
             return (divided, 0);
         };
         let mut removed: HashSet<usize> = HashSet::new();
@@ -220,11 +175,7 @@ impl Divider<'_> {
             }
         }
         let more = order.len().saturating_sub(nodes.len());
-        for &node in &order[order.len() - more..] {
-            ffi::ggml_graph_add_node(graph, node);
-        }
-        let written = std::slice::from_raw_parts_mut(ffi::ggml_graph_nodes(graph), order.len());
-        written.copy_from_slice(&order);
+        set_nodes(graph, &order);
         (divided, more as u64)
     }
 
@@ -331,13 +282,13 @@ impl Divider<'_> {
     /// Makes both parts and has the readers of the whole read them; the nodes in order, or nothing if the device lacks an operation.
     unsafe fn put_in(
         &self,
-        context: &NodeContext,
+        context: &TensorContext,
         found: &Found<'_>,
         divided: &mut Divided,
     ) -> Option<Vec<Tensor>> {
         let fetched = found.choice.experts;
         let count = fetched as i64;
-        let context = context.raw;
+        let context = context.raw();
         let (chosen, x) = ((*found.gate).src[2], (*found.gate).src[1]);
         let [used, tokens, ..] = (*chosen).ne;
         let kit = found.layer.kit;
@@ -430,10 +381,7 @@ impl Divider<'_> {
         order.extend(on_cpu);
         order.extend(on_device);
         order.push(both);
-        for &node in &order {
-            // what building a graph does for the nodes that are computed
-            (*node).flags |= ffi::GGML_TENSOR_FLAG_COMPUTE as i32;
-        }
+        order.iter().for_each(|&node| compute(node));
         let stacks = [Some(gate), up.map(|(_, stack)| stack), Some(down)];
         divided.layers.push(DividedLayer {
             kit,
@@ -445,44 +393,7 @@ impl Divider<'_> {
     }
 }
 
-/// Tensors that a scheduler for graphs of `size` nodes knows at least. Its hash table has the next of a list of primes, each a little
-/// over a power of two; an eighth is left free for its probing.
-fn table_size(size: usize) -> usize {
-    const OVER: usize = 32;
-    let below = size.next_power_of_two() / 2;
-    let table = match size > below + OVER {
-        true => size.next_power_of_two(),
-        false => size,
-    };
-    table - table / 8
-}
-
 /// An activation with a gate, which may stand between two operations on experts.
 unsafe fn is_inner(node: Tensor) -> bool {
     (*node).op == ffi::GGML_OP_GLU
-}
-
-#[cfg(test)]
-mod tests {
-    use super::table_size;
-
-    #[test]
-    fn a_table_is_never_thought_larger_than_it_is() {
-        // sizes and the primes that ggml takes for them
-        for (size, prime) in [
-            (4099, 4099),
-            (4100, 8209),
-            (4632, 8209),
-            (8209, 8209),
-            (9048, 16411),
-            (1024, 1031),
-        ] {
-            let places = table_size(size);
-            assert!(
-                places <= prime && places >= size * 7 / 8,
-                "{size}: {places}"
-            );
-        }
-        assert_eq!(table_size(4632), 7168);
-    }
 }

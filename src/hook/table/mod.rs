@@ -2,6 +2,7 @@
 //! into C's. A panic inside becomes the answer that fails the operation cleanly ([`panics`]).
 
 mod llama;
+mod mtmd;
 mod panic_at;
 mod panics;
 mod scheduler;
@@ -42,6 +43,9 @@ pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi:
         in_parts: Some(llama::in_parts),
         context_made: Some(llama::context_made),
         context_failed: Some(llama::context_failed),
+        encoder_expected: Some(mtmd::encoder_expected),
+        encoder_wanted: Some(mtmd::encoder_wanted),
+        encoder_gone: Some(mtmd::encoder_gone),
     }
 }
 

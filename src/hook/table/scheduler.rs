@@ -3,8 +3,8 @@
 use super::shared::{shared_of, Shared};
 use crate::hook::answers::graph::{self, Begun};
 use crate::hook::answers::pass::InputCopy;
-use crate::hook::answers::{context, pass, search};
-use crate::hook::gate::{Idle, Plain};
+use crate::hook::answers::{context, encoder, pass, search};
+use crate::hook::gate::{Idle, NoPass, Plain};
 use crate::hook::graph::nodes::graph_nodes;
 use crate::hook::log;
 use crate::hook::pass_error::PassError;
@@ -31,12 +31,13 @@ pub(super) unsafe extern "C" fn sched_freed(user: *mut c_void, sched: ffi::ggml_
         let Runtime {
             accounts,
             tenant,
+            encoders,
             schedulers,
             telemetry,
             ..
         } = parts;
-        let sched = sched as usize;
-        context::sched_freed(accounts, tenant, schedulers, telemetry, sched, proof);
+        let freed = (sched as usize, encoders.knows(sched as usize));
+        context::sched_freed(accounts, tenant, schedulers, telemetry, freed, proof);
     };
     shared.guard_or("sched_freed", (), freed, freed)
 }
@@ -64,15 +65,19 @@ pub(super) unsafe extern "C" fn graph_begin(
             config,
             accounts,
             tenant,
+            encoders,
             schedulers,
             telemetry,
         } = &mut *runtime;
-        let concerns = graph::concerns(config, accounts, tenant, schedulers, telemetry, begun);
+        let of = (begun, encoders.knows(sched as usize));
+        let concerns = graph::concerns(config, accounts, tenant, schedulers, telemetry, of);
+        encoder::begin(accounts, encoders, schedulers, telemetry, begun);
+        let settles = concerns && !measuring && encoder::may_settle(accounts, encoders);
         let room = !measuring && graph::needs_room(accounts, tenant);
         if !concerns && !room {
             return true;
         }
-        let as_it_is = concerns && !room && !measuring && graph::needs_nothing(tenant);
+        let as_it_is = concerns && !room && !settles && !measuring && graph::needs_nothing(tenant);
         let failure = accounts.device_failure();
         let split = match failure {
             Some(failure) => Err(failure),
@@ -120,6 +125,7 @@ unsafe fn split_as_it_is(runtime: &mut Runtime, begun: Begun) -> Result<(), Stri
         tenant,
         schedulers,
         telemetry,
+        ..
     } = runtime;
     graph::note_written_files(tenant, telemetry);
     graph::prepare_run_as_it_is(accounts, tenant)?;
@@ -141,12 +147,16 @@ unsafe fn prepare_and_split(
         config,
         accounts,
         tenant,
+        encoders,
         telemetry,
         ..
     } = parts;
     let prepared = if begun.measuring {
         graph::prepare_measuring(accounts, tenant, proof)
     } else {
+        if concerns && encoder::may_settle(accounts, encoders) {
+            encoder::settle(accounts, tenant, proof);
+        }
         search::decide_again(config, accounts, tenant, &mut telemetry.counters, proof);
         graph::note_written_files(tenant, telemetry);
         if tenant.wants_another_shape(accounts) {
@@ -172,6 +182,7 @@ unsafe fn prepare_and_split(
         tenant,
         schedulers,
         telemetry,
+        ..
     } = &mut *runtime;
     let split = match prepared {
         Ok(()) if concerns => graph::split(config, accounts, tenant, schedulers, telemetry, begun),
@@ -230,10 +241,20 @@ pub(super) unsafe extern "C" fn scratch_wanted(
             }
             let (parts, proof) = runtime.parts();
             let Runtime {
-                accounts, tenant, ..
+                accounts,
+                tenant,
+                encoders,
+                telemetry,
+                ..
             } = parts;
-            let granted = !computes_on(backend, accounts.device())
-                || context::scratch_measured(accounts, tenant, wanted, proof);
+            let ours = computes_on(backend, accounts.device());
+            let granted = match (ours, encoders.knows(wanted.0)) {
+                (false, _) => true,
+                (_, true) => {
+                    encoder::scratch_measured(accounts, tenant, encoders, telemetry, wanted, proof)
+                }
+                _ => context::scratch_measured(accounts, tenant, wanted, proof),
+            };
             if granted {
                 runtime.begin_preparing(sched as usize);
             }
@@ -246,12 +267,19 @@ pub(super) unsafe extern "C" fn scratch_wanted(
             let Runtime {
                 accounts,
                 tenant,
+                encoders,
                 telemetry,
                 ..
             } = parts;
             let ours = computes_on(backend, accounts.device());
             let granted = !broken
-                && (!ours || context::scratch_grows(accounts, tenant, telemetry, wanted, proof));
+                && match (ours, encoders.knows(wanted.0)) {
+                    (false, _) => true,
+                    (_, true) => {
+                        encoder::scratch_grows(accounts, tenant, encoders, telemetry, wanted, proof)
+                    }
+                    _ => context::scratch_grows(accounts, tenant, telemetry, wanted, proof),
+                };
             if !granted {
                 runtime.end_preparing();
             }
@@ -268,26 +296,37 @@ pub(super) unsafe extern "C" fn scratch_failed(
     let failed = || {
         let mut runtime = shared.gate.idle();
         let (parts, proof) = runtime.parts();
-        let Runtime {
-            accounts,
-            tenant,
-            schedulers,
-            telemetry,
-            ..
-        } = parts;
         let sched = sched as usize;
-        let wanted = accounts.ledger.scratch_of(sched);
+        let ledger = &parts.accounts.ledger;
+        let wanted = ledger.scratch_of(sched) + ledger.encoder(sched).scratch;
         let why = format!(
             "the device refused {} MiB for compute buffers, which the budget allows: another program may have taken the memory; \
              free some, or lower --pipeshard-vram",
             wanted.div_ceil(1 << 20)
         );
         log::error(&why);
-        telemetry.counters.note_error(why.clone());
-        tenant.planner.attempts.fail(why);
-        context::scratch_there_is(accounts, tenant, schedulers, sched, proof);
+        parts.telemetry.counters.note_error(why.clone());
+        if !parts.encoders.knows(sched) {
+            parts.tenant.planner.attempts.fail(why);
+        }
+        scratch_there_is(parts, sched, proof);
     };
     shared.guard("scratch_failed", (), failed)
+}
+
+/// A scheduler has the compute buffers that it has, and not those that it was allowed.
+unsafe fn scratch_there_is(parts: &mut Runtime, sched: usize, proof: NoPass<'_>) {
+    let Runtime {
+        accounts,
+        tenant,
+        encoders,
+        schedulers,
+        ..
+    } = parts;
+    match encoders.knows(sched) {
+        true => encoder::scratch_there_is(accounts, tenant, schedulers, sched, proof),
+        false => context::scratch_there_is(accounts, tenant, schedulers, sched, proof),
+    }
 }
 
 pub(super) unsafe extern "C" fn graph_dropped(user: *mut c_void, sched: ffi::ggml_backend_sched_t) {
@@ -296,13 +335,7 @@ pub(super) unsafe extern "C" fn graph_dropped(user: *mut c_void, sched: ffi::ggm
         shared.gate.plain().end_preparing();
         let mut runtime = shared.gate.idle();
         let (parts, proof) = runtime.parts();
-        let Runtime {
-            accounts,
-            tenant,
-            schedulers,
-            ..
-        } = parts;
-        context::scratch_there_is(accounts, tenant, schedulers, sched as usize, proof);
+        scratch_there_is(parts, sched as usize, proof);
     };
     shared.guard_or("graph_dropped", (), dropped, || {
         shared.gate.plain().end_preparing()
@@ -359,12 +392,14 @@ pub(super) unsafe extern "C" fn pass_begin(
             let failing = failing(runtime.is_broken(), &runtime);
             let Runtime {
                 tenant,
+                encoders,
                 schedulers,
                 telemetry,
                 ..
             } = &mut *runtime;
-            let begun =
-                failing.and_then(|()| pass::begin_shared(tenant, schedulers, telemetry, sched));
+            let begun = failing
+                .and_then(|()| encoders.check(sched))
+                .and_then(|()| pass::begin_shared(tenant, schedulers, telemetry, sched));
             return status(begun, &mut runtime);
         }
         drop(runtime);
@@ -512,6 +547,9 @@ pub(super) unsafe extern "C" fn pass_end(
         || {
             let mut runtime = shared.gate.plain();
             runtime.accounts.check_device();
+            if which.1 {
+                runtime.encoders.ran(which.0);
+            }
             let Runtime {
                 accounts,
                 tenant,

@@ -17,6 +17,8 @@ pub enum Contribution {
     Scratch,
     /// The backend's reserve.
     Reserve,
+    /// Encoders of images and sound.
+    Encoders,
 }
 
 impl Contribution {
@@ -27,6 +29,7 @@ impl Contribution {
             Contribution::Kv => "KV cache",
             Contribution::Scratch => "compute buffers",
             Contribution::Reserve => "backend reserve and what -ot puts on the device",
+            Contribution::Encoders => "encoder of images or sound (--mmproj)",
         }
     }
 
@@ -35,6 +38,7 @@ impl Contribution {
             Contribution::Slots => Some("a stronger quantisation of the model (smaller tensors)"),
             Contribution::Kv => Some("a shorter context (-c)"),
             Contribution::Scratch => Some("a smaller micro-batch (-ub) or a shorter context (-c)"),
+            Contribution::Encoders => Some("leaving that encoder to the CPU (--no-mmproj-offload)"),
             Contribution::Resident | Contribution::Reserve => None,
         }
     }

@@ -181,6 +181,7 @@ impl Plan {
             (kv.as_str(), ledger.kv),
             (scratch, ledger.scratch),
             ("backend reserve", ledger.reserve),
+            ("encoders of images and sound", ledger.encoders),
         ] {
             if bytes > 0 || what == kv {
                 writeln!(text, "  {what:<48}{:>12}", ByteSize(bytes))?;

@@ -79,8 +79,8 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
     let work = &Work::new(input, fixed);
     let kv = work.kv();
     let kv_bytes = work.memory.kv_on_device(&kv);
-    let taken =
-        input.scratch + input.reserve + input.fetch_bytes() + work.memory.small_bytes + kv_bytes;
+    let beside = input.reserve + input.encoders + input.fetch_bytes();
+    let taken = input.scratch + beside + work.memory.small_bytes + kv_bytes;
     let bytes_of = |ids: &[UnitId]| u128::from(work.memory.bytes_of(ids));
     let share = |ids: &[UnitId], percent| bytes_of(ids) * u128::from(percent);
     let most = share(&work.large, fixed.dropped_percent.min(100));
@@ -101,7 +101,7 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
             budget: input.budget,
             needed: taken + full_ring,
             scratch: input.scratch,
-            reserve: input.reserve + input.fetch_bytes(),
+            reserve: beside,
             kv: kv_bytes,
         });
     };

@@ -109,6 +109,7 @@ impl<'a> DeviceMemory<'a> {
             kv: self.kv_on_device(kv),
             scratch: self.input.scratch,
             reserve: self.input.reserve + fetch_bytes,
+            encoders: self.input.encoders,
         }
     }
 }

@@ -89,6 +89,7 @@ impl Plan {
             ledger.kv,
             ledger.scratch,
             ledger.reserve,
+            ledger.encoders,
         ];
         let fits = sum(held.into_iter())
             .and(sum(self.units.iter().map(|unit| unit.bytes)))

@@ -159,7 +159,8 @@ impl<'a> Problem<'a> {
 
     /// What is needed whatever the plan, large weights and KV aside.
     fn fixed(&self) -> u64 {
-        self.input.scratch + self.input.reserve + self.memory.small_bytes
+        let beside = self.input.reserve + self.input.encoders;
+        self.input.scratch + beside + self.memory.small_bytes
     }
 
     /// Bytes of KV that are on the device whatever the plan.
@@ -249,6 +250,7 @@ impl<'a> Problem<'a> {
             (Contribution::Kv, self.kv_fixed()),
             (Contribution::Scratch, self.input.scratch),
             (Contribution::Reserve, self.input.reserve),
+            (Contribution::Encoders, self.input.encoders),
         ]
         .into_iter()
         .filter(|&(_, bytes)| bytes > 0)
@@ -341,6 +343,7 @@ fn check(input: &PlanInput) -> Result<(), PlanError> {
     let fixed = input.kv_fixed.iter().flatten().map(|layer| layer.bytes);
     let padding = input.alignment.checked_add(input.granularity);
     let mut sum = input.scratch.checked_add(input.reserve);
+    sum = sum.and_then(|sum| sum.checked_add(input.encoders));
     sum = sum.and_then(|sum| sum.checked_add(input.fetch_bytes()));
     for bytes in units.chain(kv).chain(fixed) {
         sum = sum.and_then(|sum| sum.checked_add(bytes)?.checked_add(padding?));

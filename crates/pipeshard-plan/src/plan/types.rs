@@ -113,6 +113,9 @@ pub struct PlanInput {
     pub scratch_estimated: bool,
     /// What the backend holds on its own account (pools, work spaces).
     pub reserve: u64,
+    /// Weights and compute buffers of encoders of images and sound, which no plan moves.
+    #[serde(default)]
+    pub encoders: u64,
     /// Alignment of every tensor on the device; a power of two.
     pub alignment: u64,
     /// The driver's allocation granularity: each chunk, the ring and the KV cache are rounded up
@@ -177,6 +180,7 @@ impl PlanInput {
             scratch: 0,
             scratch_estimated: false,
             reserve: 0,
+            encoders: 0,
             alignment: 256,
             granularity: 2 * MIB,
             kv_fixed: None,
@@ -325,12 +329,15 @@ pub struct Ledger {
     pub scratch: u64,
     /// The backend's own reserve, and fetched experts.
     pub reserve: u64,
+    /// [`PlanInput::encoders`].
+    #[serde(default)]
+    pub encoders: u64,
 }
 
 impl Ledger {
     /// The sum of all classes; at most the budget.
     pub fn total(&self) -> u64 {
-        self.resident + self.slots + self.kv + self.scratch + self.reserve
+        self.resident + self.slots + self.kv + self.scratch + self.reserve + self.encoders
     }
 }
 

@@ -74,6 +74,7 @@ fn inputs() -> impl Strategy<Value = PlanInput> {
         PlanInput {
             scratch,
             reserve,
+            encoders: reserve / 2,
             alignment,
             granularity,
             group_target,
@@ -170,6 +171,7 @@ proptest! {
         prop_assert!(plan.ledger.kv >= kv);
         prop_assert_eq!(plan.ledger.scratch, input.scratch);
         prop_assert_eq!(plan.ledger.reserve, input.reserve);
+        prop_assert_eq!(plan.ledger.encoders, input.encoders);
         prop_assert!(plan.ledger.total() <= input.budget);
         for bytes in plan.chunks.iter().map(|c| c.bytes).chain([plan.ring.bytes, plan.ledger.kv]) {
             prop_assert_eq!(bytes % input.granularity, 0);

@@ -1,0 +1,278 @@
+//! Encoders of images and sound (`--mmproj`), as far as they compute on the device.
+//!
+//! Owns what is known of each by its scheduler: the file's header, the tensors of its rewritten graph, what has to be true when that
+//! runs; and what all of them have done. How much memory they hold is in the accounts' ledger.
+
+use super::graph::nodes::graph_nodes;
+use super::pass_error::PassError;
+use super::pool_estimate::bytes_for;
+use crate::report::{EncoderReport, VisionReport};
+use crate::rewrite::TensorContext;
+use crate::vision::attention::{batch_windows, nodes_of, Declined};
+use crate::vision::header::{EncoderShape, Kind};
+use crate::vision::windows::Grid;
+use crate::vision::{rows, Backends};
+use pipeshard_sys as ffi;
+use std::collections::HashMap;
+use std::ffi::CStr;
+
+/// clip.cpp's names for an image's pixels, and for the order of windows.
+const PIXELS: &CStr = c"inp_raw";
+const ORDER: &CStr = c"inv_window_idx";
+
+/// A graph that was rewritten for windows of an image, which have to be in the order that the rewrite expects.
+#[derive(Debug, Clone, Copy)]
+struct Windows {
+    grid: Grid,
+    /// What holds the order when the graph runs.
+    order: *const ffi::ggml_tensor,
+    /// Attentions, and windows of all of them.
+    attentions: u64,
+    windows: u64,
+}
+
+// SAFETY: a tensor of the graph that its scheduler has split last, looked at while that runs.
+unsafe impl Send for Windows {}
+
+/// An encoder.
+#[derive(Debug)]
+pub struct Encoder {
+    file: String,
+    kind: Kind,
+    /// None where its file's header could not be read.
+    shape: Option<EncoderShape>,
+    /// Tensors that were put in for windows, and for pieces.
+    tensors: [Option<TensorContext>; 2],
+    windows: Option<Windows>,
+    /// Pieces that feed-forward networks of the latest graph are computed in.
+    pieces: u64,
+    /// Rows of activations of the graph that was split last, where they are known.
+    rows: u64,
+    /// That graph has the mask that it came with.
+    has_mask: bool,
+}
+
+/// All encoders.
+#[derive(Debug, Default)]
+pub struct Encoders {
+    by_sched: HashMap<usize, Encoder>,
+    /// What was noted of those that were ever there.
+    seen: Vec<EncoderReport>,
+    counts: VisionReport,
+}
+
+/// What a graph of an encoder came to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Begun {
+    /// What the device's backend is expected to take from its pool, in bytes.
+    pub pool: u64,
+    /// Nodes that were put in.
+    pub nodes: u64,
+}
+
+impl Encoder {
+    /// As messages call it.
+    pub fn name(&self) -> String {
+        format!("the encoder of {} in {}", self.kind.name(), self.file)
+    }
+
+    /// Tokens of the graph that was split last, if a limit on an image's tokens makes it smaller.
+    pub fn tokens(&self) -> Option<u64> {
+        let shape = self.shape.as_ref().filter(|shape| shape.follows_image())?;
+        Some(self.rows / shape.rows_per_token).filter(|&tokens| tokens > 0)
+    }
+
+    /// Bytes of compute buffers that it is expected to want when it is loaded.
+    pub fn scratch_at_load(&self) -> u64 {
+        let shape = self.shape.as_ref();
+        shape.map_or(0, |shape| shape.scratch(shape.rows_at_load(0)))
+    }
+}
+
+impl Encoders {
+    /// An encoder is being loaded.
+    pub fn add(&mut self, sched: usize, file: String, kind: Kind, shape: Option<EncoderShape>) {
+        let added = Encoder {
+            file,
+            kind,
+            shape,
+            tensors: [None, None],
+            windows: None,
+            pieces: 0,
+            rows: 0,
+            has_mask: false,
+        };
+        self.by_sched.insert(sched, added);
+    }
+
+    /// It is gone.
+    pub fn remove(&mut self, sched: usize) {
+        self.by_sched.remove(&sched);
+    }
+
+    /// Whether a scheduler is an encoder's.
+    pub fn knows(&self, sched: usize) -> bool {
+        self.by_sched.contains_key(&sched)
+    }
+
+    /// The encoder with this scheduler.
+    pub fn get(&self, sched: usize) -> Option<&Encoder> {
+        self.by_sched.get(&sched)
+    }
+
+    /// Whether there are any.
+    pub fn is_empty(&self) -> bool {
+        self.by_sched.is_empty()
+    }
+
+    /// Notes what an encoder holds now, in bytes, for the report.
+    pub fn note_held(&mut self, sched: usize, weights: u64, scratch: u64) {
+        let Some(encoder) = self.by_sched.get(&sched) else {
+            return;
+        };
+        let same = |seen: &&mut EncoderReport| {
+            seen.file == encoder.file && seen.kind == encoder.kind.name()
+        };
+        let seen = match self.seen.iter_mut().find(same) {
+            Some(seen) => seen,
+            None => {
+                let shape = encoder.shape.as_ref();
+                self.seen.push(EncoderReport {
+                    file: encoder.file.clone(),
+                    kind: encoder.kind.name().to_owned(),
+                    projector: shape.map(|s| s.projector.clone()).unwrap_or_default(),
+                    ..EncoderReport::default()
+                });
+                let last = self.seen.len() - 1;
+                &mut self.seen[last]
+            }
+        };
+        seen.weights = seen.weights.max(weights);
+        seen.scratch_peak = seen.scratch_peak.max(scratch);
+    }
+
+    /// A graph of an encoder is about to be split: rewrites it where that is known to give the same.
+    ///
+    /// # Safety
+    /// `graph` is a valid graph of the scheduler in `backends`, which has not split it yet.
+    pub unsafe fn begin(&mut self, graph: *mut ffi::ggml_cgraph, backends: Backends) -> Begun {
+        let Some(encoder) = self.by_sched.get_mut(&(backends.sched as usize)) else {
+            return Begun::default();
+        };
+        let pixels = ffi::ggml_graph_get_tensor(graph, PIXELS.as_ptr());
+        let patch = encoder.shape.as_ref().and_then(|shape| shape.windowed);
+        encoder.windows = None;
+        encoder.has_mask = false;
+        encoder.rows = rows_of(graph);
+        let mut begun = Begun::default();
+        if let (Some(windowed), Some(pixels)) = (patch, pixels.as_ref()) {
+            let [width, height, ..] = pixels.ne;
+            let grid = Grid::of(width, height, windowed.patch, windowed.window);
+            let batched = match grid {
+                Some(grid) => {
+                    let windows = (&grid.runs(nodes_of)[..], grid.patches());
+                    let order = ffi::ggml_graph_get_tensor(graph, ORDER.as_ptr());
+                    let batched = match order.is_null() {
+                        true => Err(Declined::OtherMask),
+                        false => batch_windows(graph, &mut encoder.tensors[0], backends, windows),
+                    };
+                    batched.map(|batched| batched.map(|batched| (grid, order, batched)))
+                }
+                None => Err(Declined::OtherMask),
+            };
+            match batched {
+                Ok(Some((grid, order, batched))) => {
+                    begun.nodes = batched.nodes;
+                    encoder.windows = Some(Windows {
+                        grid,
+                        order,
+                        attentions: batched.attentions,
+                        windows: batched.windows,
+                    });
+                }
+                Ok(None) => {}
+                Err(why) => {
+                    encoder.has_mask = true;
+                    *self.counts.declined.entry(why.to_string()).or_default() += 1;
+                }
+            }
+        }
+        let divided = rows::divide(graph, &mut encoder.tensors[1], backends);
+        encoder.pieces = divided.pieces;
+        begun.nodes += divided.nodes;
+        let of_nodes = graph_nodes(graph).iter().map(|&node| bytes_for(node));
+        begun.pool = of_nodes.max().unwrap_or(0);
+        begun
+    }
+
+    /// The graph that was split last is about to run: its inputs are set.
+    ///
+    /// # Errors
+    /// [`PassError::OtherWindows`] where it is about other windows than it was rewritten for.
+    ///
+    /// # Safety
+    /// `sched` is an encoder's, and about to run its latest graph.
+    pub unsafe fn check(&self, sched: usize) -> Result<(), PassError> {
+        let windows = self.by_sched.get(&sched).and_then(|e| e.windows.as_ref());
+        let Some(windows) = windows else {
+            return Ok(());
+        };
+        let order = &*windows.order;
+        let readable = !order.data.is_null()
+            && !order.buffer.is_null()
+            && ffi::ggml_backend_buffer_is_host(order.buffer)
+            && order.type_ == ffi::GGML_TYPE_I32
+            && order.ne[1..] == [1, 1, 1];
+        let count = usize::try_from(order.ne[0]).unwrap_or(0);
+        let known = readable
+            && windows
+                .grid
+                .is_order(std::slice::from_raw_parts(order.data.cast::<i32>(), count));
+        match known {
+            true => Ok(()),
+            false => Err(PassError::OtherWindows),
+        }
+    }
+
+    /// A graph of the encoder has run.
+    pub fn ran(&mut self, sched: usize) {
+        let Some(encoder) = self.by_sched.get(&sched) else {
+            return;
+        };
+        self.counts.encodes += 1;
+        self.counts.rows += encoder.rows;
+        self.counts.pieces += encoder.pieces;
+        self.counts.masks_kept += u64::from(encoder.has_mask);
+        if let Some(windows) = &encoder.windows {
+            self.counts.masks_skipped += 1;
+            self.counts.attentions_batched += windows.attentions;
+            self.counts.windows_batched += windows.windows;
+        }
+    }
+
+    /// What they have done; none where there never was one.
+    pub fn report(&self) -> Option<VisionReport> {
+        (!self.seen.is_empty()).then(|| VisionReport {
+            encoders: self.seen.clone(),
+            ..self.counts.clone()
+        })
+    }
+}
+
+/// Rows of activations of an encoder's graph: the most that a product with a matrix of weights has in one of its first layers.
+unsafe fn rows_of(graph: *mut ffi::ggml_cgraph) -> u64 {
+    let nodes = graph_nodes(graph).iter();
+    let products = nodes.filter(|&&node| (*node).op == ffi::GGML_OP_MUL_MAT);
+    let of_weights = products.filter(|&&node| {
+        let weights = (*node).src[0];
+        (*weights).op == ffi::GGML_OP_NONE && (*weights).ne[2] == 1
+    });
+    let rows = of_weights.map(|&node| {
+        let [_, rows, batch, others] = (*node).ne;
+        [rows, batch, others]
+            .map(|n| n.max(0) as u64)
+            .iter()
+            .product()
+    });
+    rows.max().unwrap_or(0)
+}
