@@ -6,6 +6,7 @@
 // each test binary uses a part of this
 #![allow(dead_code)]
 
+pub mod media;
 pub mod server;
 
 use pipeshard::report::Report;
@@ -362,6 +363,12 @@ pub fn assert_accounted(report: &Report) {
     };
     assert_eq!(device["unaccounted_bytes"], 0, "{:?}", report.held);
     assert_eq!(device["beyond_ledger_bytes"], 0, "{:?}", report.held);
+}
+
+/// The budget that a refusal names, in bytes.
+pub fn named_budget(said: &str) -> Option<u64> {
+    let (before, _) = said.rsplit_once(" bytes)")?;
+    before.rsplit('(').next()?.parse().ok()
 }
 
 fn count(counters: &Value, counter: &str) -> u64 {

@@ -4,14 +4,15 @@
 //! matches, so that ASCII text of n characters is exactly n tokens, after the begin token. Fillers print as short words.
 
 use super::layout::{EXPERT_WEIGHTS_SCALE, TOKEN_TYPES};
-use super::spec::{Pooling, SynthSpec, Vision, FIXED_TOKENS};
-use super::Architecture;
+use super::spec::{Pooling, SynthSpec, Vision, FIXED_TOKENS, IMAGE_TOKENS};
+use super::{encoders, Architecture};
 use pipeshard_gguf::container::Value;
 
 /// Numbers of token kinds in `tokenizer.ggml.token_type`.
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
 const BYTE: i32 = 6;
 
 /// What SentencePiece writes for a blank.
@@ -89,7 +90,10 @@ pub(super) fn metadata(spec: &SynthSpec) -> Vec<(String, Value)> {
         pairs: &mut pairs,
     };
     if let Some(vision) = spec.vision {
-        keys.vision(spec, vision);
+        match vision.projector {
+            Some(projector) => pairs.extend(encoders::keys(spec, vision, projector)),
+            None => keys.vision(spec, vision),
+        }
     } else {
         keys.layers(spec);
         keys.attention(spec);
@@ -268,8 +272,13 @@ fn tokenizer(spec: &SynthSpec) -> Vec<(String, Value)> {
     tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
     kinds.extend([BYTE; 256]);
     tokens.push(BLANK.to_owned());
-    tokens
-        .extend((FIXED_TOKENS..vocabulary).map(|id| format!("{BLANK}{}", word(id - FIXED_TOKENS))));
+    kinds.push(NORMAL);
+    if spec.image_tokens {
+        tokens.extend(IMAGE_TOKENS.map(str::to_owned));
+        kinds.extend([USER_DEFINED; IMAGE_TOKENS.len()]);
+    }
+    let first = tokens.len() as u32;
+    tokens.extend((first..vocabulary).map(|id| format!("{BLANK}{}", word(id - FIXED_TOKENS))));
     kinds.resize(tokens.len(), NORMAL);
     // Pieces are merged by score; fillers have no parts in the vocabulary and are never merged.
     let scores = (0..tokens.len()).map(|id| -(id as f32)).collect();
@@ -287,7 +296,7 @@ fn tokenizer(spec: &SynthSpec) -> Vec<(String, Value)> {
         pair("add_eos_token", Value::Bool(encoder)),
         pair("add_space_prefix", Value::Bool(false)),
     ];
-    if spec.architecture == Architecture::Qwen2Vl {
+    if spec.image_tokens || spec.architecture == Architecture::Qwen2Vl {
         pairs.push((
             "tokenizer.chat_template".to_owned(),
             Value::Text(CHAT.to_owned()),

@@ -3,6 +3,7 @@
 
 mod architecture;
 mod blocks;
+mod encoders;
 mod error;
 mod half;
 mod layout;
@@ -14,6 +15,7 @@ mod write;
 
 pub use architecture::Architecture;
 pub use blocks::WRITABLE;
+pub use encoders::{Projector, PROJECTORS};
 pub use error::SynthError;
 pub use shapes::{shape, Shape, SHAPES};
 pub use spec::{Latent, Pooling, StateSpace, SynthSpec, Vision, Window};

@@ -1,6 +1,6 @@
 //! What a synthetic model looks like.
 
-use super::{Architecture, SynthError, TypeMix};
+use super::{Architecture, Projector, SynthError, TypeMix};
 use pipeshard_model::inventory::DType;
 
 /// A window that most layers look back over.
@@ -62,6 +62,8 @@ pub struct Vision {
     pub window_period: u32,
     /// Width of the language model.
     pub projection: u32,
+    /// Which of the small encoders for tests it is; Qwen2.5-VL's where it is none of them.
+    pub projector: Option<&'static Projector>,
 }
 
 /// A model of random weights: its shape, its types and its seed.
@@ -107,6 +109,8 @@ pub struct SynthSpec {
     pub attention_period: u32,
     /// What an encoder makes of a text.
     pub pooling: Option<Pooling>,
+    /// Whether the vocabulary has the tokens that go around images and their tiles, and there is a form for conversations.
+    pub image_tokens: bool,
     /// What makes it a vision tower.
     pub vision: Option<Vision>,
     /// Base of the rotary embedding.
@@ -121,6 +125,25 @@ pub struct SynthSpec {
 
 /// Tokens that every vocabulary has: unknown, begin, end, one for each byte, and the blank.
 pub(super) const FIXED_TOKENS: u32 = 3 + 256 + 1;
+
+/// Tokens that llama.cpp's multimodal library looks for, to put them around images and their tiles.
+pub(super) const IMAGE_TOKENS: [&str; 15] = [
+    "<image>",
+    "</image>",
+    "<slice>",
+    "</slice>",
+    "\n\n",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<|IMG_LINE_BREAK|>",
+    "<|img_thumbnail|>",
+    "<im_start>",
+    "<im_end>",
+    "<patch_start>",
+    "<patch_end>",
+    "<patch_newline>",
+    "<|image_start|>",
+];
 
 /// llama.cpp's own limits.
 const MAX_LAYERS: u32 = 512;
@@ -187,6 +210,9 @@ impl SynthSpec {
                 self.vocabulary
             ));
         }
+        if self.image_tokens && self.vocabulary < FIXED_TOKENS + IMAGE_TOKENS.len() as u32 {
+            return fail("the vocabulary has no room for the tokens around images".to_owned());
+        }
         self.check_attention()?;
         self.check_feed_forward()?;
         self.check_extras()
@@ -218,7 +244,8 @@ impl SynthSpec {
             ));
         }
         let width = u64::from(self.heads) * u64::from(self.head_dim);
-        if self.architecture.heads_fill_width() && width != u64::from(self.embedding) {
+        let free = self.vision.is_some_and(|vision| vision.projector.is_some());
+        if self.architecture.heads_fill_width() && !free && width != u64::from(self.embedding) {
             return fail(format!(
                 "in {} the heads together must be as wide as the embedding: {} heads of {} are not {}",
                 self.architecture.name(),

@@ -28,7 +28,7 @@ pub(super) fn fitting(dtype: &'static DType, row: u64) -> &'static DType {
 }
 
 /// Collects the tensors of a model in the order in which they come.
-pub(super) struct Builder {
+pub(in crate::synth) struct Builder {
     pub tensors: Vec<TensorPlan>,
     /// The type of norms, biases and routers.
     pub f32: &'static DType,

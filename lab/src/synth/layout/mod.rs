@@ -13,9 +13,9 @@ mod tensor;
 mod vision;
 
 use super::spec::SynthSpec;
-use super::{Architecture, SynthError};
-use builder::Builder;
+use super::{encoders, Architecture, SynthError};
 
+pub(super) use builder::Builder;
 pub(super) use decoder::EXPERT_WEIGHTS_SCALE;
 pub(super) use encoder::TOKEN_TYPES;
 pub(super) use tensor::{Quiet, TensorPlan, Values};
@@ -48,6 +48,9 @@ fn final_deviation(spec: &SynthSpec) -> f32 {
 /// All tensors of a model, in order of use, which is also their order in the file.
 pub(super) fn tensors(spec: &SynthSpec) -> Result<Vec<TensorPlan>, SynthError> {
     spec.check()?;
+    if let Some((vision, projector)) = spec.vision.and_then(|v| Some((v, v.projector?))) {
+        return encoders::tensors(spec, vision, projector);
+    }
     let mut builder = Builder::new();
     match (spec.architecture, spec.vision) {
         (Architecture::Clip, Some(vision)) => vision::push(&mut builder, spec, vision)?,

@@ -3,7 +3,7 @@
 mod real;
 mod small;
 
-use super::{SynthError, SynthSpec, TypeMix};
+use super::{encoders, SynthError, SynthSpec, TypeMix};
 use pipeshard_model::inventory::DType;
 
 /// A shape on offer.
@@ -56,6 +56,11 @@ pub static SHAPES: &[Shape] = &[
         name: "tiny-qwen2",
         about: "test model, biases on queries, keys and values",
         make: small::tiny_qwen2,
+    },
+    Shape {
+        name: "tiny-qwen2-images",
+        about: "the same with tokens around images and their tiles",
+        make: small::tiny_qwen2_images,
     },
     Shape {
         name: "tiny-qwen3",
@@ -173,9 +178,15 @@ pub fn shape(name: &str) -> Result<SynthSpec, SynthError> {
         .iter()
         .find(|shape| shape.name.eq_ignore_ascii_case(name))
         .map(Shape::spec)
+        .or_else(|| encoders::shape(name))
         .ok_or_else(|| SynthError::UnknownShape {
             name: name.to_owned(),
         })
+}
+
+/// What small encoders have in common.
+pub(super) fn tiny_tower() -> SynthSpec {
+    small::tower(&small::tiny_qwen2vl())
 }
 
 fn all(type_name: &str) -> TypeMix {

@@ -25,6 +25,7 @@ pub(super) fn tiny_llama() -> SynthSpec {
         state_space: None,
         attention_period: 1,
         pooling: None,
+        image_tokens: false,
         vision: None,
         rope_base: 10_000.0,
         tied: false,
@@ -118,6 +119,13 @@ pub(super) fn tiny_qwen2() -> SynthSpec {
         rope_base: 1_000_000.0,
         types: all("q4_K"),
         ..small()
+    }
+}
+
+pub(super) fn tiny_qwen2_images() -> SynthSpec {
+    SynthSpec {
+        image_tokens: true,
+        ..tiny_qwen2()
     }
 }
 
@@ -276,6 +284,7 @@ pub(super) fn tower(language: &SynthSpec) -> SynthSpec {
             image: 560,
             window_period: 2,
             projection: language.embedding,
+            projector: None,
         }),
         types: all("f16"),
         ..small()
