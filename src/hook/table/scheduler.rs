@@ -449,6 +449,7 @@ pub(super) unsafe extern "C" fn input_copy(
             tenant,
             schedulers,
             telemetry,
+            ..
         } = &mut *runtime;
         if config.debug.stock_hand_over {
             return false;
