@@ -20,7 +20,7 @@ const POOL_EIGHTHS: u64 = 9;
 
 /// Each context has a matrix library of its own, with a workspace of so many bytes on Hopper (4 MiB on older cards). The first one's
 /// is in [`CODE`].
-const WORKSPACE: u64 = 32 << 20;
+pub const WORKSPACE: u64 = 32 << 20;
 /// The driver is asked at least so often while passes run.
 const PERIOD: Duration = Duration::from_secs(2);
 /// So many looks in a row have to find less before it counts as given back: a pool is filled by a context's widest pass, not by its

@@ -3,6 +3,7 @@
 use super::graph::Begun;
 use super::{loading, shape};
 use crate::arena::ledger::OfEncoder;
+use crate::hook::accounts::backend_reserve::WORKSPACE;
 use crate::hook::accounts::expected::Expected;
 use crate::hook::accounts::Accounts;
 use crate::hook::encoders::Encoders;
@@ -18,8 +19,6 @@ use pipeshard_plan::plan::{Plan, PlanError};
 use pipeshard_sys as ffi;
 use std::path::Path;
 
-/// What a further context of a real device's backend takes on its own account: a matrix library's workspace.
-const WORKSPACE: u64 = 32 << 20;
 /// Compute buffers of images of other shapes are up to so much larger than the number of their patches says, in percent.
 const PACKING: u64 = 25;
 /// Fewer tokens tell a model nothing of an image.
@@ -175,7 +174,13 @@ fn take(
 ) -> Result<(), PlanError> {
     let before = accounts.ledger.encoder(sched);
     accounts.ledger.set_encoder(sched, holds, false);
-    match plan_beside(accounts, tenant) {
+    let mut made = plan_beside(accounts, tenant);
+    if made.is_err() && accounts.expected.total() > accounts.ledger.encoders() {
+        // what is here goes before what may come
+        accounts.expected = Expected::default();
+        made = plan_beside(accounts, tenant);
+    }
+    match made {
         Ok(Some(made)) => {
             tenant.planner.set(made);
             Ok(())

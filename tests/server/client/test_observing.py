@@ -56,7 +56,7 @@ def test_what_is_held_stays_within_the_budget(chat):
     now = scrape(chat.ours)
     limit = value(now, "pipeshard_budget_bytes")
     assert limit == 40 * MIB
-    classes = ["resident", "kv", "slots", "scratch", "other"]
+    classes = ["resident", "kv", "slots", "scratch", "vision", "other"]
     held = [value(now, "pipeshard_held_bytes", **{"class": name}) for name in classes]
     assert all(part > 0 for part in held[:4])
     assert sum(held) <= value(now, "pipeshard_peak_total_bytes") <= limit
