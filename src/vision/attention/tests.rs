@@ -162,18 +162,16 @@ fn stock(grid: Grid) -> (Vec<f32>, usize) {
 }
 
 fn rewritten(grid: Grid) -> (Vec<f32>, usize) {
+    rewritten_in(grid, &grid.runs(nodes_of))
+}
+
+/// The same with these runs.
+fn rewritten_in(grid: Grid, runs: &[Run]) -> (Vec<f32>, usize) {
     let scheduler = Scheduler::new();
     let layers = layers(grid, scheduler.backends, 512);
-    let (mut context, windows) = (None, grid.runs(nodes_of));
+    let (mut context, windows) = (None, (runs, grid.patches()));
     // SAFETY: the graph was not split, and the context is empty.
-    let batched = unsafe {
-        batch_windows(
-            layers.graph,
-            &mut context,
-            scheduler.backends,
-            (&windows, grid.patches()),
-        )
-    };
+    let batched = unsafe { batch_windows(layers.graph, &mut context, scheduler.backends, windows) };
     let batched = batched.expect("it is as expected").expect("it has a mask");
     assert_eq!(batched.attentions, LAYERS as u64 - 1);
     assert_eq!(batched.windows, batched.attentions * grid.count());
@@ -230,35 +228,39 @@ fn ragged_windows_give_the_same_but_for_rounding() {
     }
 }
 
-#[test]
-fn high_images_are_taken_by_columns_to_the_same_bits() {
-    let (high, wide) = (grid(8, 40), grid(40, 8));
-    // as if a strip cost more than all columns
-    let columns = high.runs(|run| if run.is_dense() { 100 } else { 1 });
-    assert!(columns.iter().all(|run| !run.is_dense()));
-    let scheduler = Scheduler::new();
-    let ours = layers(high, scheduler.backends, 512);
-    let windows = (&columns[..], high.patches());
-    let mut context = None;
-    // SAFETY: the graph was not split, and the context is empty.
-    let batched = unsafe { batch_windows(ours.graph, &mut context, scheduler.backends, windows) };
-    assert!(matches!(batched, Ok(Some(_))), "{batched:?}");
-    let (found, after) = run(high, &scheduler, &ours);
-    let ((expected, _), (_, other)) = (stock(high), rewritten(wide));
-    assert!(expected == found);
-    // the result of a column lies beside that of all
-    assert!(
-        after <= other + (high.patches() as usize / 2) * 4 * 64,
-        "{after} {other}"
-    );
+/// All windows of an image, each taken alone or in runs of so many.
+fn in_runs_of(grid: Grid, count: u64) -> Vec<Run> {
+    let [all] = grid.runs(nodes_of)[..] else {
+        panic!("{grid:?} has windows of several sizes");
+    };
+    let run = |window: u64| Run {
+        first: window * all.each,
+        count: count.min(all.count - window),
+        ..all
+    };
+    (0..all.count).step_by(count as usize).map(run).collect()
 }
 
 #[test]
-fn memory_of_results_is_kept_no_longer_than_they_are_read() {
-    let (_, few) = rewritten(grid(9, 8));
-    let (_, whole) = rewritten(grid(12, 6));
-    // as many patches, one with three runs of windows and one with two
-    assert!(few.abs_diff(whole) <= 64 << 10, "{few} {whole}");
+fn windows_may_be_taken_one_by_one_or_by_columns() {
+    let grid = grid(16, 12);
+    let (expected, _) = stock(grid);
+    let (whole, least) = rewritten(grid);
+    assert!(whole == expected);
+    for count in [1, 5] {
+        let (found, bytes) = rewritten_in(grid, &in_runs_of(grid, count));
+        assert!(found == expected, "{count}");
+        // results are kept no longer than they are read
+        assert_eq!(bytes, least, "{count}");
+    }
+    // as if a strip cost more than all columns
+    let columns = grid.runs(|run| if run.is_dense() { 100 } else { 1 });
+    assert!(columns.iter().all(|run| !run.is_dense()));
+    let (found, bytes) = rewritten_in(grid, &columns);
+    assert!(found == expected);
+    // the result of a column lies beside that of all
+    let column = columns[0].each * columns[0].count * (HEAD * HEADS * 4) as u64;
+    assert!(bytes as u64 <= least as u64 + column, "{bytes} {least}");
 }
 
 #[test]
