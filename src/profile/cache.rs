@@ -53,8 +53,8 @@ fn file_name(key: &ProfileKey) -> String {
     let device: Vec<&str> = device.split('-').filter(|part| !part.is_empty()).collect();
     let device: String = device.join("-").chars().take(40).collect();
     let all = format!(
-        "{}\n{}\n{}\n{}\n{}",
-        key.device, key.driver, key.cpu, key.threads, key.build
+        "{}\n{}\n{}\n{}\n{}\n{}",
+        key.device, key.slot, key.driver, key.cpu, key.threads, key.build
     );
     format!("profile-{device}-{:016x}.json", stable_hash(&all))
 }
@@ -198,6 +198,7 @@ mod tests {
     fn key() -> ProfileKey {
         ProfileKey {
             device: "NVIDIA H100 80GB HBM3".to_owned(),
+            slot: "0000:01:00.0 x16".to_owned(),
             driver: "550.54".to_owned(),
             cpu: "AMD EPYC".to_owned(),
             threads: 16,
@@ -249,6 +250,22 @@ mod tests {
         assert_eq!(cache.load(&key()), Found::Profile(Box::new(profile)));
         let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
         assert_eq!(left.len(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn cards_of_one_name_in_different_slots_have_profiles_of_their_own() {
+        let (_folder, cache) = cache();
+        let other = ProfileKey {
+            slot: "0000:02:00.0 x4".to_owned(),
+            ..key()
+        };
+        cache.store(&measured(key())).unwrap();
+        assert_eq!(cache.load(&other), Found::Nothing);
+        cache.store(&measured(other.clone())).unwrap();
+        assert_ne!(cache.path(&key()), cache.path(&other));
+        assert!(matches!(cache.load(&key()), Found::Profile(_)));
+        let difference = key().difference(&other).unwrap();
+        assert_eq!(difference.0, "slot");
     }
 
     #[test]

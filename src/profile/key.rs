@@ -3,11 +3,21 @@
 use crate::lanes::device::Device;
 use crate::lanes::driver_memory::driver_version;
 use pipeshard_plan::profile::ProfileKey;
+use std::collections::HashSet;
+use std::path::Path;
+
+/// Where Linux tells about PCI devices.
+const PCI: &str = "/sys/bus/pci/devices";
+/// Where it tells about CPUs.
+const SYSTEM: &str = "/sys/devices";
 
 /// The key of this machine with one of its devices and so many threads of the CPU.
 pub fn key_of(device: Device, threads: u32) -> ProfileKey {
     ProfileKey {
         device: device.description(),
+        slot: device
+            .bus_id()
+            .map_or_else(String::new, |id| slot(Path::new(PCI), &id)),
         driver: driver(&device.name()),
         ..key_of_host(threads)
     }
@@ -59,17 +69,70 @@ fn nvidia_version(text: &str) -> Option<String> {
     line.split_whitespace().find(is_version).map(str::to_owned)
 }
 
-/// Threads that llama.cpp computes with unless it is told: one for each core, not for each of a core's threads.
+/// The place of a device on the PCI bus, with the lanes of its slot if `devices` has them: `0000:01:00.0 x16`. Its current speed is
+/// left out, which changes while a card rests.
+fn slot(devices: &Path, bus_id: &str) -> String {
+    let id = bus_id.to_ascii_lowercase();
+    let is_id = |c: char| c.is_ascii_hexdigit() || matches!(c, ':' | '.');
+    if !id.chars().all(is_id) {
+        return id;
+    }
+    let width = std::fs::read_to_string(devices.join(&id).join("current_link_width"));
+    let width = width.ok().and_then(|text| text.trim().parse::<u32>().ok());
+    match width {
+        Some(lanes @ 1..) => format!("{id} x{lanes}"),
+        _ => id,
+    }
+}
+
+/// Threads that llama.cpp computes with unless it is told: one for each core, not for each of a core's threads; where there are
+/// performance and efficiency cores, those for performance alone.
 pub fn default_threads() -> u32 {
-    let siblings = |cpu: usize| {
-        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings");
-        std::fs::read_to_string(path).ok()
-    };
-    let cores: std::collections::HashSet<String> = (0..4096).map_while(siblings).collect();
-    match cores.len() {
+    match cores(Path::new(SYSTEM)) {
+        // nobody tells
         0 => std::thread::available_parallelism().map_or(4, |n| n.get() as u32),
         n => n as u32,
     }
+}
+
+/// Cores that llama.cpp computes with, as far as `system` tells; else 0.
+fn cores(system: &Path) -> usize {
+    let siblings = |cpu: usize| {
+        let path = system.join(format!("system/cpu/cpu{cpu}/topology/thread_siblings"));
+        std::fs::read_to_string(path).ok()
+    };
+    // the kernel lists efficiency cores of hybrid processors here, and has no such file for others
+    let efficient = std::fs::read_to_string(system.join("cpu_atom/cpus")).unwrap_or_default();
+    let efficient = cpus(&efficient);
+    let all: Vec<(usize, String)> = (0..4096)
+        .map_while(|cpu| Some((cpu, siblings(cpu)?)))
+        .collect();
+    if efficient.is_empty() {
+        return all
+            .iter()
+            .map(|(_, core)| core)
+            .collect::<HashSet<_>>()
+            .len();
+    }
+    // as llama.cpp counts them: it takes it that each has two threads, one behind the other
+    let (mut count, mut cpu) = (0, 0);
+    while cpu < all.len() {
+        if !efficient.contains(&cpu) {
+            count += 1;
+            cpu += 1;
+        }
+        cpu += 1;
+    }
+    count
+}
+
+/// The CPUs in a list such as `16-23,30`.
+fn cpus(list: &str) -> HashSet<usize> {
+    let parts = list.trim().split(',').filter_map(|part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    });
+    parts.flatten().take(4096).collect()
 }
 
 #[cfg(test)]
@@ -89,5 +152,43 @@ mod tests {
     #[test]
     fn this_machine_says_something() {
         assert!(!cpu_name(&read("/proc/cpuinfo")).is_empty());
+    }
+
+    fn write(path: &Path, text: &str) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn efficiency_cores_do_not_count() {
+        let system = tempfile::tempdir().unwrap();
+        let system = system.path();
+        assert_eq!(cores(system), 0);
+        // two cores of two threads, and four of one
+        for (cpu, mask) in ["03", "03", "0c", "0c", "10", "20", "40", "80"]
+            .iter()
+            .enumerate()
+        {
+            let path = format!("system/cpu/cpu{cpu}/topology/thread_siblings");
+            write(&system.join(path), mask);
+        }
+        assert_eq!(cores(system), 6);
+        write(&system.join("cpu_atom/cpus"), "4-7\n");
+        assert_eq!(cores(system), 2);
+        write(&system.join("cpu_atom/cpus"), "nonsense");
+        assert_eq!(cores(system), 6);
+        assert_eq!(cpus("4-5,9\n"), HashSet::from([4, 5, 9]));
+    }
+
+    #[test]
+    fn a_slot_has_a_place_and_lanes() {
+        let devices = tempfile::tempdir().unwrap();
+        let devices = devices.path();
+        assert_eq!(slot(devices, "0000:3B:00.0"), "0000:3b:00.0");
+        write(&devices.join("0000:3b:00.0/current_link_width"), "4\n");
+        assert_eq!(slot(devices, "0000:3B:00.0"), "0000:3b:00.0 x4");
+        write(&devices.join("0000:3b:00.0/current_link_width"), "0\n");
+        assert_eq!(slot(devices, "0000:3b:00.0"), "0000:3b:00.0");
+        assert_eq!(slot(devices, "../../etc"), "../../etc");
     }
 }

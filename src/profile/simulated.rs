@@ -21,7 +21,7 @@ pub fn of_simulated(spec: &SimSpec, threads: u32, dram: Option<f64>) -> Profile 
         driver: "simulated".to_owned(),
         cpu: "stated".to_owned(),
         threads,
-        build: String::new(),
+        ..ProfileKey::default()
     })
 }
 

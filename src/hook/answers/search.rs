@@ -130,16 +130,17 @@ fn search_for(
         return Ok(None);
     };
     let sequences = wanted.sequences.max(1);
-    let cells = |layer: &CachedLayer| {
-        let (context, ubatch) = (u64::from(wanted.context), u64::from(wanted.ubatch));
-        layer.cells(context, ubatch, u64::from(sequences))
+    // a sliding window's cache grows with the ubatch
+    let kv = |ubatch: u32| -> Vec<KvLayer> {
+        let (context, ubatch) = (u64::from(wanted.context), u64::from(ubatch));
+        let cells = |layer: &CachedLayer| layer.cells(context, ubatch, u64::from(sequences));
+        let of_layer = |layer: &CachedLayer| KvLayer {
+            layer: layer.layer,
+            bytes: kv_bytes(layer, cells(layer), type_k, type_v),
+        };
+        inventory.kv.layers.iter().map(of_layer).collect()
     };
-    let layers = inventory.kv.layers.iter();
-    let of_layer = |layer: &CachedLayer| KvLayer {
-        layer: layer.layer,
-        bytes: kv_bytes(layer, cells(layer), type_k, type_v),
-    };
-    input.kv = layers.map(of_layer).collect();
+    input.kv = kv(wanted.ubatch);
     let longest = wanted.batch.min(wanted.context);
     let larger = UBATCHES.iter().copied();
     let larger = larger.filter(|&size| size > wanted.ubatch && size <= longest);
@@ -151,6 +152,8 @@ fn search_for(
             ubatch,
             scratch: estimate_scratch(inventory, ubatch, wanted.context, 0),
             pools: accounts.reserve.expected_beyond(inventory, ubatch),
+            kv: Some(kv(ubatch)),
+            output_on_host: false,
         })
         .collect();
     let each = wanted.context / sequences;
@@ -187,6 +190,7 @@ fn search_for(
             accounts.reserve.expect_ubatch(inventory, found.ubatch);
             input.reserve = accounts.reserved();
             input.scratch = 0;
+            input.kv = kv(found.ubatch);
             let bare = place_kv(&input);
             let attempt = tenant.planner.attempts.current_mut();
             attempt.estimated_scratch = least + copied;
@@ -256,6 +260,8 @@ fn adapted(config: &Config, accounts: &Accounts, tenant: &Tenant) -> Option<Foun
         ubatch: asked.workload.ubatch,
         scratch: input.scratch,
         pools: 0,
+        kv: None,
+        output_on_host: false,
     };
     let wanted = SearchInput {
         input: &input,

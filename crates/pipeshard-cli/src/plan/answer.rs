@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::machine::PlannedMachine;
-use super::question::Question;
+use super::question::{Explanation, Question};
 use pipeshard_plan::cost::{Prediction, Workload};
 use pipeshard_plan::plan::{Plan, PlanError};
 use pipeshard_plan::profile::{Origin, ProfileKey, WhatIf};
@@ -76,6 +76,9 @@ pub struct Answer {
     pub alternative: Option<Alternative>,
     /// What lives where.
     pub plan: Plan,
+    /// How the plan was found, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
 }
 
 /// Answers a question.
@@ -136,6 +139,7 @@ pub fn answer(
         budgets,
         alternative,
         plan: solved.plan,
+        explanation: Some(solved.explanation),
     })
 }
 

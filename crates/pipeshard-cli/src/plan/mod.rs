@@ -1,6 +1,7 @@
 //! `pipeshard plan`: what would live where and what that is worth, without loading the model and without a device.
 
 mod answer;
+mod explain;
 mod layers;
 mod machine;
 mod map;
@@ -36,6 +37,7 @@ const USUAL_BATCH: u32 = 2048;
   pipeshard plan model.gguf --vram 8G --what-if pcie=12G           a slower link?
   pipeshard plan model.gguf --vram 8G --what-if vram=12G           another card?
   pipeshard plan model.gguf --vram 8G --profile laptop-12g         on a machine that is not here
+  pipeshard plan model.gguf --vram 8G --explain                    why this plan?
   pipeshard plan model.gguf --vram 4G --save plan.json
   llama-server -m model.gguf --pipeshard-plan plan.json -c 4096    run what was planned
   pipeshard plan model.gguf --map                                  budgets x contexts, as Markdown
@@ -138,6 +140,10 @@ pub struct PlanArgs {
     /// Print bytes by class and a map of the layers, too
     #[arg(long, conflicts_with_all = ["json", "map"])]
     pub details: bool,
+
+    /// Print what was tried, and why this plan won
+    #[arg(long, conflicts_with = "map")]
+    pub explain: bool,
 
     /// Predict for budgets of 2 to 16 GiB and contexts of 1K to 64K, and print Markdown
     #[arg(long)]
@@ -263,7 +269,11 @@ fn answered(inventory: &Inventory, args: &PlanArgs) -> Result<Answer, PlanComman
     let what_if: Option<WhatIf> = args.what_if.as_deref().map(str::parse).transpose()?;
     let what_if = args.what_if.as_deref().zip(what_if.as_ref());
     let model = args.model.display().to_string();
-    Ok(answer(model, &question, &machine, budget.0, what_if)?)
+    let mut answer = answer(model, &question, &machine, budget.0, what_if)?;
+    if !args.explain {
+        answer.explanation = None;
+    }
+    Ok(answer)
 }
 
 fn question<'a>(
@@ -321,6 +331,9 @@ fn render(asked: &Answer, args: &PlanArgs) -> Result<String, PlanCommandError> {
         return Ok(json + "\n");
     }
     let mut text = text::render(asked);
+    if let Some(explained) = &asked.explanation {
+        text += &explain::render(explained);
+    }
     if args.details {
         text += "\n";
         text += &asked.plan.explain();

@@ -1,13 +1,15 @@
 //! What is asked: a model, a context, and what is done with it. Any budget can be tried on it.
 
+use serde::Serialize;
+
 use pipeshard_model::inventory::{kv_bytes, DType, Inventory};
 use pipeshard_plan::cost::{ModelShape, Prediction, Workload};
 use pipeshard_plan::plan::{
     default_small_threshold, estimate_scratch, plan, units_from_inventory, KvLayer, Plan,
-    PlanError, PlanInput, PlanSettings, Unit, UnitClass, UnitId,
+    PlanError, PlanInput, PlanSettings, Unit,
 };
 use pipeshard_plan::profile::Profile;
-use pipeshard_plan::search::{search, Found, SearchInput, UbatchOption};
+use pipeshard_plan::search::{search, SearchInput, Tried, UbatchOption, UbatchScore};
 
 /// llama.cpp rounds the context of each sequence up to this many cells.
 const CONTEXT_PADDING: u64 = 256;
@@ -21,6 +23,21 @@ pub struct Solution {
     pub prediction: Prediction,
     /// The conversation, with the ubatch that was chosen.
     pub workload: Workload,
+    /// What was tried.
+    pub explanation: Explanation,
+}
+
+/// How the plan was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    /// The plan's ubatch and score.
+    pub chosen: UbatchScore,
+    /// Plans that were priced.
+    pub priced: u32,
+    /// The best of each size of the ubatch, with the output head on the device and on the host.
+    pub ubatches: Vec<UbatchScore>,
+    /// What was tried, in order; what became the plan comes last.
+    pub tried: Vec<Tried>,
 }
 
 /// A model in a context.
@@ -93,101 +110,82 @@ impl<'a> Question<'a> {
         bytes.collect()
     }
 
-    /// The plan with which the conversation is predicted to end first.
+    /// The plan with the best score, over all sizes of the ubatch, and with the output head's logits in device memory or head and
+    /// logits on the host.
     ///
     /// # Errors
     /// As [`search`].
     pub fn solve(&self, budget: u64, profile: &Profile) -> Result<Solution, PlanError> {
-        let found = self.solve_with(budget, profile, &self.ubatches)?;
-        let chosen = found.workload.ubatch;
-        let windows = self
-            .inventory
-            .kv
-            .layers
-            .iter()
-            .any(|kv| kv.window.is_some());
-        match windows && Some(&chosen) != self.ubatches.first() {
-            // the caches of these layers grow with the ubatch
-            true => self.solve_with(budget, profile, &[chosen]),
-            false => Ok(found),
-        }
+        let heads = [false, true].into_iter();
+        let options: Vec<UbatchOption> = heads
+            .flat_map(|on_host| self.ubatches.iter().map(move |&ubatch| (ubatch, on_host)))
+            .map(|(ubatch, output_on_host)| UbatchOption {
+                ubatch,
+                scratch: self.scratch(ubatch, output_on_host),
+                pools: 0,
+                kv: Some(self.kv(ubatch)),
+                output_on_host,
+            })
+            .collect();
+        let mut found = search(&SearchInput {
+            input: &PlanInput {
+                budget,
+                ..self.input(self.workload.ubatch)
+            },
+            model: self.shape(),
+            profile,
+            workload: self.workload,
+            ubatches: &options,
+            forced: None,
+        })?;
+        let least = options.iter().min_by_key(|option| option.scratch);
+        let least = PlanInput {
+            scratch: least.map_or(0, |option| option.scratch),
+            output_on_host: true,
+            ..self.input(least.map_or(1, |option| option.ubatch))
+        };
+        let all = PlanInput {
+            scratch: self.scratch(found.ubatch, false),
+            ..self.input(found.ubatch)
+        };
+        found.plan.minimum_budget = plan(&least)?.minimum_budget;
+        found.plan.full_budget = plan(&all)?.full_budget;
+        Ok(Solution {
+            workload: Workload {
+                ubatch: found.ubatch,
+                ..self.workload
+            },
+            plan: found.plan,
+            prediction: found.prediction,
+            explanation: Explanation {
+                chosen: UbatchScore {
+                    ubatch: found.ubatch,
+                    output_on_host: found.output_on_host,
+                    score: found.score,
+                    ttft: found.prediction.ttft,
+                    tps: found.prediction.tps,
+                },
+                priced: found.priced,
+                ubatches: found.ubatches,
+                tried: found.tried,
+            },
+        })
     }
 
-    /// With the output head's logits in device memory; where that leaves no room for the head itself, with both on the host.
-    fn solve_with(
-        &self,
-        budget: u64,
-        profile: &Profile,
-        ubatches: &[u32],
-    ) -> Result<Solution, PlanError> {
+    fn scratch(&self, ubatch: u32, head_on_host: bool) -> u64 {
         let cells = u32::try_from(self.context).unwrap_or(u32::MAX);
-        let kv = self.kv(ubatches.first().copied().unwrap_or(1));
-        let input = PlanInput {
+        let outputs = if head_on_host { 0 } else { ubatch };
+        estimate_scratch(self.inventory, ubatch, cells, outputs)
+    }
+
+    /// What the planner is asked, with no limit.
+    fn input(&self, ubatch: u32) -> PlanInput {
+        PlanInput {
             scratch_estimated: true,
             reserve: self.reserve,
             granularity: self.granularity,
-            ..PlanInput::new(self.units.clone(), kv, budget)
-        };
-        let found = |on_host: bool, budget: u64| {
-            let option = |&ubatch: &u32| UbatchOption {
-                ubatch,
-                scratch: estimate_scratch(
-                    self.inventory,
-                    ubatch,
-                    cells,
-                    if on_host { 0 } else { ubatch },
-                ),
-                pools: 0,
-            };
-            let options: Vec<UbatchOption> = ubatches.iter().map(option).collect();
-            search(&SearchInput {
-                input: &PlanInput {
-                    output_on_host: on_host,
-                    budget,
-                    ..input.clone()
-                },
-                model: self.shape(),
-                profile,
-                workload: self.workload,
-                ubatches: &options,
-                forced: None,
-            })
-        };
-        let is_head = |plan: &Plan, id: &UnitId| plan.units[id.index()].class == UnitClass::Output;
-        let with_head = found(false, budget).ok();
-        let resident = |found: &Found| {
-            found
-                .plan
-                .residents
-                .iter()
-                .any(|id| is_head(&found.plan, id))
-        };
-        let scratch = |&ubatch: &u32| estimate_scratch(self.inventory, ubatch, cells, 0);
-        let least = PlanInput {
-            budget: u64::MAX,
-            scratch: ubatches.iter().map(scratch).min().unwrap_or(0),
-            output_on_host: true,
-            ..input.clone()
-        };
-        let mut chosen = match with_head.filter(resident) {
-            Some(found) => found,
-            None => found(true, budget)?,
-        };
-        let all = PlanInput {
-            budget: u64::MAX,
-            scratch: estimate_scratch(self.inventory, chosen.ubatch, cells, chosen.ubatch),
-            ..input.clone()
-        };
-        chosen.plan.minimum_budget = plan(&least)?.minimum_budget;
-        chosen.plan.full_budget = plan(&all)?.full_budget;
-        Ok(Solution {
-            plan: chosen.plan,
-            prediction: chosen.prediction,
-            workload: Workload {
-                ubatch: chosen.ubatch,
-                ..self.workload
-            },
-        })
+            ..PlanInput::new(self.units.clone(), self.kv(ubatch), u64::MAX)
+        }
     }
 
     fn shape(&self) -> ModelShape<'_> {

@@ -57,6 +57,64 @@ fn a_map() {
 }
 
 #[test]
+fn why_this_plan() {
+    let line =
+        "m.gguf --vram 24M --ctx 2048 --granularity 64K --explain --profile laptop-12g --reserve 0";
+    let text = shown(&models::moe(), line).unwrap();
+    let explained = text.find("Best plan for each ubatch").unwrap();
+    insta::assert_snapshot!(&text[explained..]);
+    assert!(
+        text.lines().all(|line| line.chars().count() <= 96),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_was_tried_as_json() {
+    let json = |flags: &str| {
+        let line = format!("m.gguf --vram 24M --ctx 2048 --granularity 64K --json {flags}");
+        let text = shown(&models::moe(), &line).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    assert_eq!(json("").get("explanation"), None);
+    let explained = &json("--explain")["explanation"];
+    let best = explained["ubatches"].as_array().unwrap().iter();
+    let least = best
+        .map(|best| best["score"].as_f64().unwrap())
+        .fold(f64::INFINITY, f64::min);
+    let chosen = explained["chosen"]["score"].as_f64().unwrap();
+    assert!(chosen <= least * 1.005, "{explained}");
+    let priced = |tried: &serde_json::Value| tried["priced"].as_u64().unwrap();
+    let tried: u64 = explained["tried"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(priced)
+        .sum();
+    assert!(tried > 10 && tried <= explained["priced"].as_u64().unwrap());
+}
+
+#[test]
+fn a_head_on_the_device_is_taken_only_where_its_score_is_better() {
+    // a head that fits, but whose logits take room from everything else
+    let mut on_host = 0;
+    for vram in (24..64).step_by(4) {
+        let line = format!("m.gguf --vram {vram}M --ctx 2048 --granularity 64K --explain");
+        let answer = answered(&models::moe(), &args(&line).unwrap()).unwrap();
+        let explained = answer.explanation.unwrap();
+        let (chosen, all) = (explained.chosen, &explained.ubatches);
+        let least = all
+            .iter()
+            .map(|best| best.score)
+            .fold(f64::INFINITY, f64::min);
+        assert!(chosen.score <= least * 1.005, "{vram}: {explained:?}");
+        let both = all.iter().any(|best| !best.output_on_host);
+        on_host += u32::from(both && chosen.output_on_host);
+    }
+    assert!(on_host > 0);
+}
+
+#[test]
 fn what_runs_of_a_model_have_shown_counts_for_it_alone() {
     use pipeshard_plan::profile::{model_label, Learned, Profile};
     let folder = tempfile::tempdir().unwrap();

@@ -12,7 +12,7 @@ use pipeshard_plan::cost::{Limit, PassCost, Prediction, Workload};
 use pipeshard_plan::plan::{Placement, UnitClass};
 
 /// No line is wider.
-const WIDTH: usize = 96;
+pub const WIDTH: usize = 96;
 const LABEL: usize = 34;
 const HEADING: Style = Style::new().bold();
 const QUIET: Style = Style::new().dimmed();
@@ -323,7 +323,7 @@ fn budgets(text: &mut String, answer: &Answer) -> std::fmt::Result {
     Ok(())
 }
 
-fn heading(text: &mut String, title: &str, columns: &[&str]) -> std::fmt::Result {
+pub fn heading(text: &mut String, title: &str, columns: &[&str]) -> std::fmt::Result {
     write!(text, "\n{HEADING}{title:<width$}", width = LABEL + 2)?;
     for column in columns {
         write!(text, "{column:<20}")?;
@@ -332,7 +332,7 @@ fn heading(text: &mut String, title: &str, columns: &[&str]) -> std::fmt::Result
     writeln!(text, "{HEADING:#}")
 }
 
-fn line(text: &mut String, label: &str, cells: &[String]) -> std::fmt::Result {
+pub fn line(text: &mut String, label: &str, cells: &[String]) -> std::fmt::Result {
     write!(text, "  {label:<LABEL$}")?;
     for cell in cells {
         write!(text, "{cell:<20}")?;
@@ -440,7 +440,7 @@ fn ratio(from: f64, to: f64) -> String {
 }
 
 /// Lines of at most `width` characters, broken at blanks.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut() {

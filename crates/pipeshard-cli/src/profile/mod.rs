@@ -29,7 +29,7 @@ Examples:
   pipeshard profile --show --svg roof.svg    what is known already, and as a picture
   pipeshard profile --sim vram=8G,pcie=12G   what is stated about a simulated GPU
 
-A profile is kept per GPU, driver, CPU, number of threads and build, under
+A profile is kept per GPU and slot, driver, CPU, number of threads and build, under
 $XDG_CACHE_HOME/pipeshard or ~/.cache/pipeshard, and measured again where one of them
 changes. Runs with --pipeshard measure what they need by themselves.";
 

@@ -224,6 +224,7 @@ pub(super) mod tests {
         profile.origin = Origin::Measured;
         profile.key = ProfileKey {
             device: "NVIDIA H100 80GB HBM3".to_owned(),
+            slot: "0000:3b:00.0 x16".to_owned(),
             driver: "550.54.15".to_owned(),
             cpu: "Intel(R) Xeon(R) Platinum 8480+".to_owned(),
             threads: 16,

@@ -20,8 +20,18 @@ impl Costs<'_> {
     /// What a conversation costs under a plan. The prompt's first pass finds the ring filled as far as it reaches: the link had
     /// time before.
     pub fn predict(&self, plan: &Plan, workload: Workload) -> Prediction {
-        let sequences = workload.sequences.max(1);
         let prompt = self.prompts(plan, workload);
+        self.predict_behind(plan, workload, prompt)
+    }
+
+    /// The same where it is known what the prompts of all sequences cost.
+    pub(crate) fn predict_behind(
+        &self,
+        plan: &Plan,
+        workload: Workload,
+        prompt: PassCost,
+    ) -> Prediction {
+        let sequences = workload.sequences.max(1);
         let decode = self.pass(
             plan,
             PassShape {
@@ -47,7 +57,7 @@ impl Costs<'_> {
     }
 
     /// The prompts of all sequences.
-    fn prompts(&self, plan: &Plan, workload: Workload) -> PassCost {
+    pub(crate) fn prompts(&self, plan: &Plan, workload: Workload) -> PassCost {
         let each = u64::from(workload.prompt);
         let tokens = each * u64::from(workload.sequences.max(1));
         self.prompt(plan, each, tokens, workload.ubatch.max(1))

@@ -42,7 +42,8 @@ pub struct Costs<'a> {
     pub(super) steps: Steps,
     /// Per operation: batch sizes that were asked for.
     products: RefCell<Vec<Vec<(u32, Times)>>>,
-    attention: RefCell<HashMap<(u16, u32, u64), Times>>,
+    /// By kind, tokens of each sequence, cells that they see on average, and cells that they are given.
+    attention: RefCell<HashMap<(u16, u32, u64, u64), Times>>,
 }
 
 impl<'a> Costs<'a> {
@@ -142,7 +143,8 @@ impl<'a> Costs<'a> {
             cells.saturating_mul(u64::from(sequences))
         };
         let (seen, given) = (behind(own), behind(u64::from(each)));
-        if let Some(&times) = self.attention.borrow().get(&(kind, each, seen)) {
+        let key = (kind, each, seen, given);
+        if let Some(&times) = self.attention.borrow().get(&key) {
             return times;
         }
         let (type_k, type_v) = (self.model.type_k, self.model.type_v);
@@ -151,9 +153,7 @@ impl<'a> Costs<'a> {
             cells: over(given).work(each).bytes,
             ..self.times(&over(seen), each, 0.0)
         };
-        self.attention
-            .borrow_mut()
-            .insert((kind, each, seen), times);
+        self.attention.borrow_mut().insert(key, times);
         times
     }
 
@@ -188,5 +188,27 @@ pub(super) fn or(first: f64, second: f64) -> f64 {
         first
     } else {
         second
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{shape, Machine};
+    use pipeshard_model::test_support::SMALL;
+
+    #[test]
+    fn the_price_of_attention_does_not_depend_on_what_was_asked_before() {
+        let model = SMALL.inventory();
+        let profile = Machine::measured().profile();
+        // both see 1032 cells on average for each of 64 tokens, and are given 1064 and 1096
+        let asked = [(64, 1, 1000), (128, 2, 484)];
+        let alone = asked.map(|(rows, sequences, cells)| {
+            Costs::new(shape(&model), &profile).attend(0, rows, sequences, cells)
+        });
+        assert!(alone[0].cells < alone[1].cells, "{alone:?}");
+        let costs = Costs::new(shape(&model), &profile);
+        let behind = asked.map(|(rows, sequences, cells)| costs.attend(0, rows, sequences, cells));
+        assert_eq!(alone, behind);
     }
 }

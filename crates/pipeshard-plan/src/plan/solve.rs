@@ -69,6 +69,8 @@ struct Problem<'a> {
     group_bytes: Vec<u64>,
     /// Bytes of the residents' chunks, per length of the prefix of `priority`, from 0 to all.
     chunks: Vec<u64>,
+    /// Bytes of all groups without what is resident, per length of the prefix.
+    streamed: Vec<u64>,
     /// The length of the prefix that needs the least room, the longest of these.
     anchor: usize,
     /// What follows from that one.
@@ -91,6 +93,7 @@ impl<'a> Problem<'a> {
             group_of: vec![None; input.units.len()],
             group_bytes: Vec::new(),
             chunks: vec![0],
+            streamed: Vec::new(),
             anchor: 0,
             at_anchor: Step::default(),
         };
@@ -111,8 +114,14 @@ impl<'a> Problem<'a> {
                 self.group_of[unit] = Some(group);
             }
         }
+        let mut streamed = self.group_bytes.iter().sum();
+        self.streamed.push(streamed);
         let mut packer = Packer::new(self.input.chunk_target, self.input.granularity);
         for &unit in &self.priority {
+            if self.group_of[unit].is_some() {
+                streamed -= self.memory.sizes[unit];
+            }
+            self.streamed.push(streamed);
             packer.push(UnitId(unit as u32), self.memory.sizes[unit]);
             self.chunks.push(packer.bytes());
         }
@@ -217,6 +226,15 @@ impl<'a> Problem<'a> {
         wanted.min(step.streamed).max(step.ring_min)
     }
 
+    /// No more than [`Problem::ring_wanted`] beside so many residents, and known without looking at every group.
+    fn ring_at_least(&self, count: usize, room: u64) -> u64 {
+        let wanted = match self.input.ring_target {
+            Some(target) => target,
+            None => (room / RING_SHARE).min(RING_MAX),
+        };
+        wanted.min(self.streamed[count])
+    }
+
     /// The most that the ring may take of what residents leave.
     fn ring_max(&self, step: Step) -> u64 {
         let most = match self.input.ring_target {
@@ -230,7 +248,7 @@ impl<'a> Problem<'a> {
     /// The longest prefix that fits beside its ring, never shorter than the anchor.
     fn choose(&self, room: u64) -> usize {
         let fits = |&count: &usize| {
-            self.chunks[count] <= room && {
+            self.chunks[count] + self.ring_at_least(count, room) <= room && {
                 let step = self.step(count);
                 step.chunks + self.ring_wanted(step, room) <= room
             }

@@ -209,7 +209,7 @@ fn host_cells_min_rows() -> u32 {
 }
 
 /// How much of the ring batches of a size stream through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Hash, Eq, Serialize, Deserialize)]
 pub struct StreamShare {
     /// The fewest rows of such a batch.
     pub min_rows: u32,
@@ -218,7 +218,7 @@ pub struct StreamShare {
 }
 
 /// What is fetched for small batches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Hash, Eq, Serialize, Deserialize)]
 pub struct BatchFetch {
     /// Batches of up to so many tokens.
     pub rows: u32,

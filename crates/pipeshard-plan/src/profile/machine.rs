@@ -92,7 +92,7 @@ impl Machine {
             driver: "data sheet".to_owned(),
             cpu: "data sheet".to_owned(),
             threads,
-            build: String::new(),
+            ..ProfileKey::default()
         })
     }
 }

@@ -32,6 +32,10 @@ pub enum Origin {
 pub struct ProfileKey {
     /// What the device calls itself.
     pub device: String,
+    /// Where the card is on the PCI bus and how many lanes its slot has, as far as they are known: cards that call themselves the
+    /// same may have links of different speed.
+    #[serde(default)]
+    pub slot: String,
     /// The driver's version, as far as it is known.
     pub driver: String,
     /// The processor's name.
@@ -47,6 +51,7 @@ impl ProfileKey {
     pub fn difference(&self, other: &ProfileKey) -> Option<(&'static str, String, String)> {
         let parts = [
             ("device", self.device.clone(), other.device.clone()),
+            ("slot", self.slot.clone(), other.slot.clone()),
             ("driver", self.driver.clone(), other.driver.clone()),
             ("CPU", self.cpu.clone(), other.cpu.clone()),
             (

@@ -1,11 +1,11 @@
 //! What short batches do: stream through part of the ring, or all of it.
 
-use super::{Search, GAIN};
+use super::descent::Descent;
 use crate::cost::PassShape;
-use crate::plan::{plan, BatchFetch, Decisions, Placement, Plan, StreamShare, UnitClass};
+use crate::plan::{BatchFetch, Decisions, Placement, Plan, StreamShare, UnitClass};
 
 /// Shares of the ring that are tried, in percent.
-const SHARES: [u32; 13] = [0, 10, 20, 30, 40, 50, 60, 65, 70, 75, 80, 90, 100];
+pub(super) const SHARES: [u32; 13] = [0, 10, 20, 30, 40, 50, 60, 65, 70, 75, 80, 90, 100];
 /// Batch sizes that may have a share of their own.
 const BATCHES: [u32; 4] = [2, 4, 8, 16];
 /// Batches of up to so many tokens may have their experts divided between the device and the CPU.
@@ -17,44 +17,40 @@ const CONVERSATION_WEIGHT: f64 = 10.0;
 /// Batch sizes from which on everything may be streamed.
 const THRESHOLDS: [u32; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
 
-impl Search<'_> {
+/// What decisions about other batches than the conversation's have to gain for these, as a share of their time.
+const BATCH_GAIN: f64 = 0.002;
+/// What they may cost the conversation, all together, as a share of its score.
+const HARMLESS: f64 = 0.002;
+
+impl Descent<'_> {
     /// How much generation streams while the CPU computes.
-    pub(super) fn try_shares(&mut self) -> bool {
-        let mut better = false;
+    pub(super) fn shares(&self) -> Vec<Decisions> {
         if !self.may_stream() {
-            return false;
+            return Vec::new();
         }
-        let rows = 1;
-        for percent in SHARES {
-            let decisions = Decisions {
-                short_streams: self.with_share(rows, percent),
-                ..self.decisions.clone()
-            };
-            better |= decisions != self.decisions && self.attempt(decisions);
-        }
-        better
+        let with = |percent| Decisions {
+            short_streams: self.with_share(1, percent),
+            ..self.decisions.clone()
+        };
+        SHARES.into_iter().map(with).collect()
     }
 
     /// Of how many experts the device relieves the CPU when it generates.
-    pub(super) fn try_fetching(&mut self) -> bool {
-        let mut better = false;
-        if self.all_fits() {
-            return false;
-        }
+    pub(super) fn fetching(&self) -> Vec<Decisions> {
         let rows = self.workload.sequences;
         let several = rows > 1 && self.may_divide(rows);
-        for fetched_experts in 0..self.costs.experts_used() {
+        let with = |fetched_experts| {
             let decisions = Decisions {
                 fetched_experts,
                 ..self.decisions.clone()
             };
-            let decisions = match several && fetched_experts > 0 {
-                true => self.divided(decisions, rows, fetched_experts),
-                false => decisions,
-            };
-            better |= decisions != self.decisions && self.attempt(decisions);
-        }
-        better
+            if several && fetched_experts > 0 {
+                self.divided(decisions, rows, fetched_experts)
+            } else {
+                decisions
+            }
+        };
+        (0..self.costs.experts_used()).map(with).collect()
     }
 
     /// Whether batches of so many tokens may have their experts divided.
@@ -82,13 +78,14 @@ impl Search<'_> {
         if self.plan.ring.groups.is_empty() {
             return;
         }
+        let most = self.score * (1.0 + HARMLESS);
         if self.may_stream() {
             for rows in BATCHES {
-                self.tune_share(rows);
+                self.tune_share(rows, most);
             }
         }
         for experts in [false, true] {
-            self.tune_threshold(experts);
+            self.tune_threshold(experts, most);
         }
         self.tune_fetched_batches();
     }
@@ -107,16 +104,17 @@ impl Search<'_> {
                 continue;
             }
             let counts = single.saturating_sub(1).max(1)..most;
-            let seconds_of = |experts: u32| {
+            let mut tried: Vec<(f64, u32)> = Vec::new();
+            for experts in counts {
                 let decisions = self.divided(self.decisions.clone(), rows, experts);
-                (self.batch_seconds(&decisions, rows), experts)
-            };
-            let tried = counts.map(seconds_of);
-            let Some((_, experts)) = tried.min_by(|a, b| a.0.total_cmp(&b.0)) else {
+                tried.push((self.batch_seconds(&decisions, rows), experts));
+            }
+            let least = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
+            let Some((_, experts)) = least else {
                 return;
             };
-            let weighed = |search: &Self, plan: &Plan, score: f64| {
-                search.pass_seconds(plan, rows).ln() + CONVERSATION_WEIGHT * score.ln()
+            let weighed = |descent: &Self, plan: &Plan, score: f64| {
+                descent.pass_seconds(plan, rows).ln() + CONVERSATION_WEIGHT * score.ln()
             };
             let before = weighed(self, &self.plan, self.score);
             let Some(priced) = self.price(self.divided(self.decisions.clone(), rows, experts))
@@ -124,7 +122,7 @@ impl Search<'_> {
                 return;
             };
             let divides = priced.plan.fetched_for(rows) > 0;
-            if !divides || weighed(self, &priced.plan, priced.score) > before - GAIN {
+            if !divides || weighed(self, &priced.plan, priced.weighed.score) > before - BATCH_GAIN {
                 return;
             }
             self.take(priced);
@@ -145,7 +143,7 @@ impl Search<'_> {
         shares
     }
 
-    fn tune_share(&mut self, rows: u32) {
+    fn tune_share(&mut self, rows: u32, most: f64) {
         let mut best = (self.batch_seconds(&self.decisions.clone(), rows), None);
         for percent in SHARES {
             let decisions = Decisions {
@@ -153,16 +151,16 @@ impl Search<'_> {
                 ..self.decisions.clone()
             };
             let seconds = self.batch_seconds(&decisions, rows);
-            if seconds < best.0 * (1.0 - GAIN) {
+            if seconds < best.0 * (1.0 - BATCH_GAIN) {
                 best = (seconds, Some(decisions));
             }
         }
         if let Some(decisions) = best.1 {
-            self.adopt_if_harmless(decisions);
+            self.adopt_if_harmless(decisions, most);
         }
     }
 
-    fn tune_threshold(&mut self, experts: bool) {
+    fn tune_threshold(&mut self, experts: bool, most: f64) {
         let prompt = self.plan.tiers.last().map(|tier| &tier.placements);
         let mut placed = prompt.into_iter().flatten().zip(&self.plan.units);
         if !placed.any(|(placement, unit)| {
@@ -170,14 +168,16 @@ impl Search<'_> {
         }) {
             return;
         }
+        let (given, known) = (&self.input, self.decisions.clone());
+        let (usual, usual_experts) = (given.stream_min_rows, given.expert_min_rows);
         let with = |rows: u32| {
-            let mut decisions = self.decisions.clone();
+            let mut decisions = known.clone();
             match experts {
                 true => decisions.expert_min_rows = Some(rows),
                 false => {
                     // experts keep theirs
-                    let own = decisions.expert_min_rows.or(self.input.expert_min_rows);
-                    decisions.expert_min_rows = own.or(Some(self.input.stream_min_rows));
+                    let own = decisions.expert_min_rows.or(usual_experts);
+                    decisions.expert_min_rows = own.or(Some(usual));
                     decisions.stream_min_rows = Some(rows);
                 }
             }
@@ -194,30 +194,23 @@ impl Search<'_> {
             found = Some(rows);
         }
         let rows = found.unwrap_or(2 * THRESHOLDS[THRESHOLDS.len() - 1]);
-        self.adopt_if_harmless(with(rows));
+        self.adopt_if_harmless(with(rows), most);
     }
 
-    /// Takes over decisions about other batches than those of the conversation, unless they concern it all the same.
-    fn adopt_if_harmless(&mut self, decisions: Decisions) {
+    /// Takes over decisions about other batches than those of the conversation, unless they cost it more than `most`, all the same.
+    fn adopt_if_harmless(&mut self, decisions: Decisions, most: f64) {
         if let Some(priced) = self.price(decisions) {
-            if priced.score <= self.score * (1.0 + GAIN) {
+            if priced.weighed.score <= most {
                 self.take(priced);
             }
         }
     }
 
-    /// Takes over decisions whatever they cost.
-    pub(super) fn adopt(&mut self, decisions: Decisions) {
-        if let Some(priced) = self.price(decisions) {
-            self.take(priced);
-        }
-    }
-
     /// Seconds of a pass of `rows` tokens, each of a sequence of its own.
-    fn batch_seconds(&self, decisions: &Decisions, rows: u32) -> f64 {
-        match plan(&self.input.with(decisions)) {
-            Ok(made) => self.pass_seconds(&made, rows),
-            Err(_) => f64::INFINITY,
+    fn batch_seconds(&mut self, decisions: &Decisions, rows: u32) -> f64 {
+        match self.planned(decisions) {
+            Some(made) => self.pass_seconds(&made, rows),
+            None => f64::INFINITY,
         }
     }
 

@@ -1,57 +1,14 @@
 //! Plans that are taken whatever they are predicted to cost: to measure what a search leaves behind.
 
+use super::descent::Descent;
+use super::moves;
 use super::orders::CLASSES;
-use super::{Search, MIB};
+use super::types::Candidate;
 use crate::plan::{Decisions, Placement, StreamShare, UnitClass};
 
-/// A plan by name (`PIPESHARD_DEBUG_CANDIDATE`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Candidate {
-    /// The decisions of an input that nobody searched for.
-    Usual,
-    /// The feed-forward network before attention.
-    FeedForwardFirst,
-    /// The output head before the layers.
-    HeadFirst,
-    /// Experts before everything else.
-    ExpertsFirst,
-    /// Whole layers, from the last one down.
-    LayersFirst,
-    /// The same with the other layers' KV on the host.
-    StockLike,
-    /// What a search finds, but generation streams nothing.
-    DecodeOnCpu,
-    /// The usual decisions, and generation streams through most of the ring.
-    DecodeStreamed,
-    /// The usual decisions with a small ring.
-    SmallRing,
-    /// The usual decisions with a large ring.
-    LargeRing,
-}
+const MIB: u64 = 1 << 20;
 
-impl Candidate {
-    /// All of them with their names.
-    pub const ALL: [(&'static str, Candidate); 10] = [
-        ("usual", Candidate::Usual),
-        ("ffn-first", Candidate::FeedForwardFirst),
-        ("head-first", Candidate::HeadFirst),
-        ("experts-first", Candidate::ExpertsFirst),
-        ("layers-first", Candidate::LayersFirst),
-        ("stock-like", Candidate::StockLike),
-        ("decode-on-cpu", Candidate::DecodeOnCpu),
-        ("decode-streamed", Candidate::DecodeStreamed),
-        ("small-ring", Candidate::SmallRing),
-        ("large-ring", Candidate::LargeRing),
-    ];
-
-    /// The one of that name.
-    pub fn named(name: &str) -> Option<Candidate> {
-        let found = Self::ALL.iter().find(|(known, _)| *known == name);
-        found.map(|(_, candidate)| *candidate)
-    }
-}
-
-impl Search<'_> {
+impl Descent<'_> {
     /// Makes `candidate` the result.
     pub(super) fn force(&mut self, candidate: Candidate) {
         let usual = Decisions::default();
@@ -74,7 +31,7 @@ impl Search<'_> {
                 return;
             }
             Candidate::DecodeOnCpu => {
-                self.improve();
+                self.run(&moves::ALL);
                 self.tune_batches();
                 Decisions {
                     short_streams: Vec::new(),

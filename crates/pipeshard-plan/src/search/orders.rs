@@ -1,6 +1,6 @@
 //! What is given room first.
 
-use super::Search;
+use super::descent::Descent;
 use crate::plan::{estimate_excess, spread, Decisions, UnitClass, UnitId};
 
 /// Classes that are weighed against each other.
@@ -10,13 +10,10 @@ pub(super) const CLASSES: [UnitClass; 4] = [
     UnitClass::Output,
     UnitClass::Experts,
 ];
-/// Exchanges of a resident block for another that are tried at the end.
-const EXCHANGES: usize = 48;
-
 /// Numbers of layers on the host that are tried.
 const LAYER_STEPS: usize = 16;
-/// Blocks of which every choice is tried.
-const FEW_BLOCKS: usize = 9;
+/// Numbers of layers with their KV on the host that are tried.
+const KV_STEPS: usize = 8;
 
 /// Units of a layer and class, which the CPU computes in one go.
 #[derive(Debug, Clone)]
@@ -26,39 +23,43 @@ struct Block {
     units: Vec<UnitId>,
 }
 
-impl Search<'_> {
-    /// Orders of the classes, layers spread over the model or one behind the other; and whole layers with their KV.
-    pub(super) fn try_orders(&mut self, round: u32) -> bool {
+impl Descent<'_> {
+    /// Orders of the classes, layers spread over the model or one behind the other; where some KV was sent to the host, with all of it
+    /// on the device again, too.
+    pub(super) fn orders(&self) -> Vec<Decisions> {
         let blocks = self.blocks();
         let present: Vec<UnitClass> = CLASSES
             .into_iter()
             .filter(|class| blocks.iter().any(|block| block.class == *class))
             .collect();
-        let mut better = false;
+        let mut proposed = Vec::new();
         for classes in permutations(&present) {
             for spreads in [true, false] {
                 let order = by_class(&blocks, &classes, spreads);
-                let decisions = Decisions {
-                    order,
-                    kv_on_host: Vec::new(),
-                    ..self.decisions.clone()
-                };
-                better |= decisions != self.decisions && self.attempt(decisions);
+                let decisions = self.with_order(order);
+                if !decisions.kv_on_host.is_empty() {
+                    proposed.push(Decisions {
+                        kv_on_host: Vec::new(),
+                        ..decisions.clone()
+                    });
+                }
+                proposed.push(decisions);
             }
         }
-        if round == 0 {
-            better |= self.try_layers(&blocks);
+        proposed
+    }
+
+    fn with_order(&self, order: Vec<UnitId>) -> Decisions {
+        Decisions {
+            order,
+            ..self.decisions.clone()
         }
-        if blocks.len() <= FEW_BLOCKS {
-            better |= self.try_all(&blocks);
-        }
-        better
     }
 
     /// The residents of a class spread tensor by tensor, in place of layer by layer: then every layer waits for as many copies
     /// as every other, and a small ring is enough to hide them behind what the layer itself computes.
-    pub(super) fn try_even(&mut self) -> bool {
-        let mut better = false;
+    pub(super) fn even(&self) -> Vec<Decisions> {
+        let mut proposed = Vec::new();
         for class in CLASSES {
             let of_class = |id: &UnitId| self.plan.units[id.index()].class == class;
             let (same, others): (Vec<UnitId>, Vec<UnitId>) =
@@ -69,53 +70,73 @@ impl Search<'_> {
                 continue;
             }
             let (chosen, rest) = evenly(&all, same.len());
-            better |= self.attempt(Decisions {
-                order: [others, chosen, rest].concat(),
-                ..self.decisions.clone()
-            });
+            proposed.push(self.with_order([others, chosen, rest].concat()));
         }
-        better
+        proposed
     }
 
-    /// Every choice of blocks.
-    fn try_all(&mut self, blocks: &[Block]) -> bool {
-        let mut better = false;
-        for subset in 0..1u32 << blocks.len() {
-            let chosen = blocks
-                .iter()
-                .enumerate()
-                .filter(|(at, _)| subset >> at & 1 == 1);
-            let order = chosen.flat_map(|(_, block)| block.units.iter().copied());
-            better |= self.attempt(Decisions {
-                order: order.collect(),
-                ..self.decisions.clone()
-            });
-        }
-        better
+    /// Whether KV may go to the host. Where compute buffers may turn out so much smaller that everything fits, it stays: weights
+    /// can come back, a cache cannot.
+    fn may_host_kv(&self) -> bool {
+        let missing = self.plan.full_budget.saturating_sub(self.plan.budget);
+        self.input.kv_fixed.is_none() && missing > estimate_excess(self.input.scratch)
     }
 
     /// Whole layers from the last one down, the others with their KV on the host: what stock llama.cpp does.
-    fn try_layers(&mut self, blocks: &[Block]) -> bool {
-        // where compute buffers may turn out so much smaller that everything fits, KV stays: weights can come back, cells cannot
-        let missing = self.plan.full_budget.saturating_sub(self.plan.budget);
-        if self.input.kv_fixed.is_some() || missing <= estimate_excess(self.input.scratch) {
-            return false;
+    pub(super) fn layers_first(&self) -> Vec<Decisions> {
+        if !self.may_host_kv() {
+            return Vec::new();
         }
+        let blocks = self.blocks();
         let layers = self.layers().len();
         let steps = layers.min(LAYER_STEPS);
         let head = blocks.iter().filter(|block| block.layer.is_none());
         let head: Vec<UnitId> = head.flat_map(|block| block.units.clone()).collect();
-        let mut better = false;
+        let mut proposed = Vec::new();
         for step in 0..=steps {
             let whole = self.whole_layers(layers * step / steps.max(1));
             let head_first = Decisions {
                 order: head.iter().chain(&whole.order).copied().collect(),
                 ..whole.clone()
             };
-            better |= self.attempt(head_first);
-            better |= self.attempt(whole);
+            proposed.extend([head_first, whole]);
         }
-        better
+        proposed
+    }
+
+    /// More or fewer layers with their KV on the host, the last ones: what it took goes to weights.
+    pub(super) fn kv_on_host(&self) -> Vec<Decisions> {
+        if !self.may_host_kv() {
+            return Vec::new();
+        }
+        let layers: Vec<u32> = self.plan.kv.iter().map(|layer| layer.layer).collect();
+        let is_host = |layer: &&u32| {
+            self.plan
+                .kv
+                .iter()
+                .any(|kv| kv.layer == **layer && !kv.device)
+        };
+        let now: Vec<u32> = layers.iter().filter(is_host).copied().collect();
+        let count = layers.len();
+        let steps = count.min(KV_STEPS);
+        let near = [1, 2, 4]
+            .into_iter()
+            .flat_map(|by| [now.len().saturating_sub(by), now.len() + by]);
+        let mut counts: Vec<usize> = (0..=steps)
+            .map(|step| count * step / steps.max(1))
+            .collect();
+        counts.extend(near.filter(|&hosted| hosted <= count));
+        let last = counts
+            .into_iter()
+            .map(|hosted| layers[count - hosted..].to_vec());
+        // those that have no room: said so, the rest is for weights
+        let mut choices = vec![now.clone()];
+        choices.extend(last);
+        let with = |kv_on_host| Decisions {
+            kv_on_host,
+            ..self.decisions.clone()
+        };
+        choices.into_iter().map(with).collect()
     }
 
     /// The layers behind the first `hosted` ones come first, whole, from the last one down; those have their KV on the host.
@@ -155,52 +176,37 @@ impl Search<'_> {
         layers
     }
 
-    /// Exchanges single blocks across the border between what is resident and what is not.
-    pub(super) fn improve_order(&mut self) {
+    /// Single blocks exchanged across the border between what is resident and what is not. Of each kind, one stands for all that
+    /// are alike: the outermost ones.
+    pub(super) fn exchanges(&self) -> Vec<Decisions> {
         let blocks = self.blocks();
-        let mut tried = 0;
-        loop {
-            let resident = self.residency(&blocks);
-            let inside = blocks.iter().zip(&resident).filter(|(_, is)| **is);
-            let inside: Vec<&Block> = inside.map(|(block, _)| block).collect();
-            let outside = blocks.iter().zip(&resident).filter(|(_, is)| !**is);
-            let outside: Vec<&Block> = outside.map(|(block, _)| block).collect();
-            // one of each kind stands for all that are alike: the outermost ones
-            let ends = |of: &[&Block]| {
-                let mut ends: Vec<usize> = Vec::new();
-                for class in CLASSES {
-                    ends.extend(of.iter().position(|block| block.class == class));
-                    ends.extend(of.iter().rposition(|block| block.class == class));
-                }
-                ends.dedup();
-                ends
-            };
-            let mut moved = false;
-            'pairs: for &enter in &ends(&outside) {
-                let leaving = ends(&inside).into_iter().map(Some);
-                for leave in std::iter::once(None).chain(leaving) {
-                    if tried == EXCHANGES {
-                        return;
-                    }
-                    tried += 1;
-                    let stays = inside.iter().enumerate();
-                    let stays = stays.filter(|(at, _)| Some(*at) != leave);
-                    let first = stays.map(|(_, block)| *block).chain([outside[enter]]);
-                    let order = first.flat_map(|block| block.units.clone()).collect();
-                    let decisions = Decisions {
-                        order,
-                        ..self.decisions.clone()
-                    };
-                    if self.attempt(decisions) {
-                        moved = true;
-                        break 'pairs;
-                    }
-                }
+        let resident = self.residency(&blocks);
+        let on = |side: bool| {
+            let of_side = blocks.iter().zip(&resident).filter(|(_, is)| **is == side);
+            of_side.map(|(block, _)| block).collect::<Vec<&Block>>()
+        };
+        let (inside, outside) = (on(true), on(false));
+        let ends = |of: &[&Block]| {
+            let mut ends: Vec<usize> = Vec::new();
+            for class in CLASSES {
+                ends.extend(of.iter().position(|block| block.class == class));
+                ends.extend(of.iter().rposition(|block| block.class == class));
             }
-            if !moved {
-                return;
+            ends.dedup();
+            ends
+        };
+        let mut proposed = Vec::new();
+        for enter in ends(&outside) {
+            let leaving = ends(&inside).into_iter().map(Some);
+            for leave in std::iter::once(None).chain(leaving) {
+                let stays = inside.iter().enumerate();
+                let stays = stays.filter(|(at, _)| Some(*at) != leave);
+                let first = stays.map(|(_, block)| *block).chain([outside[enter]]);
+                proposed
+                    .push(self.with_order(first.flat_map(|block| block.units.clone()).collect()));
             }
         }
+        proposed
     }
 
     fn residency(&self, blocks: &[Block]) -> Vec<bool> {
