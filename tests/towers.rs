@@ -376,7 +376,10 @@ impl Tower {
                 weights + weights / 4 + MIB / 8 > of_file,
                 "weights are missing",
             ),
-            (report.peak.vision > weights, "no compute buffers"),
+            (
+                vision.encoders.iter().all(|of| of.scratch_peak > 0),
+                "no compute buffers",
+            ),
             (vision.encodes == self.graphs, "another number of graphs"),
             (
                 vision.masks_skipped == self.unmasked,

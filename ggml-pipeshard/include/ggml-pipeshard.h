@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define GGML_SCHED_HOOK_ABI 7
+#define GGML_SCHED_HOOK_ABI 8
 
 /* A context that is about to be made. */
 struct ggml_sched_hook_context {
@@ -118,9 +118,16 @@ struct ggml_sched_hook {
      * GPU): its plan leaves room for them. image_max_tokens: the user's limit on an image, or not above 0. */
     void (*encoder_expected)(void * user, const char * path, ggml_backend_dev_t device, int32_t image_max_tokens);
 
-    /* An encoder of this file is being loaded: that of the tensors whose names begin with `prefix` ("v", "a", "a.gen.code").
-     * May `size` bytes of weights go to the memory of its scheduler's first backend? false (after logging why) fails the load. */
-    bool (*encoder_wanted)(void * user, ggml_backend_sched_t sched, const char * path, const char * prefix, size_t size);
+    /* An encoder of this file is being loaded: that of the tensors whose names begin with `prefix` ("v", "a", "a.gen.code"), which
+     * are in `tensors` and have no memory yet. May it compute on its scheduler's first backend? false (after logging why) fails the
+     * load. Where *host is set, that buffer holds the weights, all tensors lie in it, and the caller frees it. Then the device has
+     * weights and compute buffers only while something is encoded: the caller measures graphs without reserving buffers for them
+     * (ggml_backend_sched_reserve_size), and ends each encode with ggml_backend_sched_release and encode_done. Else the weights may
+     * take `size` bytes of the backend's memory. */
+    bool (*encoder_wanted)(void * user, ggml_backend_sched_t sched, const char * path, const char * prefix,
+                           struct ggml_context * tensors, size_t size, ggml_backend_buffer_t * host);
+    /* What was encoded was read, or will not be: compute buffers are freed. */
+    void (*encode_done) (void * user, ggml_backend_sched_t sched);
     /* They are freed, after the scheduler, or never were there. */
     void (*encoder_gone)(void * user, ggml_backend_sched_t sched);
 };
@@ -128,6 +135,9 @@ struct ggml_sched_hook {
 /* Attaches the provider; NULL detaches. Refuses (and logs) a table of another ABI, layout or build. */
 GGML_API bool                           ggml_sched_hook_set(const struct ggml_sched_hook * hook);
 GGML_API const struct ggml_sched_hook * ggml_sched_hook_get(void);
+
+/* Frees the compute buffers of a scheduler, which asks for others when its next graph is allocated. */
+GGML_API void                           ggml_backend_sched_release(ggml_backend_sched_t sched);
 
 #ifdef __cplusplus
 }

@@ -64,10 +64,27 @@ struct KvOwner {
 /// Device memory of an encoder of images or sound, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OfEncoder {
+    /// What it keeps whatever it does.
+    pub own: u64,
     /// Its weights.
     pub weights: u64,
     /// Its scheduler's compute buffers.
     pub scratch: u64,
+    /// It takes turns with the language model: nothing but its own stays where that needs the room.
+    pub in_turn: bool,
+}
+
+impl OfEncoder {
+    fn total(&self) -> u64 {
+        self.own + self.weights + self.scratch
+    }
+
+    fn for_good(&self) -> u64 {
+        match self.in_turn {
+            true => self.own,
+            false => self.total(),
+        }
+    }
 }
 
 /// What is accounted for.
@@ -183,7 +200,7 @@ impl Ledger {
 
     /// What the encoder with this scheduler holds from here on, or is about to. All zero: nothing. `held`: by now.
     pub fn set_encoder(&mut self, sched: usize, bytes: OfEncoder, held: bool) {
-        match bytes == OfEncoder::default() {
+        match bytes.total() == 0 {
             true => self.encoders.remove(&sched),
             false => self.encoders.insert(sched, bytes),
         };
@@ -199,8 +216,12 @@ impl Ledger {
 
     /// Bytes of all encoders.
     pub fn encoders(&self) -> u64 {
-        let each = self.encoders.values();
-        each.map(|of| of.weights + of.scratch).sum()
+        self.encoders.values().map(OfEncoder::total).sum()
+    }
+
+    /// Bytes that encoders hold for good.
+    pub fn encoders_for_good(&self) -> u64 {
+        self.encoders.values().map(OfEncoder::for_good).sum()
     }
 
     /// Notes the arena: bytes of residents and of the ring.
@@ -296,7 +317,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let loaded = OfEncoder {
             weights: 100,
-            scratch: 0,
+            ..OfEncoder::default()
         };
         ledger.set_encoder(7, loaded, true);
         // only looked whether it fits
@@ -307,6 +328,14 @@ mod tests {
         ledger.set_encoder(7, wanted, false);
         assert_eq!((ledger.now().vision, ledger.peak().vision), (1000, 100));
         assert_eq!((ledger.scratch(), ledger.now().total()), (0, 1000));
+        let in_turn = OfEncoder {
+            own: 2,
+            in_turn: true,
+            ..wanted
+        };
+        assert_eq!(ledger.encoders_for_good(), 1000);
+        ledger.set_encoder(7, in_turn, false);
+        assert_eq!((ledger.encoders(), ledger.encoders_for_good()), (1002, 2));
         ledger.set_encoder(7, OfEncoder::default(), true);
         assert_eq!((ledger.encoders(), ledger.peak_total()), (0, 100));
     }

@@ -142,6 +142,22 @@ impl Arena {
         self.free_ring();
     }
 
+    /// Frees the ring, and chunks from the end until the others take no more than `keep` bytes. The caller has drained the lanes.
+    /// Bytes of the chunks that are gone.
+    pub fn shrink(&mut self, keep: u64) -> u64 {
+        self.free_ring();
+        let before = self.resident_bytes();
+        while self.resident_bytes() > keep {
+            self.chunks.pop();
+        }
+        before - self.resident_bytes()
+    }
+
+    /// The chunks that there are, in the order of the plan that they are of.
+    pub fn chunks(&self) -> impl Iterator<Item = &Chunk> {
+        self.chunks.iter().map(|chunk| &chunk.plan)
+    }
+
     fn free_ring(&mut self) {
         self.past_stalls = self.stalls();
         self.ring = None;

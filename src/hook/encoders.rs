@@ -1,11 +1,13 @@
 //! Encoders of images and sound (`--mmproj`), as far as they compute on the device.
 //!
-//! Owns what is known of each by its scheduler: the file's header, the tensors of its rewritten graph, what has to be true when that
-//! runs; and what all of them have done. How much memory they hold is in the accounts' ledger.
+//! Owns what is known of each by its scheduler: the file's header, its weights if it takes turns with the language model, the tensors
+//! of its rewritten graph, what has to be true when that runs; and what all of them have done. How much memory they hold is in the
+//! accounts' ledger.
 
 use super::graph::nodes::graph_nodes;
 use super::pass_error::PassError;
 use super::pool_estimate::bytes_for;
+use super::tower::Tower;
 use crate::report::{EncoderReport, VisionReport};
 use crate::rewrite::TensorContext;
 use crate::vision::attention::{batch_windows, nodes_of, Declined};
@@ -35,10 +37,11 @@ struct Windows {
 unsafe impl Send for Windows {}
 
 /// An encoder.
-#[derive(Debug)]
 pub struct Encoder {
     file: String,
     kind: Kind,
+    /// Its weights, if it takes turns with the language model.
+    tower: Option<Tower>,
     /// None where its file's header could not be read.
     shape: Option<EncoderShape>,
     /// Tensors that were put in for windows, and for pieces.
@@ -53,12 +56,26 @@ pub struct Encoder {
 }
 
 /// All encoders.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Encoders {
     by_sched: HashMap<usize, Encoder>,
     /// What was noted of those that were ever there.
     seen: Vec<EncoderReport>,
     counts: VisionReport,
+    /// The language model has given way, and does not have its memory back yet.
+    lent: bool,
+    /// The user's limit on the tokens of an image; 0 for none.
+    pub limit: u64,
+}
+
+/// What was copied for a tower.
+fn add_copies(counts: &mut VisionReport, tower: &Tower) {
+    if let Some(arena) = tower.residency.arena() {
+        counts.bytes_streamed += arena.streamed_bytes();
+        counts.bytes_uploaded += arena.uploaded_bytes();
+        counts.stalls += arena.stalls();
+    }
+    counts.staged_bytes += tower.residency.copies().staged_bytes;
 }
 
 /// What a graph of an encoder came to.
@@ -82,6 +99,16 @@ impl Encoder {
         Some(self.rows / shape.rows_per_token).filter(|&tokens| tokens > 0)
     }
 
+    /// Tokens of the largest image, where the user's limit is `limit` (0: none), and of the largest whose compute buffers take no more
+    /// than `room` bytes, by an estimate; none where an image's size does not matter.
+    pub fn tokens_within(&self, room: u64, limit: u64) -> Option<(u64, u64)> {
+        let shape = self.shape.as_ref().filter(|shape| shape.follows_image())?;
+        let rows = shape.rows(limit);
+        let most = (rows / shape.rows_per_token).max(1);
+        let each = (shape.scratch(rows) / most).max(1);
+        Some((most, room / each))
+    }
+
     /// Bytes of compute buffers that it is expected to want when it is loaded.
     pub fn scratch_at_load(&self) -> u64 {
         let shape = self.shape.as_ref();
@@ -95,6 +122,7 @@ impl Encoders {
         let added = Encoder {
             file,
             kind,
+            tower: None,
             shape,
             tensors: [None, None],
             windows: None,
@@ -105,9 +133,67 @@ impl Encoders {
         self.by_sched.insert(sched, added);
     }
 
+    /// It takes turns with the language model.
+    pub fn set_tower(&mut self, sched: usize, tower: Tower) {
+        if let Some(encoder) = self.by_sched.get_mut(&sched) {
+            encoder.tower = Some(tower);
+        }
+    }
+
     /// It is gone.
     pub fn remove(&mut self, sched: usize) {
-        self.by_sched.remove(&sched);
+        let gone = self.by_sched.remove(&sched);
+        if let Some(tower) = gone.and_then(|gone| gone.tower) {
+            add_copies(&mut self.counts, &tower);
+        }
+    }
+
+    /// Whether the encoder with this scheduler takes turns with the language model.
+    pub fn takes_turns(&self, sched: usize) -> bool {
+        self.tower(sched).is_some()
+    }
+
+    /// The weights of one that does.
+    pub fn tower(&self, sched: usize) -> Option<&Tower> {
+        self.by_sched.get(&sched)?.tower.as_ref()
+    }
+
+    /// The same.
+    pub fn tower_mut(&mut self, sched: usize) -> Option<&mut Tower> {
+        self.by_sched.get_mut(&sched)?.tower.as_mut()
+    }
+
+    /// The weights of all that do, by their schedulers.
+    pub fn towers_mut(&mut self) -> impl Iterator<Item = (usize, &mut Tower)> {
+        let all = self.by_sched.iter_mut();
+        all.filter_map(|(&sched, encoder)| Some((sched, encoder.tower.as_mut()?)))
+    }
+
+    /// Whether weights of one that takes turns have device memory.
+    pub fn hold_memory(&self) -> bool {
+        let mut towers = self.by_sched.values().filter_map(|e| e.tower.as_ref());
+        towers.any(|tower| tower.residency.holds_memory())
+    }
+
+    /// A graph has operations on weights that were left to ggml's scheduler.
+    pub fn note_left(&mut self) {
+        let why = "the device does not support an operation on weights: ggml's scheduler places it";
+        *self.counts.declined.entry(why.to_owned()).or_default() += 1;
+    }
+
+    /// The language model gave way to an encoder, and lost so many bytes of residents.
+    pub fn note_lent(&mut self, evicted: u64) {
+        self.counts.phase_changes += 1;
+        self.counts.bytes_evicted += evicted;
+        self.lent = true;
+    }
+
+    /// The arena of the language model has its shape again, for which `uploaded` bytes were copied.
+    pub fn note_restored(&mut self, uploaded: u64) {
+        if std::mem::take(&mut self.lent) {
+            self.counts.phase_changes += 1;
+            self.counts.bytes_restored += uploaded;
+        }
     }
 
     /// Whether a scheduler is an encoder's.
@@ -141,6 +227,7 @@ impl Encoders {
                     file: encoder.file.clone(),
                     kind: encoder.kind.name().to_owned(),
                     projector: shape.map(|s| s.projector.clone()).unwrap_or_default(),
+                    in_turn: encoder.tower.is_some(),
                     ..EncoderReport::default()
                 });
                 let last = self.seen.len() - 1;
@@ -252,10 +339,17 @@ impl Encoders {
 
     /// What they have done; none where there never was one.
     pub fn report(&self) -> Option<VisionReport> {
-        (!self.seen.is_empty()).then(|| VisionReport {
+        if self.seen.is_empty() {
+            return None;
+        }
+        let mut report = VisionReport {
             encoders: self.seen.clone(),
             ..self.counts.clone()
-        })
+        };
+        for tower in self.by_sched.values().filter_map(|e| e.tower.as_ref()) {
+            add_copies(&mut report, tower);
+        }
+        Some(report)
     }
 }
 

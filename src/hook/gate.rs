@@ -66,7 +66,8 @@ pub const GUARDS: &[(&str, Guard)] = &[
     ("context_failed", Guard::Idle),
     ("encoder_expected", Guard::Alone),
     ("encoder_wanted", Guard::Alone),
-    ("encoder_gone", Guard::Idle),
+    ("encode_done", Guard::Plain),
+    ("encoder_gone", Guard::Alone),
     ("sched_freed", Guard::Idle),
     // Plain where the graph finds all in place
     ("graph_begin", Guard::IdleThenAlone),

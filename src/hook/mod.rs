@@ -14,7 +14,7 @@
 //! | | [`residency`] | what of the models is on the device |
 //! | | [`planning`] | what should be there |
 //! | | [`schedulers`] | ggml's schedulers |
-//! | | [`encoders`] | encoders of images and sound |
+//! | | [`tower`], [`encoders`] | weights of encoders of images and sound; encoders |
 //! | | [`telemetry`] | what happened |
 //! | | [`tenant`] | weights, residency and planner of models that share a plan |
 //! | answers | [`answers`] | to each question, over the parts |
@@ -47,4 +47,5 @@ pub mod telemetry;
 pub mod tenant;
 #[cfg(test)]
 mod test_card;
+pub mod tower;
 pub mod weights;

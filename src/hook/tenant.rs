@@ -50,6 +50,7 @@ fn problem(weights: &Weights, accounts: &Accounts) -> PlanInput {
     input.scratch = accounts.ledger.scratch();
     input.reserve = accounts.reserved();
     input.encoders = accounts.for_encoders();
+    input.in_turn = accounts.expected.in_turn();
     input.granularity = accounts.granularity();
     input.alignment = accounts.device().map_or(256, |d| d.alignment());
     input
@@ -114,7 +115,7 @@ impl Tenant {
 
     /// Notes how much host memory the device will address.
     pub fn note_page_locked(&self, accounts: &mut Accounts) {
-        let addressed = self.weights.addressed_bytes();
+        let addressed = self.weights.addressed_bytes() + accounts.addressed_of_encoders;
         accounts.reserve.expect_page_locked(addressed);
     }
 

@@ -11,6 +11,7 @@ pub mod device;
 pub mod driver_memory;
 pub mod experts;
 pub mod fetch;
+pub mod file_mapping;
 pub mod hand_over;
 pub mod host_memory;
 pub mod mapped_file;

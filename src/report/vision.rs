@@ -26,6 +26,20 @@ pub struct VisionReport {
     pub masks_kept: u64,
     /// Why, with the number of graphs, those that were only measured included.
     pub declined: BTreeMap<String, u64>,
+    /// Weights copied to the device for encodes, in bytes.
+    pub bytes_streamed: u64,
+    /// Small weights copied there when an encoder was given memory, in bytes.
+    pub bytes_uploaded: u64,
+    /// Those of both that went through the staging ring, for they were not page-locked.
+    pub staged_bytes: u64,
+    /// Copies that operations had to wait for because they were not submitted ahead.
+    pub stalls: u64,
+    /// Bytes of the language model's residents that made way.
+    pub bytes_evicted: u64,
+    /// Bytes that were copied to the device when it took its memory back.
+    pub bytes_restored: u64,
+    /// Times that the language model gave way to an encoder, or took its memory back.
+    pub phase_changes: u64,
 }
 
 /// One of them.
@@ -38,7 +52,10 @@ pub struct EncoderReport {
     pub kind: String,
     /// llama.cpp's name for what it is.
     pub projector: String,
-    /// Bytes of its weights on the device.
+    /// It takes turns with the language model: its weights are in host memory, and what it has on the device is there while
+    /// something is encoded, and after that while nobody else needs the room.
+    pub in_turn: bool,
+    /// Bytes of its weights.
     pub weights: u64,
     /// The most that its compute buffers took there, in bytes.
     pub scratch_peak: u64,
@@ -48,8 +65,12 @@ impl VisionReport {
     /// In a line.
     pub fn sentence(&self) -> String {
         let each = self.encoders.iter().map(|encoder| {
+            let place = match encoder.in_turn {
+                true => " in host memory",
+                false => "",
+            };
             format!(
-                "{} ({}): weights {}, scratch {}",
+                "{} ({}): weights {}{place}, scratch {}",
                 encoder.projector,
                 encoder.kind,
                 ByteSize(encoder.weights),
@@ -60,6 +81,13 @@ impl VisionReport {
         text += &format!("; {} encoded", self.encodes);
         if self.masks_skipped > 0 {
             text += &format!(", {} of them in windows without a mask", self.masks_skipped);
+        }
+        if self.bytes_streamed > 0 {
+            text += &format!(", {} streamed", ByteSize(self.bytes_streamed));
+        }
+        if self.phase_changes > 0 {
+            let evicted = ByteSize(self.bytes_evicted);
+            text += &format!(", {evicted} of residents made way");
         }
         text
     }

@@ -3,7 +3,7 @@
 
 use super::rows;
 use pipeshard_gguf::{GgufFile, InventoryError};
-use pipeshard_model::inventory::KeyValues;
+use pipeshard_model::inventory::{KeyValues, LoadedTensor};
 use std::path::Path;
 
 /// Rows that are planned for where the user has set no limit: 4,096 tokens of four patches, which is the limit of most models. Some
@@ -84,6 +84,8 @@ pub struct EncoderShape {
 pub struct EncoderFile {
     /// Bytes of all tensors. Some may not be loaded.
     pub weights: u64,
+    /// The tensors, in the file's order.
+    pub tensors: Vec<LoadedTensor>,
     /// Its encoders.
     pub encoders: Vec<EncoderShape>,
 }
@@ -97,8 +99,22 @@ impl EncoderFile {
         let file = GgufFile::open(path)?;
         Ok(EncoderFile {
             weights: file.tensors().map(|tensor| tensor.nbytes).sum(),
+            tensors: file.tensors().collect(),
             encoders: encoders(&file),
         })
+    }
+
+    /// Bytes of the tensors of an encoder of this kind, by their names; those of another kind may be among them.
+    pub fn weights_of(&self, kind: Kind) -> u64 {
+        let speaks = |tensor: &&LoadedTensor| tensor.name.starts_with("a.gen");
+        let spoken = self.tensors.iter().filter(speaks);
+        let spoken = spoken.map(|tensor| tensor.nbytes).sum();
+        match kind {
+            // who names them otherwise
+            Kind::SpokenSound if spoken > 0 => spoken,
+            Kind::SpokenSound => self.weights,
+            Kind::Images | Kind::Sound => self.weights - spoken,
+        }
     }
 
     /// Its encoder of a kind.

@@ -8,7 +8,12 @@ use pipeshard::hook::table::CALLBACKS;
 /// Called only where something did not fit or was refused: the tests below see to that.
 const AFTER_REFUSALS: [&str; 3] = ["context_failed", "scratch_failed", "graph_dropped"];
 /// Called where there is an encoder of images or sound (tests/vision.rs).
-const OF_ENCODERS: [&str; 3] = ["encoder_expected", "encoder_wanted", "encoder_gone"];
+const OF_ENCODERS: [&str; 4] = [
+    "encoder_expected",
+    "encoder_wanted",
+    "encode_done",
+    "encoder_gone",
+];
 
 fn internal_errors(finished: &Finished) -> usize {
     finished

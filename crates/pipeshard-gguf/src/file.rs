@@ -183,6 +183,15 @@ impl GgufFile {
         })
     }
 
+    /// Where each tensor's data begin in the file, in bytes, in the order of [`Self::tensors`]. They lie within it.
+    pub fn offsets(&self) -> impl Iterator<Item = u64> + '_ {
+        let raw = self.raw.as_ptr();
+        // SAFETY: `raw` is valid for the life of `self`, and `id` is below the count.
+        let data = unsafe { ffi::gguf_get_data_offset(raw) } as u64;
+        (0..self.tensor_count())
+            .map(move |id| data + unsafe { ffi::gguf_get_tensor_offset(raw, id) } as u64)
+    }
+
     /// Every tensor must end within the file.
     fn check_extent(&self) -> Result<(), InventoryError> {
         let raw = self.raw.as_ptr();

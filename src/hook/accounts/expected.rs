@@ -5,15 +5,17 @@
 //! room beside all that, it expects smaller images. From the first batch on that runs beside them only what they hold is left alone:
 //! weights of the language model use the rest, and give way to a larger image.
 
-/// What encoders are expected to hold in all, in bytes.
+/// What encoders are expected to hold, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Expected {
-    /// Their weights.
+    /// Their weights, of those that keep them on the device.
     pub weights: u64,
     /// Compute buffers for the largest image, and what the backend takes for it.
     pub scratch: u64,
-    /// By how much that becomes less each time that a context has no room.
-    step: Option<u64>,
+    /// The same of those that take turns with the language model: the least that weights need, and compute buffers.
+    turns: (u64, u64),
+    /// By how much both become less each time that a context has no room.
+    step: Option<(u64, u64)>,
 }
 
 impl Expected {
@@ -22,24 +24,43 @@ impl Expected {
         Expected {
             weights,
             scratch,
-            step: None,
+            ..Expected::default()
         }
     }
 
-    /// The sum.
+    /// The same with one that takes turns with the language model, and with others of the kind.
+    pub fn and_in_turn(self, weights: u64, scratch: u64) -> Self {
+        let other = scratch.saturating_add(weights) > self.in_turn();
+        Expected {
+            turns: match other {
+                true => (weights, scratch),
+                false => self.turns,
+            },
+            ..self
+        }
+    }
+
+    /// What they hold beside the language model.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.scratch)
+    }
+
+    /// What one takes while weights of the language model make way.
+    pub fn in_turn(&self) -> u64 {
+        self.turns.0.saturating_add(self.turns.1)
     }
 
     /// A context has no room beside them: expects compute buffers of so much less, in the end none. False where none were expected.
     pub fn give_way(&mut self) -> bool {
         /// Tries until nothing is left, each of which makes a context again.
         const STEPS: u64 = 4;
-        if self.scratch == 0 {
+        if self.scratch == 0 && self.turns.1 == 0 {
             return false;
         }
-        let step = *self.step.get_or_insert(self.scratch.div_ceil(STEPS));
-        self.scratch = self.scratch.saturating_sub(step);
+        let steps = (self.scratch.div_ceil(STEPS), self.turns.1.div_ceil(STEPS));
+        let step = *self.step.get_or_insert(steps);
+        self.scratch = self.scratch.saturating_sub(step.0);
+        self.turns.1 = self.turns.1.saturating_sub(step.1);
         true
     }
 }
@@ -57,5 +78,14 @@ mod tests {
         }
         assert_eq!(left, [300 << 20, 200 << 20, 100 << 20, 0]);
         assert_eq!(expected.total(), 1000);
+    }
+
+    #[test]
+    fn only_the_largest_of_those_that_take_turns_counts() {
+        let expected = Expected::new(7, 0).and_in_turn(100, 400);
+        let mut expected = expected.and_in_turn(300, 100).and_in_turn(200, 350);
+        assert_eq!((expected.total(), expected.in_turn()), (7, 550));
+        while expected.give_way() {}
+        assert_eq!((expected.total(), expected.in_turn()), (7, 200));
     }
 }

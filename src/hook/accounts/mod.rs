@@ -47,6 +47,8 @@ pub struct Accounts {
     pub reserve: BackendReserve,
     /// Encoders of images and sound that are about to be loaded.
     pub expected: Expected,
+    /// Bytes of the weights of encoders that the device addresses in host memory, or will.
+    pub addressed_of_encoders: u64,
     own: u64,
     check: DeviceCheck,
 }
@@ -84,6 +86,7 @@ impl Accounts {
             ledger: Ledger::default(),
             reserve,
             expected: Expected::default(),
+            addressed_of_encoders: 0,
             own: 0,
             check: DeviceCheck::default(),
         }
@@ -209,9 +212,9 @@ impl Accounts {
         self.own + self.reserve.reserve().min(1 << 50)
     }
 
-    /// What is kept free for encoders of images and sound: what they hold, or are expected to.
+    /// What is kept free for encoders of images and sound: what they hold for good, or are expected to.
     pub fn for_encoders(&self) -> u64 {
-        self.ledger.encoders().max(self.expected.total())
+        self.ledger.encoders_for_good().max(self.expected.total())
     }
 
     /// Whether a real device computes, whose backend takes memory on its own account.

@@ -1,28 +1,29 @@
 //! Encoders of images and sound come and go, and compute: whether their weights and compute buffers fit beside the language model.
 
 use super::graph::Begun;
+use super::refused::Refused;
 use super::{loading, shape};
 use crate::arena::ledger::OfEncoder;
 use crate::hook::accounts::backend_reserve::WORKSPACE;
 use crate::hook::accounts::expected::Expected;
 use crate::hook::accounts::Accounts;
+use crate::hook::config::Config;
 use crate::hook::encoders::Encoders;
 use crate::hook::gate::{NewShape, NoPass};
 use crate::hook::log;
 use crate::hook::schedulers::{computes_on, Schedulers};
+use crate::hook::telemetry::counters::Counters;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
+use crate::hook::tower::units::{plan_of_all, units_of, Rounding};
+use crate::hook::tower::Tower;
 use crate::vision::header::{EncoderFile, Kind};
 use crate::vision::Backends;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::plan::{Plan, PlanError};
 use pipeshard_sys as ffi;
 use std::path::Path;
-
-/// Compute buffers of images of other shapes are up to so much larger than the number of their patches says, in percent.
-const PACKING: u64 = 25;
-/// Fewer tokens tell a model nothing of an image.
-const FEW_TOKENS: u64 = 16;
+use std::sync::Arc;
 
 /// Encoders that will be loaded with the next language model.
 #[derive(Debug, Clone, Copy)]
@@ -61,17 +62,34 @@ pub fn expected(
         Err(why) => return log::warn(&format!("no room is left for an encoder: {why}")),
     };
     let real = accounts.is_real();
-    let scratch = file.encoders.iter().map(|encoder| {
+    let rounding = Rounding {
+        granularity: accounts.granularity(),
+        alignment: device.alignment(),
+    };
+    // of all encoders in the file together, which is more than each has
+    let weights = plan_of_all(&units_of(&file.tensors), rounding);
+    let weights = weights.map_or(file.weights, |all| all.minimum_budget);
+    let mut expected = Expected::default();
+    for encoder in &file.encoders {
         let rows = encoder.rows(announced.limit);
-        let own = if real {
-            encoder.pool(rows) + WORKSPACE
+        let scratch = accounts.rounded(encoder.scratch(rows));
+        if real {
+            expected.scratch += encoder.pool(rows) + WORKSPACE;
+        }
+        if takes_turns(encoder.kind) {
+            expected.weights += accounts.rounded(rounding.alignment);
+            expected = expected.and_in_turn(weights, scratch);
         } else {
-            0
-        };
-        accounts.rounded(encoder.scratch(rows)).saturating_add(own)
-    });
-    let scratch = scratch.fold(0, u64::saturating_add);
-    accounts.expected = Expected::new(accounts.rounded(file.weights), scratch);
+            expected.scratch = expected.scratch.saturating_add(scratch);
+            expected.weights += accounts.rounded(file.weights_of(encoder.kind));
+        }
+    }
+    accounts.expected = expected;
+}
+
+/// Whether encoders of a kind take turns with the language model. What speaks does not: it computes between any two tokens.
+fn takes_turns(kind: Kind) -> bool {
+    kind != Kind::SpokenSound
 }
 
 /// An encoder that is being loaded.
@@ -85,26 +103,40 @@ pub struct Loading<'a> {
     pub kind: Kind,
     /// Bytes of its weights.
     pub bytes: u64,
+    /// Its tensors, which have no memory yet.
+    pub tensors: *mut ffi::ggml_context,
 }
 
-/// Whether an encoder's weights may be loaded. One that computes elsewhere may, and is none of ours.
+/// Where an encoder's weights go.
+#[derive(Debug, Clone, Copy)]
+pub enum Loaded {
+    /// Nowhere, after saying why.
+    Refused,
+    /// To its device's memory.
+    OnDevice,
+    /// They are in host memory, in this buffer.
+    InHost(ffi::ggml_backend_buffer_t),
+}
+
+/// Whether an encoder's weights may be loaded, and where to. One that computes elsewhere may, and is none of ours.
 ///
 /// # Safety
 /// As the contract says of `encoder_wanted`.
 pub unsafe fn wanted(
+    config: &Arc<Config>,
     accounts: &mut Accounts,
     tenant: &mut Tenant,
     encoders: &mut Encoders,
     telemetry: &mut Telemetry,
     loading: Loading<'_>,
     proof: NewShape<'_>,
-) -> bool {
-    if loading::device(accounts, tenant, telemetry).is_none() {
-        return false;
-    }
+) -> Loaded {
+    let Some(device) = loading::device(accounts, tenant, telemetry) else {
+        return Loaded::Refused;
+    };
     let backend = ffi::ggml_backend_sched_get_backend(loading.sched, 0);
     if !computes_on(backend, accounts.device()) {
-        return true;
+        return Loaded::OnDevice;
     }
     let sched = loading.sched as usize;
     let file = loading.path.file_name().unwrap_or(loading.path.as_os_str());
@@ -112,9 +144,39 @@ pub unsafe fn wanted(
     let shape = shape.and_then(|file| file.encoder(loading.kind).cloned());
     let file = file.to_string_lossy().into_owned();
     encoders.add(sched, file, loading.kind, shape);
+    if takes_turns(loading.kind) {
+        // it keeps a placeholder, which is all that it takes now; a test's noise takes more
+        let own = accounts.rounded(device.alignment());
+        if config.debug.noise.is_some() || accounts.spoken_for() + own > accounts.budget() {
+            shape::release(accounts, tenant, proof);
+        }
+        let place = (device, accounts.granularity());
+        match Tower::map(loading.path, loading.tensors, place, config) {
+            Ok((tower, buffer)) => {
+                note_tower(accounts, sched, &tower);
+                let weights = tower.bytes();
+                encoders.set_tower(sched, tower);
+                encoders.note_held(sched, weights, 0);
+                if !config.no_page_lock {
+                    accounts.addressed_of_encoders += weights;
+                    tenant.note_page_locked(accounts);
+                }
+                tenant.planner.replan();
+                say_what_fits(accounts, tenant, encoders, sched);
+                return Loaded::InHost(buffer);
+            }
+            Err(why) => {
+                let why = format!(
+                    "{why}; the encoder's weights stay in the device's memory, beside the language model"
+                );
+                log::warn(&why);
+                telemetry.counters.note_error(why);
+            }
+        }
+    }
     let holds = OfEncoder {
         weights: accounts.rounded(loading.bytes),
-        scratch: 0,
+        ..OfEncoder::default()
     };
     match take(accounts, tenant, (sched, holds)) {
         Ok(()) => {
@@ -122,18 +184,19 @@ pub unsafe fn wanted(
                 shape::release(accounts, tenant, proof);
             }
             hold(accounts, encoders, sched);
-            true
+            Loaded::OnDevice
         }
         Err(error) => {
             let encoder = encoders.get(sched);
             let coming = encoder.map_or(0, |encoder| encoder.scratch_at_load());
             // compute buffers are asked for next
-            let held = accounts.ledger.encoders() + holds.weights;
+            let held = accounts.ledger.encoders_for_good() + holds.weights;
             let room = accounts.expected.total().saturating_sub(held);
             let refused = Refused {
                 what: encoder.map(|e| e.name()).unwrap_or_default(),
                 of: "its weights".to_owned(),
                 needed: holds.weights,
+                fixed: 0,
                 coming: coming.saturating_sub(room),
                 tokens: None,
             };
@@ -144,9 +207,51 @@ pub unsafe fn wanted(
                 log::error(&why);
             }
             telemetry.counters.note_error(why);
-            false
+            Loaded::Refused
         }
     }
+}
+
+/// Says how large images may be, by an estimate, where that follows from them: beside what the language model cannot lend.
+fn say_what_fits(accounts: &Accounts, tenant: &Tenant, encoders: &Encoders, sched: usize) {
+    let Some((encoder, tower)) = encoders.get(sched).zip(encoders.tower(sched)) else {
+        return;
+    };
+    let Ok(weights) = plan_of_all(&tower.units(), tower.rounding()) else {
+        return;
+    };
+    let holds = tenant.residency.holdings(accounts.granularity());
+    let (residents, ring) = holds.arena.unwrap_or_default();
+    let lendable = residents + ring + holds.fetched;
+    let taken = accounts.spoken_for().saturating_sub(lendable);
+    let room = accounts
+        .budget()
+        .saturating_sub(taken + weights.minimum_budget);
+    let Some((most, fit)) = encoder.tokens_within(room, encoders.limit) else {
+        return;
+    };
+    let (name, bytes) = (encoder.name(), ByteSize(tower.bytes()));
+    let stays = format!("{name}: weights of {bytes} stay in host memory");
+    match fit < most {
+        true => log::warn(&format!(
+            "{stays}; images of more than some {fit} tokens have no room in the budget of {}: raise it, or limit them with \
+             --image-max-tokens {fit}",
+            ByteSize(accounts.budget())
+        )),
+        false => log::info(&stays),
+    }
+}
+
+/// Notes what an encoder that takes turns holds.
+pub fn note_tower(accounts: &mut Accounts, sched: usize, tower: &Tower) {
+    let (own, weights) = tower.holds();
+    let holds = OfEncoder {
+        own,
+        weights,
+        in_turn: true,
+        ..accounts.ledger.encoder(sched)
+    };
+    accounts.ledger.set_encoder(sched, holds, true);
 }
 
 /// The encoder with this scheduler is gone.
@@ -155,9 +260,17 @@ pub fn gone(
     tenant: &mut Tenant,
     encoders: &mut Encoders,
     sched: usize,
-    _: NoPass<'_>,
+    proof: NewShape<'_>,
 ) {
     if encoders.knows(sched) {
+        if let Some(tower) = encoders.tower_mut(sched) {
+            tower.release(proof);
+            // commands may still read its weights
+            tower.residency.drain();
+            let addressed = &mut accounts.addressed_of_encoders;
+            *addressed = addressed.saturating_sub(tower.bytes());
+            tenant.note_page_locked(accounts);
+        }
         encoders.remove(sched);
         accounts
             .ledger
@@ -175,7 +288,7 @@ fn take(
     let before = accounts.ledger.encoder(sched);
     accounts.ledger.set_encoder(sched, holds, false);
     let mut made = plan_beside(accounts, tenant);
-    if made.is_err() && accounts.expected.total() > accounts.ledger.encoders() {
+    if made.is_err() && accounts.expected.total() > accounts.ledger.encoders_for_good() {
         // what is here goes before what may come
         accounts.expected = Expected::default();
         made = plan_beside(accounts, tenant);
@@ -201,7 +314,7 @@ fn plan_beside(accounts: &Accounts, tenant: &Tenant) -> Result<Option<Plan>, Pla
     }
     let minimum = accounts
         .reserved()
-        .saturating_add(accounts.ledger.encoders());
+        .saturating_add(accounts.ledger.encoders_for_good());
     match minimum <= accounts.budget() {
         true => Ok(None),
         false => Err(PlanError::BudgetTooSmall {
@@ -251,15 +364,24 @@ pub unsafe fn begin(
 
 /// Whether encoders were expected and are loaded.
 pub fn may_settle(accounts: &Accounts, encoders: &Encoders) -> bool {
-    !encoders.is_empty() && accounts.expected.total() > 0
+    !encoders.is_empty() && accounts.expected != Expected::default()
 }
 
 /// The first batch runs beside encoders that are loaded: from here on only what they hold is left alone.
-pub fn settle(accounts: &mut Accounts, tenant: &mut Tenant, _: NoPass<'_>) {
+pub fn settle(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    counters: &mut Counters,
+    _: NoPass<'_>,
+) {
     let expected = std::mem::take(&mut accounts.expected);
-    if expected.total() > accounts.ledger.encoders() {
-        tenant.planner.replan();
+    tenant.planner.replan();
+    if expected.total() > accounts.ledger.encoders_for_good() {
         tenant.planner.decide_again();
+    }
+    // the smallest budget is no longer one for the largest image
+    if let Ok(plan) = tenant.current_plan(accounts) {
+        counters.set_minimum(plan.minimum_budget);
     }
 }
 
@@ -332,6 +454,7 @@ fn scratch(
         what: encoder.map(|e| e.name()).unwrap_or_default(),
         of: "compute buffers".to_owned() + &of_image.unwrap_or_default(),
         needed: holds.scratch,
+        fixed: 0,
         coming: 0,
         tokens,
     };
@@ -362,87 +485,5 @@ pub unsafe fn scratch_there_is(
         };
         accounts.ledger.set_encoder(sched, holds, true);
         tenant.planner.replan();
-    }
-}
-
-/// An encoder's memory that has no room.
-struct Refused {
-    /// Whose it is.
-    what: String,
-    /// What it is for.
-    of: String,
-    /// Bytes.
-    needed: u64,
-    /// Bytes that will be needed besides.
-    coming: u64,
-    /// Tokens of the image, if less of them would need less.
-    tokens: Option<u64>,
-}
-
-impl Refused {
-    fn sentence(&self, budget: u64, error: &PlanError) -> String {
-        let Refused { what, of, .. } = self;
-        let needed = ByteSize(self.needed);
-        let minimum = match error {
-            PlanError::BudgetTooSmall { minimum, .. } => *minimum,
-            PlanError::FixedDoesNotFit { needed, .. } => *needed,
-            other => return format!("{what} needs {needed} for {of}: {other}"),
-        };
-        let left = self.needed.saturating_sub(minimum.saturating_sub(budget));
-        let enough = minimum.saturating_add(self.coming);
-        let fitting = |tokens: u64| {
-            let fit = u128::from(tokens) * u128::from(left) * 100;
-            (fit / u128::from(self.needed.max(1)) / u128::from(100 + PACKING)) as u64
-        };
-        let fewer = self.tokens.map(fitting).filter(|&few| few >= FEW_TOKENS);
-        let fewer = fewer.map(|few| format!("limit images with --image-max-tokens {few}, "));
-        format!(
-            "{what} needs {needed} for {of}, and {} of the budget of {} are left for it: raise that to --pipeshard-vram {} ({enough} \
-             bytes), {}or leave the encoder to the CPU with --no-mmproj-offload, which takes longer",
-            ByteSize(left),
-            ByteSize(budget),
-            ByteSize(enough).to_flag(),
-            fewer.unwrap_or_default()
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    fn refused(tokens: Option<u64>) -> String {
-        let refused = Refused {
-            what: "the encoder".to_owned(),
-            of: "compute buffers".to_owned(),
-            needed: 500 * MIB,
-            coming: 0,
-            tokens,
-        };
-        let error = PlanError::BudgetTooSmall {
-            budget: 1000 * MIB,
-            minimum: 1300 * MIB,
-            contributors: Vec::new(),
-        };
-        refused.sentence(1000 * MIB, &error)
-    }
-
-    #[test]
-    fn a_refusal_says_what_would_work() {
-        let said = refused(Some(4000));
-        for part in [
-            "needs 500 MiB for compute buffers",
-            "200 MiB of the budget of 1000 MiB are left",
-            "--pipeshard-vram 1300M (1363148800 bytes)",
-            // 1,600 would fit if compute buffers went by the number of patches alone
-            "--image-max-tokens 1280,",
-            "--no-mmproj-offload",
-        ] {
-            assert!(said.contains(part), "{part}: {said}");
-        }
-        assert!(!refused(None).contains("--image-max-tokens"));
-        assert!(!refused(Some(20)).contains("--image-max-tokens"));
     }
 }

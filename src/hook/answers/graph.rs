@@ -100,7 +100,7 @@ pub fn needs_nothing(tenant: &Tenant) -> bool {
 /// More is booked than the budget allows: compute buffers were asked for that the arena has to make room for.
 pub fn needs_room(accounts: &Accounts, tenant: &Tenant) -> bool {
     let booked = accounts.ledger.now().total();
-    tenant.residency.carved().is_some() && booked > accounts.budget()
+    tenant.residency.holds_memory() && booked > accounts.budget()
 }
 
 /// The same where it has that shape already.

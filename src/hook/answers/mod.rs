@@ -5,6 +5,8 @@
 //! | [`loading`] | models come and go |
 //! | [`context`] | contexts come and go: KV, compute buffers, retries, the budget |
 //! | [`encoder`] | encoders of images and sound come and go, and compute |
+//! | [`encode`] | one that takes turns with the language model computes |
+//! | [`refused`] | what is said where an encoder has no room |
 //! | [`search`] | a context is decided about |
 //! | [`graph`] | a graph is about to be split |
 //! | [`pass`] | a graph is computed |
@@ -15,6 +17,7 @@
 //! ([`super::gate`]). Nobody here locks anything.
 
 pub mod context;
+pub mod encode;
 pub mod encoder;
 pub mod graph;
 pub mod learning;
@@ -22,6 +25,7 @@ pub mod loading;
 pub mod pass;
 #[cfg(test)]
 mod pass_tests;
+pub mod refused;
 pub mod search;
 pub mod shape;
 #[cfg(test)]

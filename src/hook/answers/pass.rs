@@ -13,6 +13,7 @@ use crate::hook::pass_error::PassError;
 use crate::hook::schedulers::{computes_on, Sched, Schedulers};
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
+use crate::hook::weights::Weights;
 use crate::lanes::hand_over::{Ends, HostWait};
 use crate::lanes::mapped_file::Shrunk;
 use crate::trace::record::{HostWork, WaitReason};
@@ -119,13 +120,13 @@ pub enum InputCopy {
     ByScheduler(HostWait),
 }
 
-/// A tensor is about to be copied between two backends of `sched`.
+/// A tensor is about to be copied between two backends of `sched`, which computes with `weights`.
 ///
 /// # Safety
 /// The tensors have memory and the same layout, and belong to the graph that `sched` is submitting.
 pub unsafe fn input_copy(
     accounts: &Accounts,
-    tenant: &Tenant,
+    weights: &Weights,
     schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
     (sched, between): (usize, (Backend, Backend)),
@@ -153,7 +154,7 @@ pub unsafe fn input_copy(
         cpu: entry.cpu_backend,
     };
     telemetry.trace_of(sched).inputs_begin(sched, compute);
-    if let Some(pieces) = tenant.weights.pieces_of(input) {
+    if let Some(pieces) = weights.pieces_of(input) {
         return InputCopy::InPieces(pieces);
     }
     if entry.hand_over.copy(ends, between, input, copy) {

@@ -1,12 +1,13 @@
 //! The arena takes another shape. One order for all: what is in the way gives way, then memory is taken.
 
+use crate::arena::Arena;
 use crate::hook::accounts::Accounts;
 use crate::hook::gate::NewShape;
 use crate::hook::log;
 use crate::hook::residency::CarveError;
 use crate::hook::telemetry::counters::Counters;
 use crate::hook::tenant::Tenant;
-use pipeshard_plan::plan::{Placement, Plan, Tier, Unit, UnitClass};
+use pipeshard_plan::plan::{Chunk, Placement, Plan, Tier, Unit, UnitClass};
 
 /// Gives all of the arena's memory back. Graphs that were split before are void.
 pub fn release(accounts: &mut Accounts, tenant: &mut Tenant, proof: NewShape<'_>) {
@@ -85,9 +86,8 @@ fn read_from_host(plan: &Plan, units: &[Unit]) -> Vec<bool> {
 }
 
 /// By unit, whether it will be uploaded: its chunk is not there yet.
-fn uploaded(have: Option<&Plan>, plan: &Plan) -> Vec<bool> {
-    let have = have.map_or(&[][..], |have| &have.chunks);
-    let shared = have.iter().zip(&plan.chunks);
+fn uploaded<'c>(have: impl Iterator<Item = &'c Chunk>, plan: &Plan) -> Vec<bool> {
+    let shared = have.zip(&plan.chunks);
     let shared = shared.take_while(|(have, want)| have == want).count();
     let mut uploaded = vec![false; plan.units.len()];
     for (id, _) in plan.chunks[shared..].iter().flat_map(|chunk| &chunk.units) {
@@ -108,7 +108,8 @@ fn page_lock(
         return;
     };
     tenant.residency.drain();
-    let uploaded = uploaded(tenant.residency.carved(), plan);
+    let have = tenant.residency.arena().into_iter();
+    let uploaded = uploaded(have.flat_map(Arena::chunks), plan);
     // SAFETY: the lanes were drained.
     counters.page_lock_refused = unsafe { tenant.weights.lock_for(device, read, &uploaded) };
     tenant.note_page_locked(accounts);

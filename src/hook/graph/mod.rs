@@ -3,6 +3,7 @@
 //!
 //! | file | |
 //! |---|---|
+//! | [`bind`] | the same for an encoder of images or sound |
 //! | [`decide`] | each node's backend, and the copy of a weight that it reads |
 //! | [`divide`] | the experts of a few tokens, divided between the device and the CPU |
 //! | [`lookup`] | embeddings that several threads look up |
@@ -11,6 +12,7 @@
 //! | [`split_graph`] | what is known of a graph that was split |
 //! | [`nodes`] | how nodes are looked at |
 
+pub mod bind;
 pub mod decide;
 pub mod divide;
 pub mod lookup;

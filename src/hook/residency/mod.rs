@@ -173,9 +173,27 @@ impl Residency {
 
     /// Gives all of the arena's memory back, if it has some. Graphs that were split before are void.
     pub fn release(&mut self, units: &mut [LoadedUnit], proof: NewShape<'_>) {
-        if self.carved.is_some() {
+        if self.carved.is_some() || self.holds_memory() {
             self.release_anyway(units, proof);
         }
+    }
+
+    /// Whether the arena has memory. It may have some without a plan's shape, see [`Self::lend`].
+    pub fn holds_memory(&self) -> bool {
+        let arena = self.arena.as_ref();
+        arena.is_some_and(|arena| arena.resident_bytes() + arena.slot_bytes() > 0)
+    }
+
+    /// Gives the ring's memory back, and that of residents from the end of their list, until the others take no more than `keep`
+    /// bytes. Graphs that were split before are void; those residents stay where they are when the arena takes the same plan's shape
+    /// again. Bytes of residents that are gone.
+    pub fn lend(&mut self, units: &mut [LoadedUnit], keep: u64, _: NewShape<'_>) -> u64 {
+        self.drain();
+        let gone = self.arena.as_mut().map_or(0, |arena| arena.shrink(keep));
+        units.iter_mut().for_each(LoadedUnit::unplace);
+        self.carved = None;
+        self.generation.change_addresses();
+        gone
     }
 
     /// The same where nothing that is known can be relied on.
@@ -361,6 +379,11 @@ impl Residency {
     /// What is counted of the arena.
     pub fn arena(&self) -> Option<&Arena> {
         self.arena.as_ref()
+    }
+
+    /// Bytes that were uploaded to residents.
+    pub fn uploaded_bytes(&self) -> u64 {
+        self.arena().map_or(0, Arena::uploaded_bytes)
     }
 
     /// What is counted of the copy lane.

@@ -2,7 +2,7 @@
 
 use super::shared::shared_of;
 use crate::hook::answers::context::LayerCells;
-use crate::hook::answers::{context as contexts, loading, search};
+use crate::hook::answers::{context as contexts, encode, loading, search};
 use crate::hook::helpers::Helpers;
 use crate::hook::planning::context::ContextSize;
 use crate::hook::runtime::Runtime;
@@ -158,8 +158,12 @@ pub(super) unsafe extern "C" fn kv_on_host(
         let mut runtime = shared.gate.alone();
         let (parts, proof) = runtime.parts();
         let Runtime {
-            accounts, tenant, ..
+            accounts,
+            tenant,
+            encoders,
+            ..
         } = parts;
+        encode::close(accounts, encoders, proof);
         contexts::kv_on_host(accounts, tenant, wanted, proof)
     })
 }

@@ -5,6 +5,7 @@ mod llama;
 mod mtmd;
 mod panic_at;
 mod panics;
+mod pass;
 mod scheduler;
 mod shared;
 
@@ -27,11 +28,11 @@ pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi:
         scratch_wanted: Some(scheduler::scratch_wanted),
         scratch_failed: Some(scheduler::scratch_failed),
         graph_dropped: Some(scheduler::graph_dropped),
-        input_copy: Some(scheduler::input_copy),
-        pass_begin: Some(scheduler::pass_begin),
-        split_before: Some(scheduler::split_before),
-        split_after: Some(scheduler::split_after),
-        pass_end: Some(scheduler::pass_end),
+        input_copy: Some(pass::input_copy),
+        pass_begin: Some(pass::pass_begin),
+        split_before: Some(pass::split_before),
+        split_after: Some(pass::split_after),
+        pass_end: Some(pass::pass_end),
         epoch: Some(llama::epoch),
         device: Some(llama::device),
         weights_ready: Some(llama::weights_ready),
@@ -45,6 +46,7 @@ pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi:
         context_failed: Some(llama::context_failed),
         encoder_expected: Some(mtmd::encoder_expected),
         encoder_wanted: Some(mtmd::encoder_wanted),
+        encode_done: Some(mtmd::encode_done),
         encoder_gone: Some(mtmd::encoder_gone),
     }
 }

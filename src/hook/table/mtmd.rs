@@ -1,7 +1,8 @@
 //! What llama.cpp's multimodal library asks about encoders of images and sound.
 
 use super::shared::shared_of;
-use crate::hook::answers::encoder::{self, Announced, Loading};
+use crate::hook::answers::encode;
+use crate::hook::answers::encoder::{self, Announced, Loaded, Loading};
 use crate::hook::runtime::Runtime;
 use crate::vision::header::Kind;
 use pipeshard_sys as ffi;
@@ -40,9 +41,11 @@ pub(super) unsafe extern "C" fn encoder_expected(
         let Runtime {
             accounts,
             tenant,
+            encoders,
             telemetry,
             ..
         } = parts;
+        encoders.limit = announced.limit;
         encoder::expected(accounts, tenant, telemetry, announced, proof);
     });
 }
@@ -52,7 +55,9 @@ pub(super) unsafe extern "C" fn encoder_wanted(
     sched: ffi::ggml_backend_sched_t,
     path: *const c_char,
     prefix: *const c_char,
+    tensors: *mut ffi::ggml_context,
     size: usize,
+    host: *mut ffi::ggml_backend_buffer_t,
 ) -> bool {
     let shared = shared_of(user);
     shared.guard("encoder_wanted", false, || {
@@ -65,6 +70,7 @@ pub(super) unsafe extern "C" fn encoder_wanted(
             path: path_of(path),
             kind: Kind::of_prefix(&prefix.to_string_lossy()),
             bytes: size as u64,
+            tensors,
         };
         let mut runtime = shared.gate.alone();
         if runtime.is_broken() {
@@ -72,20 +78,45 @@ pub(super) unsafe extern "C" fn encoder_wanted(
         }
         let (parts, proof) = runtime.parts();
         let Runtime {
+            config,
             accounts,
             tenant,
             encoders,
             telemetry,
             ..
         } = parts;
-        encoder::wanted(accounts, tenant, encoders, telemetry, loading, proof)
+        encode::close(accounts, encoders, proof);
+        match encoder::wanted(
+            config, accounts, tenant, encoders, telemetry, loading, proof,
+        ) {
+            Loaded::Refused => false,
+            Loaded::OnDevice => true,
+            Loaded::InHost(buffer) => {
+                *host = buffer;
+                true
+            }
+        }
     })
+}
+
+pub(super) unsafe extern "C" fn encode_done(user: *mut c_void, sched: ffi::ggml_backend_sched_t) {
+    let shared = shared_of(user);
+    let done = || {
+        let mut runtime = shared.gate.plain();
+        let Runtime {
+            accounts, encoders, ..
+        } = &mut *runtime;
+        encode::done(accounts, encoders, sched as usize);
+        runtime.end_preparing_of(sched as usize);
+    };
+    // the buffers are freed, whatever happened
+    shared.guard_or("encode_done", (), done, done)
 }
 
 pub(super) unsafe extern "C" fn encoder_gone(user: *mut c_void, sched: ffi::ggml_backend_sched_t) {
     let shared = shared_of(user);
     let gone = || {
-        let mut runtime = shared.gate.idle();
+        let mut runtime = shared.gate.alone();
         let (parts, proof) = runtime.parts();
         let Runtime {
             accounts,

@@ -1,16 +1,13 @@
-//! What ggml's scheduler asks.
+//! What ggml's scheduler asks about graphs and compute buffers.
 
 use super::shared::{shared_of, Shared};
 use crate::hook::answers::graph::{self, Begun};
-use crate::hook::answers::pass::InputCopy;
-use crate::hook::answers::{context, encoder, pass, search};
+use crate::hook::answers::{context, encode, encoder, search};
 use crate::hook::gate::{Idle, NoPass, Plain};
 use crate::hook::graph::nodes::graph_nodes;
 use crate::hook::log;
-use crate::hook::pass_error::PassError;
 use crate::hook::runtime::Runtime;
 use crate::hook::schedulers::computes_on;
-use crate::lanes::hand_over::HostWait;
 use crate::trace::record::HostWork;
 use pipeshard_sys as ffi;
 use std::ffi::c_void;
@@ -71,7 +68,15 @@ pub(super) unsafe extern "C" fn graph_begin(
         } = &mut *runtime;
         let of = (begun, encoders.knows(sched as usize));
         let concerns = graph::concerns(config, accounts, tenant, schedulers, telemetry, of);
+        let reserved = accounts.reserved();
         encoder::begin(accounts, encoders, schedulers, telemetry, begun);
+        if encoders.takes_turns(sched as usize) {
+            if accounts.reserved() != reserved {
+                // what its backend takes on its own account stays, whoever's turn it is
+                tenant.planner.replan();
+            }
+            return begin_encode(shared, runtime, begun);
+        }
         let settles = concerns && !measuring && encoder::may_settle(accounts, encoders);
         let room = !measuring && graph::needs_room(accounts, tenant);
         if !concerns && !room {
@@ -116,6 +121,63 @@ pub(super) unsafe extern "C" fn graph_begin(
     })
 }
 
+/// The same for a graph of an encoder that takes turns with the language model.
+unsafe fn begin_encode<'g>(
+    shared: &'g Shared,
+    mut runtime: Plain<'g, Runtime>,
+    begun: Begun,
+) -> bool {
+    let sched = begun.sched as usize;
+    let bind = |parts: &mut Runtime| {
+        let Runtime {
+            encoders,
+            schedulers,
+            telemetry,
+            ..
+        } = parts;
+        encode::bind(encoders, schedulers, telemetry, begun)
+    };
+    let failure = runtime.accounts.device_failure();
+    let bound = match (failure, encode::needs_memory(&runtime.encoders, begun)) {
+        (Some(failure), _) => Err(failure),
+        (None, false) => {
+            let bound = bind(&mut runtime);
+            if bound.is_ok() {
+                runtime.begin_preparing(sched);
+            }
+            bound
+        }
+        (None, true) => {
+            drop(runtime);
+            let mut alone = shared.gate.alone();
+            if alone.is_broken() {
+                return false;
+            }
+            let (parts, proof) = alone.parts();
+            let Runtime {
+                accounts,
+                tenant,
+                encoders,
+                telemetry,
+                ..
+            } = parts;
+            let opened = encode::open(accounts, tenant, encoders, telemetry, (sched, proof));
+            let bound = opened.and_then(|()| bind(parts));
+            if bound.is_ok() {
+                alone.begin_preparing(sched);
+            }
+            drop(alone);
+            runtime = shared.gate.plain();
+            bound
+        }
+    };
+    if let Err(why) = &bound {
+        log::error(why);
+        runtime.telemetry.counters.note_error(why.clone());
+    }
+    bound.is_ok()
+}
+
 /// Decides the nodes of a graph that finds everything in place, while other passes may be under way.
 unsafe fn split_as_it_is(runtime: &mut Runtime, begun: Begun) -> Result<(), String> {
     let since = runtime.telemetry.trace.since();
@@ -155,21 +217,26 @@ unsafe fn prepare_and_split(
         graph::prepare_measuring(accounts, tenant, proof)
     } else {
         if concerns && encoder::may_settle(accounts, encoders) {
-            encoder::settle(accounts, tenant, proof);
+            encoder::settle(accounts, tenant, &mut telemetry.counters, proof);
         }
         search::decide_again(config, accounts, tenant, &mut telemetry.counters, proof);
         graph::note_written_files(tenant, telemetry);
-        if tenant.wants_another_shape(accounts) {
+        let in_the_way = encoders.hold_memory() && accounts.spoken_for() > accounts.budget();
+        if in_the_way || tenant.wants_another_shape(accounts) {
             let mut alone = runtime.alone();
             since = alone.telemetry.trace.since();
             let (parts, proof) = alone.parts();
             let Runtime {
                 accounts,
                 tenant,
+                encoders,
                 telemetry,
                 ..
             } = parts;
+            encode::make_way(accounts, tenant, encoders, proof);
+            let before = tenant.residency.uploaded_bytes();
             let prepared = graph::prepare_run(accounts, tenant, telemetry, proof);
+            encoders.note_restored(tenant.residency.uploaded_bytes() - before);
             runtime = alone.into_idle();
             prepared
         } else {
@@ -248,8 +315,12 @@ pub(super) unsafe extern "C" fn scratch_wanted(
                 ..
             } = parts;
             let ours = computes_on(backend, accounts.device());
+            // buffers of a measured graph stay, so they have to fit beside the language model
+            encode::close(accounts, encoders, proof);
             let granted = match (ours, encoders.knows(wanted.0)) {
                 (false, _) => true,
+                // the contract has it measured without any
+                (_, true) if encoders.takes_turns(wanted.0) => false,
                 (_, true) => {
                     encoder::scratch_measured(accounts, tenant, encoders, telemetry, wanted, proof)
                 }
@@ -275,6 +346,9 @@ pub(super) unsafe extern "C" fn scratch_wanted(
             let granted = !broken
                 && match (ours, encoders.knows(wanted.0)) {
                     (false, _) => true,
+                    (_, true) if encoders.takes_turns(wanted.0) => {
+                        encode::scratch_grows(accounts, encoders, wanted, proof)
+                    }
                     (_, true) => {
                         encoder::scratch_grows(accounts, tenant, encoders, telemetry, wanted, proof)
                     }
@@ -324,6 +398,10 @@ unsafe fn scratch_there_is(parts: &mut Runtime, sched: usize, proof: NoPass<'_>)
         ..
     } = parts;
     match encoders.knows(sched) {
+        true if encoders.takes_turns(sched) => {
+            let there_is = schedulers.scratch_there_is(sched, |bytes| accounts.rounded(bytes));
+            encode::dropped(accounts, encoders, (sched, there_is));
+        }
         true => encoder::scratch_there_is(accounts, tenant, schedulers, sched, proof),
         false => context::scratch_there_is(accounts, tenant, schedulers, sched, proof),
     }
@@ -340,241 +418,4 @@ pub(super) unsafe extern "C" fn graph_dropped(user: *mut c_void, sched: ffi::ggm
     shared.guard_or("graph_dropped", (), dropped, || {
         shared.gate.plain().end_preparing()
     })
-}
-
-/// Why nothing is computed, if it is not.
-fn failing(broken: bool, runtime: &Runtime) -> Result<(), PassError> {
-    match (broken, runtime.accounts.device_failure()) {
-        (true, _) => Err(PassError::Broken),
-        (false, Some(failure)) => Err(PassError::DeviceFailed(failure)),
-        (false, None) => Ok(()),
-    }
-}
-
-/// The status of a step of a pass. Failures are logged by the caller as well, with the name of what failed.
-fn status(result: Result<(), PassError>, runtime: &mut Runtime) -> ffi::ggml_status {
-    match result {
-        Ok(()) => ffi::GGML_STATUS_SUCCESS,
-        // logged when it happened
-        Err(PassError::Broken) => ffi::GGML_STATUS_FAILED,
-        Err(error) => {
-            log::error(&error.to_string());
-            runtime.telemetry.counters.note_error(error.to_string());
-            ffi::GGML_STATUS_FAILED
-        }
-    }
-}
-
-/// A step of a pass that another step of it came before.
-fn step(
-    shared: &Shared,
-    callback: &'static str,
-    step: impl FnOnce(&mut Runtime) -> Result<(), PassError>,
-) -> ffi::ggml_status {
-    shared.guard(callback, ffi::GGML_STATUS_FAILED, || {
-        let mut runtime = shared.gate.plain();
-        let result = failing(runtime.is_broken(), &runtime).and_then(|()| step(&mut runtime));
-        status(result, &mut runtime)
-    })
-}
-
-pub(super) unsafe extern "C" fn pass_begin(
-    user: *mut c_void,
-    sched: ffi::ggml_backend_sched_t,
-) -> ffi::ggml_status {
-    let shared = shared_of(user);
-    let sched = sched as usize;
-    let result = shared.guard("pass_begin", ffi::GGML_STATUS_FAILED, || {
-        let mut runtime = shared.gate.plain();
-        runtime.accounts.check_device();
-        if !runtime.schedulers.uses_lanes(sched) {
-            // what it refers to stays until its end, for this thread prepares as long
-            let failing = failing(runtime.is_broken(), &runtime);
-            let Runtime {
-                tenant,
-                encoders,
-                schedulers,
-                telemetry,
-                ..
-            } = &mut *runtime;
-            let begun = failing
-                .and_then(|()| encoders.check(sched))
-                .and_then(|()| pass::begin_shared(tenant, schedulers, telemetry, sched));
-            return status(begun, &mut runtime);
-        }
-        drop(runtime);
-        let mut runtime = shared.gate.idle();
-        runtime.begin_pass(sched);
-        let failing = failing(runtime.is_broken(), &runtime);
-        let (parts, proof) = runtime.parts();
-        let Runtime {
-            tenant,
-            schedulers,
-            telemetry,
-            ..
-        } = &mut *parts;
-        let result =
-            failing.and_then(|()| pass::begin(tenant, schedulers, telemetry, sched, proof));
-        status(result, parts)
-    });
-    if result != ffi::GGML_STATUS_SUCCESS {
-        // there is no pass, and pass_end will not be called
-        pass_over(shared, sched);
-    }
-    result
-}
-
-/// No pass of `sched` is being submitted any more.
-fn pass_over(shared: &Shared, sched: usize) {
-    let mut runtime: Plain<'_, Runtime> = shared.gate.plain();
-    runtime.telemetry.pass_over(sched);
-    runtime.end_pass(sched);
-    runtime.end_preparing();
-}
-
-pub(super) unsafe extern "C" fn input_copy(
-    user: *mut c_void,
-    sched: ffi::ggml_backend_sched_t,
-    from: ffi::ggml_backend_t,
-    to: ffi::ggml_backend_t,
-    input: *const ffi::ggml_tensor,
-    copy: *mut ffi::ggml_tensor,
-) -> bool {
-    let shared = shared_of(user);
-    shared.guard("input_copy", false, || {
-        let mut runtime = shared.gate.plain();
-        let Runtime {
-            config,
-            accounts,
-            tenant,
-            schedulers,
-            telemetry,
-            ..
-        } = &mut *runtime;
-        if config.debug.stock_hand_over {
-            return false;
-        }
-        let between = (sched as usize, (from, to));
-        let who = pass::input_copy(
-            accounts,
-            tenant,
-            schedulers,
-            telemetry,
-            between,
-            (input, copy),
-        );
-        drop(runtime);
-        match who {
-            InputCopy::Done => true,
-            InputCopy::InPieces(pieces) => {
-                for piece in pieces {
-                    let source = (*input).data.cast::<u8>().add(piece.start).cast();
-                    ffi::ggml_backend_tensor_set_async(to, copy, source, piece.start, piece.len());
-                }
-                true
-            }
-            InputCopy::ByScheduler(wait) => {
-                wait.wait();
-                false
-            }
-        }
-    })
-}
-
-pub(super) unsafe extern "C" fn split_before(
-    user: *mut c_void,
-    sched: ffi::ggml_backend_sched_t,
-    split: i32,
-    backend: ffi::ggml_backend_t,
-) -> ffi::ggml_status {
-    let shared = shared_of(user);
-    let which = (sched as usize, split as usize);
-    let waits = shared.guard("split_before", [HostWait::Nothing; 2], || {
-        let mut runtime = shared.gate.plain();
-        let Runtime {
-            tenant,
-            schedulers,
-            telemetry,
-            ..
-        } = &mut *runtime;
-        pass::inputs_copied(tenant, schedulers, telemetry, which, backend)
-    });
-    // others may go on meanwhile
-    for wait in waits {
-        wait.wait();
-    }
-    step(shared, "split_before", |runtime| {
-        let Runtime {
-            accounts,
-            tenant,
-            schedulers,
-            telemetry,
-            ..
-        } = runtime;
-        pass::split_before(accounts, tenant, schedulers, telemetry, which, backend)
-    })
-}
-
-pub(super) unsafe extern "C" fn split_after(
-    user: *mut c_void,
-    sched: ffi::ggml_backend_sched_t,
-    split: i32,
-    backend: ffi::ggml_backend_t,
-) -> ffi::ggml_status {
-    let which = (sched as usize, split as usize);
-    step(shared_of(user), "split_after", |runtime| {
-        let Runtime {
-            accounts,
-            tenant,
-            schedulers,
-            telemetry,
-            ..
-        } = runtime;
-        pass::split_after(accounts, tenant, schedulers, telemetry, which, backend)
-    })
-}
-
-pub(super) unsafe extern "C" fn pass_end(
-    user: *mut c_void,
-    sched: ffi::ggml_backend_sched_t,
-    result: ffi::ggml_status,
-) {
-    let shared = shared_of(user);
-    let which = (sched as usize, result == ffi::GGML_STATUS_SUCCESS);
-    let mut wait = HostWait::Nothing;
-    shared.guard_or(
-        "pass_end",
-        (),
-        || {
-            let mut runtime = shared.gate.plain();
-            runtime.accounts.check_device();
-            if which.1 {
-                runtime.encoders.ran(which.0);
-            }
-            let Runtime {
-                accounts,
-                tenant,
-                schedulers,
-                telemetry,
-                ..
-            } = &mut *runtime;
-            wait = pass::end(accounts, tenant, schedulers, telemetry, which);
-        },
-        || shared.gate.plain().schedulers.synchronize(sched as usize),
-    );
-    // without the lock: others may go on meanwhile, but for those who wait until this pass is over
-    wait.wait();
-    // what the pass took includes that wait
-    shared.guard("pass_end", (), || {
-        let mut runtime = shared.gate.plain();
-        let Runtime {
-            tenant,
-            schedulers,
-            telemetry,
-            ..
-        } = &mut *runtime;
-        pass::compare(tenant, schedulers, telemetry, which);
-    });
-    // last, and whatever happened: others may change what the pass has read from here on
-    pass_over(shared, sched as usize);
 }

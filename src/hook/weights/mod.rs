@@ -110,12 +110,32 @@ impl Weights {
         granularity: u64,
         config: &Config,
     ) -> Result<(), String> {
+        let inventory = &described.inventory;
+        let units = units_from_inventory(inventory, default_small_threshold(inventory));
+        self.add_units(key, described, units, tensors, device, granularity, config)
+    }
+
+    /// The same, with units that were made of its tensors, in the order of their use.
+    ///
+    /// # Safety
+    /// As for [`Self::add`].
+    #[allow(clippy::too_many_arguments)]
+    pub unsafe fn add_units(
+        &mut self,
+        key: usize,
+        described: Described,
+        units: Vec<Unit>,
+        tensors: &[*mut ffi::ggml_tensor],
+        device: Device,
+        granularity: u64,
+        config: &Config,
+    ) -> Result<(), String> {
         let Described {
             inventory,
             tensors: by_name,
         } = described;
         let first = self.units.len();
-        for mut unit in units_from_inventory(&inventory, default_small_threshold(&inventory)) {
+        for mut unit in units {
             let Some(&tensor) = by_name.get(&unit.name) else {
                 continue;
             };

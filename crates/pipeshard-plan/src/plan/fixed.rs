@@ -87,9 +87,11 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
     let enough = |&kept: &usize| share(&work.large[kept..], 100_u32) <= most;
     let full_ring = work.need(work.large.len(), fixed.ring.bytes);
     let room = input.budget.saturating_sub(taken);
+    let in_turn = input.in_turn.saturating_sub(work.memory.small_bytes);
     // slots first: it is they that the link needs in order to be busy
     let kept_beside = |ring: u64| {
-        let fits = |&kept: &usize| taken <= input.budget && work.need(kept, ring) <= room;
+        let fits =
+            |&kept: &usize| taken <= input.budget && work.need(kept, ring).max(in_turn) <= room;
         let longest = (0..=work.large.len()).rev().find(fits);
         longest.filter(enough)
     };
@@ -99,7 +101,7 @@ pub(super) fn plan_as(input: &PlanInput, fixed: &FixedPlan) -> Result<Plan, Plan
     let Some(kept) = found else {
         return Err(PlanError::FixedDoesNotFit {
             budget: input.budget,
-            needed: taken + full_ring,
+            needed: taken + full_ring.max(in_turn),
             scratch: input.scratch,
             reserve: beside,
             kv: kv_bytes,

@@ -81,7 +81,10 @@ impl<'a> Problem<'a> {
     fn new(input: &'a PlanInput) -> Result<Self, PlanError> {
         check(input)?;
         let memory = DeviceMemory::new(input);
-        let priority = order::priority(&input.units, &input.order, !input.output_on_host);
+        let priority = match input.all_in_ring {
+            true => Vec::new(),
+            false => order::priority(&input.units, &input.order, !input.output_on_host),
+        };
         let output = input.output_streams && !input.output_on_host;
         let groups = ring::group(&input.units, &memory.sizes, input.group_target, output);
         let mut problem = Self {
@@ -166,6 +169,12 @@ impl<'a> Problem<'a> {
         self.at_anchor.chunks + self.at_anchor.ring_min
     }
 
+    /// The least room that is left to large weights, and to who takes turns with all weights.
+    fn room_min(&self) -> u64 {
+        let beside_small = self.input.in_turn.saturating_sub(self.memory.small_bytes);
+        self.weights_min().max(beside_small)
+    }
+
     /// What is needed whatever the plan, large weights and KV aside.
     fn fixed(&self) -> u64 {
         let beside = self.input.reserve + self.input.encoders;
@@ -179,7 +188,7 @@ impl<'a> Problem<'a> {
     }
 
     fn minimum(&self) -> u64 {
-        self.fixed() + self.kv_fixed() + self.weights_min()
+        self.fixed() + self.kv_fixed() + self.room_min()
     }
 
     /// Where the KV cache goes, and the room that is left for large weights.
@@ -189,7 +198,7 @@ impl<'a> Problem<'a> {
             .checked_sub(self.minimum() + self.fetch_bytes)
             .ok_or_else(|| self.too_small())?;
         if let Some(fixed) = &self.input.kv_fixed {
-            return Ok((fixed.clone(), spare + self.weights_min()));
+            return Ok((fixed.clone(), spare + self.room_min()));
         }
         let may = |layer: &KvLayer| !self.input.kv_on_host.contains(&layer.layer);
         let layers = self.input.kv.iter().filter(|layer| may(layer));
@@ -210,7 +219,7 @@ impl<'a> Problem<'a> {
         };
         let placed = self.input.kv.iter().map(place).collect();
         let used = self.memory.kv_bytes(layers[..taken].iter().copied());
-        Ok((placed, spare - used + self.weights_min()))
+        Ok((placed, spare - used + self.room_min()))
     }
 
     /// The ring that is wanted beside so many residents in so much room; at least the smallest.
@@ -268,7 +277,10 @@ impl<'a> Problem<'a> {
             (Contribution::Kv, self.kv_fixed()),
             (Contribution::Scratch, self.input.scratch),
             (Contribution::Reserve, self.input.reserve),
-            (Contribution::Encoders, self.input.encoders),
+            (
+                Contribution::Encoders,
+                self.input.encoders + self.room_min() - self.weights_min(),
+            ),
         ]
         .into_iter()
         .filter(|&(_, bytes)| bytes > 0)
@@ -309,7 +321,7 @@ impl<'a> Problem<'a> {
             schema_version: PLAN_SCHEMA_VERSION,
             budget: input.budget,
             minimum_budget: self.minimum(),
-            full_budget: self.fixed() + kv_all + all,
+            full_budget: self.fixed() + kv_all + all.max(self.room_min()),
             scratch_estimated: input.scratch_estimated,
             units: input.units.clone(),
             tiers: tiers::tiers(input, &residents, &ring),
@@ -361,7 +373,7 @@ fn check(input: &PlanInput) -> Result<(), PlanError> {
     let fixed = input.kv_fixed.iter().flatten().map(|layer| layer.bytes);
     let padding = input.alignment.checked_add(input.granularity);
     let mut sum = input.scratch.checked_add(input.reserve);
-    sum = sum.and_then(|sum| sum.checked_add(input.encoders));
+    sum = sum.and_then(|sum| sum.checked_add(input.encoders)?.checked_add(input.in_turn));
     sum = sum.and_then(|sum| sum.checked_add(input.fetch_bytes()));
     for bytes in units.chain(kv).chain(fixed) {
         sum = sum.and_then(|sum| sum.checked_add(bytes)?.checked_add(padding?));

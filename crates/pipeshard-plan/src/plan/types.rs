@@ -116,6 +116,12 @@ pub struct PlanInput {
     /// Weights and compute buffers of encoders of images and sound, which no plan moves.
     #[serde(default)]
     pub encoders: u64,
+    /// What an encoder takes while it computes, for which weights make way: at least so much is left to both in turn.
+    #[serde(default)]
+    pub in_turn: u64,
+    /// Every weight that is not small is streamed through the ring, whatever the room.
+    #[serde(default)]
+    pub all_in_ring: bool,
     /// Alignment of every tensor on the device; a power of two.
     pub alignment: u64,
     /// The driver's allocation granularity: each chunk, the ring and the KV cache are rounded up
@@ -181,6 +187,8 @@ impl PlanInput {
             scratch_estimated: false,
             reserve: 0,
             encoders: 0,
+            in_turn: 0,
+            all_in_ring: false,
             alignment: 256,
             granularity: 2 * MIB,
             kv_fixed: None,

@@ -75,6 +75,7 @@ fn inputs() -> impl Strategy<Value = PlanInput> {
             scratch,
             reserve,
             encoders: reserve / 2,
+            in_turn: reserve * 3,
             alignment,
             granularity,
             group_target,

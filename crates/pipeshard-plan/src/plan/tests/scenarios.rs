@@ -177,3 +177,30 @@ fn what_would_fill_the_ring_alone_is_resident_instead() {
     assert_eq!((made.residents.len(), made.minimum_budget), (1, MIB));
     assert_eq!(made.ring, Ring::default());
 }
+
+#[test]
+fn who_takes_turns_with_weights_needs_room_but_takes_none() {
+    let model = models::dense();
+    let alone = plan(&input(&model, 60 * MIB)).unwrap();
+    let with = |in_turn: u64, budget: u64| {
+        plan(&PlanInput {
+            in_turn,
+            ..input(&model, budget)
+        })
+    };
+    // what weights need at least is enough for it
+    let little = with(MIB, 60 * MIB).unwrap();
+    assert_eq!(little, alone);
+    // more than weights need, less than they use
+    let much = with(30 * MIB, 60 * MIB).unwrap();
+    assert_eq!((&much.chunks, &much.ring), (&alone.chunks, &alone.ring));
+    assert!(much.minimum_budget > alone.minimum_budget + 10 * MIB);
+    let kv_and_the_rest = much.minimum_budget;
+    assert!(with(30 * MIB, kv_and_the_rest).is_ok());
+    let refused = with(30 * MIB, kv_and_the_rest - 1).unwrap_err();
+    assert!(refused.to_string().contains("encoder"), "{refused}");
+    // cells make way for it, as they do for weights
+    let on_device = |plan: &Plan| plan.kv.iter().filter(|layer| layer.device).count();
+    assert_eq!((on_device(&alone), on_device(&much)), (8, 8));
+    assert!(on_device(&with(30 * MIB, kv_and_the_rest + 2 * MIB).unwrap()) < 8);
+}

@@ -1,0 +1,160 @@
+//! Encoders and language models take turns with the device's memory: the same bits whatever the budget, and nobody holds what the
+//! other needs.
+
+use super::*;
+
+/// A run within a budget, on a device that has no more.
+fn within_budget(name: &str, pictures: &[&Path], budget: u64) -> Encoded {
+    let flags = within(budget);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    Encoded::run(name, pictures, &flags)
+}
+
+fn stock(name: &str, pictures: &[&Path]) -> Encoded {
+    Encoded::run(name, pictures, &["--no-repack"]).worked()
+}
+
+/// The smallest budget that works for these pictures, as refusals name it.
+fn smallest(pictures: &[&Path]) -> u64 {
+    let mut budget = 2 * MIB;
+    for _ in 0..12 {
+        let tried = within_budget("smallest-turns", pictures, budget);
+        if tried.finished.succeeded() {
+            return budget;
+        }
+        assert!(tried.finished.failed_cleanly(), "{}", tried.finished.told());
+        let said = tried.finished.said();
+        budget = named(&said).unwrap_or_else(|| panic!("no budget is named: {said}"));
+    }
+    panic!("no budget works");
+}
+
+impl Encoded {
+    fn encoder_bytes(&self) -> u64 {
+        let each = self.vision().encoders.iter();
+        each.map(|encoder| encoder.weights).sum()
+    }
+
+    /// Bytes that went to the device for encodes.
+    fn copied(&self) -> u64 {
+        self.vision().bytes_streamed + self.vision().bytes_uploaded
+    }
+}
+
+#[test]
+fn a_streamed_encoder_gives_the_same_bits_at_every_budget() {
+    let picture = picture(448, 336);
+    let pictures = [&picture as &Path];
+    let stock = stock("turns-stock", &pictures);
+    let least = smallest(&pictures);
+    let roomy = within_budget("turns-roomy", &pictures, 300 * MIB).worked();
+    let needed = roomy.report().peak.total;
+    // neither the encoder's weights nor the language model's fit beside the rest
+    assert!(least + 6 * MIB < needed, "{least} {needed}");
+    let budgets = [
+        least,
+        (2 * least + needed) / 3,
+        (least + 2 * needed) / 3,
+        needed,
+    ];
+    for budget in budgets {
+        let ours = within_budget("turns-ours", &pictures, budget).worked();
+        assert!(stock.embeddings == ours.embeddings, "{budget}");
+        assert_eq!(stock.finished.stdout, ours.finished.stdout, "{budget}");
+        ours.assert_healthy(budget);
+        let vision = ours.vision();
+        assert!(vision.encoders.iter().all(|encoder| encoder.in_turn));
+        assert_eq!(vision.encodes, 1);
+        // each weight once
+        assert_eq!(ours.copied(), ours.encoder_bytes(), "{budget}");
+        assert!(vision.bytes_streamed > 9 * ours.encoder_bytes() / 10);
+        assert_eq!(vision.staged_bytes, 0);
+    }
+}
+
+#[test]
+fn the_peak_is_that_of_the_larger_phase() {
+    let picture = picture(448, 336);
+    let pictures = [&picture as &Path, &picture];
+    let stock = stock("phases-stock", &pictures);
+    let budget = smallest(&pictures) + MIB;
+    let ours = within_budget("phases-ours", &pictures, budget).worked();
+    assert!(stock.embeddings == ours.embeddings);
+    assert_eq!(stock.finished.stdout, ours.finished.stdout);
+    ours.assert_healthy(budget);
+    let (vision, peak) = (ours.vision(), &ours.report().peak);
+    // one after the other, each holds more than is left beside the other
+    let language = peak.resident + peak.slots;
+    assert!(peak.vision + language + peak.kv + peak.scratch > budget);
+    assert_eq!(vision.encodes, 2);
+    // the first one may find the device empty
+    assert!((2..=4).contains(&vision.phase_changes), "{vision:?}");
+    assert_eq!(ours.copied(), 2 * ours.encoder_bytes(), "{vision:?}");
+    // what made way came back
+    assert!(vision.bytes_restored > 0 && vision.bytes_evicted >= vision.bytes_restored);
+}
+
+#[test]
+fn an_encoder_that_has_room_stays() {
+    let picture = picture(448, 336);
+    let pictures = [&picture as &Path; 3];
+    let stock = stock("room-stock", &pictures);
+    let ours = within_budget("room-ours", &pictures, 300 * MIB).worked();
+    assert!(stock.embeddings == ours.embeddings);
+    assert_eq!(stock.finished.stdout, ours.finished.stdout);
+    ours.assert_healthy(300 * MIB);
+    let vision = ours.vision();
+    assert_eq!((vision.encodes, vision.phase_changes), (3, 0));
+    assert_eq!(ours.copied(), ours.encoder_bytes());
+    assert_eq!(ours.report().recarvings, 0);
+}
+
+#[test]
+fn nothing_grows_from_image_to_image() {
+    let (large, small) = (picture(448, 336), picture(112, 112));
+    let two = [&large as &Path, &small];
+    let many = [&large as &Path, &small, &large, &small, &large, &small];
+    let budget = smallest(&two) + 2 * MIB;
+    let peaks = [&two[..], &many].map(|pictures| {
+        let ours = within_budget("grows", pictures, budget).worked();
+        ours.assert_healthy(budget);
+        assert_eq!(ours.vision().encodes, pictures.len() as u64);
+        let report = ours.report();
+        (report.peak.vision, report.peak.scratch, report.peak.kv)
+    });
+    assert_eq!(peaks[0], peaks[1]);
+}
+
+#[test]
+fn weights_that_are_not_page_locked_go_through_the_staging_ring() {
+    let picture = picture(224, 224);
+    let pictures = [&picture as &Path];
+    let stock = stock("staged-stock", &pictures);
+    let sim = [
+        "--pipeshard-sim",
+        "vram=300M,pin=off",
+        "--pipeshard-vram",
+        "300M",
+    ];
+    let ours = Encoded::run("staged-ours", &pictures, &sim).worked();
+    assert!(stock.embeddings == ours.embeddings);
+    assert_eq!(ours.vision().staged_bytes, ours.copied());
+}
+
+#[test]
+fn delays_between_the_lanes_change_no_bit() {
+    let picture = picture(224, 224);
+    let pictures = [&picture as &Path, &picture];
+    let stock = stock("delays-stock", &pictures);
+    let budget = smallest(&pictures);
+    // copies take longer than kernels, then the other way round
+    for delay in [3000, 200] {
+        let sim = format!("vram={budget},delay={delay},seed={delay}");
+        let vram = budget.to_string();
+        let flags = ["--pipeshard-sim", &sim, "--pipeshard-vram", &vram];
+        let ours = Encoded::run("delays-ours", &pictures, &flags).worked();
+        assert!(stock.embeddings == ours.embeddings, "{delay}");
+        assert_eq!(stock.finished.stdout, ours.finished.stdout, "{delay}");
+        ours.assert_healthy(budget);
+    }
+}
