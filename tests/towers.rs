@@ -66,17 +66,22 @@ impl Tower {
     }
 }
 
-/// Sees a picture of 336 by 224 pixels.
+/// Sees a picture of 672 by 448 pixels.
 const fn sees(projector: &'static str) -> Tower {
     Tower {
         projector,
         made: &[],
         language: "tiny-qwen2-images",
-        given: Given::Picture(336, 224),
+        given: Given::Picture(672, 448),
         flags: &[],
         graphs: 1,
         unmasked: 0,
     }
+}
+
+/// Sees a picture of 1008 by 672 pixels, in tiles.
+const fn tiles(projector: &'static str) -> Tower {
+    sees(projector).given(Given::Picture(1008, 672))
 }
 
 /// Hears two seconds.
@@ -94,24 +99,24 @@ const TOWERS: &[Tower] = &[
     sees("qwen2vl_merger").beside(PLANAR),
     sees("qwen3vl_merger").beside("tiny-llama"),
     sees("gemma3").beside("tiny-gemma3"),
-    sees("idefics3").graphs(5),
-    sees("internvl"),
-    sees("internvl").made(&["--type=q8_0"]),
-    sees("internvl")
+    tiles("idefics3").graphs(5),
+    tiles("internvl"),
+    tiles("internvl").made(&["--type=q8_0"]),
+    tiles("internvl")
         .flags(&["--mtmd-batch-max-tokens", "32"])
-        .graphs(4),
+        .graphs(7),
     // one row of patches: llama.cpp makes the token between rows of 0 times what memory held
     sees("pixtral").given(Given::Picture(512, 32)),
     sees("mlp"),
-    sees("mlp-tiles").graphs(5),
+    tiles("mlp-tiles").graphs(5),
     sees("mlp-norms"),
-    sees("resampler").graphs(7),
-    sees("minicpmv4_6").graphs(7),
-    sees("llama4").graphs(7),
-    sees("llama4").flags(UNFUSED).graphs(7),
+    tiles("resampler").graphs(7),
+    tiles("minicpmv4_6").graphs(5),
+    tiles("llama4").graphs(7),
+    tiles("llama4").flags(UNFUSED).graphs(7),
     sees("exaone4_5").beside(PLANAR).unmasked(1),
     sees("youtuvl").unmasked(1),
-    sees("muse-glimmer").given(Given::Picture(672, 448)),
+    sees("muse-glimmer"),
     sees("mimovl").beside(PLANAR),
     sees("mimovl").beside(PLANAR).flags(UNFUSED),
     sees("lfm2"),
@@ -137,10 +142,10 @@ const TOWERS: &[Tower] = &[
     sees("cogvlm"),
     sees("nemotron_v2_vl"),
     sees("yasa2"),
-    sees("cohere2v").graphs(5),
+    tiles("cohere2v").graphs(5),
     sees("d1omni_v"),
     sees("step3vl"),
-    sees("granite4_vision"),
+    tiles("granite4_vision"),
     sees("lightonocr"),
     sees("kimik25"),
     sees("paddleocr").beside(PLANAR),
@@ -259,7 +264,7 @@ impl Tower {
                 let sound = file(&format!("{seconds}s.wav"), || wave(seconds));
                 command.arg("--audio").arg(sound);
             }
-            command.args(["-p", "what is this", "-n", "8", "-t", "1", "-c", "2048"]);
+            command.args(["-p", "what is this", "-n", "8", "-t", "1", "-c", "4096"]);
             command.args(["--temp", "0", "--chat-template", "chatml"]);
             command.args(self.flags).args(flags);
             command.env("MTMD_DEBUG_EMBEDDINGS", &dump);

@@ -8,7 +8,7 @@ use comfy_table::{presets, CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::synth::{
-    shape, write, Layout, Summary, SynthError, SynthSpec, Window, WriteOptions, SHAPES,
+    shape, write, Layout, Summary, SynthError, SynthSpec, Window, WriteOptions, PROJECTORS, SHAPES,
 };
 use pipeshard_model::size::ByteSize;
 
@@ -154,6 +154,7 @@ impl SynthArgs {
 pub fn run(args: &SynthArgs) -> Result<(), SynthError> {
     let (Some(name), Some(out)) = (&args.shape, &args.out) else {
         println!("{}", list()?);
+        println!("{}", list_encoders());
         return Ok(());
     };
     let spec = args.spec(name)?;
@@ -260,6 +261,19 @@ fn list() -> Result<Table, SynthError> {
     Ok(table)
 }
 
+/// The small encoders, each in a line.
+fn list_encoders() -> String {
+    let width = PROJECTORS.iter().map(|p| p.shape().len()).max();
+    let lines = PROJECTORS.iter().map(|projector| {
+        let width = width.unwrap_or(0);
+        format!("\n  {:width$}  {}", projector.shape(), projector.about)
+    });
+    let lines: String = lines.collect();
+    format!(
+        "Encoders of images and sound for tests, a file beside that of a language model:{lines}"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -309,6 +323,8 @@ mod tests {
         for shape in SHAPES {
             assert!(table.contains(shape.name), "{table}");
         }
+        let encoders = list_encoders();
+        assert!(encoders.contains("\n  tiny-mmproj-gemma3 ") && encoders.contains("pooling"));
     }
 
     #[test]
