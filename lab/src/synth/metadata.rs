@@ -89,11 +89,10 @@ pub(super) fn metadata(spec: &SynthSpec) -> Vec<(String, Value)> {
         architecture: spec.architecture.name(),
         pairs: &mut pairs,
     };
-    if let Some(vision) = spec.vision {
-        match vision.projector {
-            Some(projector) => pairs.extend(encoders::keys(spec, vision, projector)),
-            None => keys.vision(spec, vision),
-        }
+    if let Some(own) = encoders::keys(spec) {
+        pairs.extend(own);
+    } else if let Some(vision) = spec.vision {
+        keys.vision(spec, vision);
     } else {
         keys.layers(spec);
         keys.attention(spec);

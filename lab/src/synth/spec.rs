@@ -1,6 +1,6 @@
 //! What a synthetic model looks like.
 
-use super::{Architecture, Projector, SynthError, TypeMix};
+use super::{Architecture, SynthError, TypeMix};
 use pipeshard_model::inventory::DType;
 
 /// A window that most layers look back over.
@@ -63,7 +63,7 @@ pub struct Vision {
     /// Width of the language model.
     pub projection: u32,
     /// Which of the small encoders for tests it is; Qwen2.5-VL's where it is none of them.
-    pub projector: Option<&'static Projector>,
+    pub projector: Option<&'static str>,
 }
 
 /// A model of random weights: its shape, its types and its seed.

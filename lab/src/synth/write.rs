@@ -18,7 +18,7 @@ use rand_pcg::Pcg64Mcg;
 use super::blocks::Filler;
 use super::layout::{tensors, Quiet, TensorPlan, Values};
 use super::metadata::metadata;
-use super::{SynthError, SynthSpec};
+use super::{encoders, SynthError, SynthSpec};
 use pipeshard_gguf::container::{header, Entry, ALIGNMENT};
 
 /// Bytes that one thread makes and writes at a time, about.
@@ -58,7 +58,7 @@ impl Layout {
     /// # Errors
     /// [`SynthError::Shape`] when no model can have this shape.
     pub fn new(spec: &SynthSpec) -> Result<Self, SynthError> {
-        let tensors = tensors(spec)?;
+        let tensors = encoders::tensors(spec).unwrap_or_else(|| tensors(spec))?;
         let mut offset = 0_u64;
         let mut placed = Vec::with_capacity(tensors.len());
         for tensor in tensors {

@@ -14,7 +14,6 @@ use super::spec::{SynthSpec, Vision};
 use super::{Architecture, SynthError};
 use draft::Draft;
 use pipeshard_gguf::container::Value;
-use std::fmt;
 
 pub use table::PROJECTORS;
 
@@ -62,27 +61,13 @@ pub struct Projector {
     draft: fn(&mut Draft<'_>),
 }
 
-impl PartialEq for Projector {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-    }
-}
-
-impl Eq for Projector {}
-
-impl fmt::Debug for Projector {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.name.fmt(formatter)
-    }
-}
-
 impl Projector {
     /// The name of its shape.
     pub fn shape(&self) -> String {
         format!("{PREFIX}{}", self.name)
     }
 
-    fn spec(&'static self) -> SynthSpec {
+    fn spec(&self, like: SynthSpec) -> SynthSpec {
         let Size {
             layers,
             width,
@@ -109,44 +94,41 @@ impl Projector {
                 image,
                 window_period: 0,
                 projection: out,
-                projector: Some(self),
+                projector: Some(self.name),
             }),
-            ..super::shapes::tiny_tower()
+            ..like
         }
     }
 }
 
-/// The specification of an encoder that is named.
-pub(super) fn shape(name: &str) -> Option<SynthSpec> {
+/// The specification of an encoder that is named, with what is not an encoder's own from another one.
+pub(super) fn shape(name: &str, like: SynthSpec) -> Option<SynthSpec> {
     let wanted = name.strip_prefix(PREFIX)?;
     let found = PROJECTORS
         .iter()
         .find(|projector| projector.name.eq_ignore_ascii_case(wanted));
-    found.map(Projector::spec)
+    found.map(|projector| projector.spec(like))
 }
 
-fn drafted<'a>(spec: &'a SynthSpec, vision: Vision, projector: &Projector) -> Draft<'a> {
+/// Puts a specification's file together, if it is one of these encoders.
+fn drafted(spec: &SynthSpec) -> Option<Draft<'_>> {
+    let vision = spec.vision?;
+    let name = vision.projector?;
+    let projector = PROJECTORS.iter().find(|p| p.name == name)?;
     let mut draft = Draft::new(spec, vision);
     (projector.draft)(&mut draft);
-    draft
+    Some(draft)
 }
 
-/// What an encoder says of itself.
-pub(super) fn keys(
-    spec: &SynthSpec,
-    vision: Vision,
-    projector: &Projector,
-) -> Vec<(String, Value)> {
-    drafted(spec, vision, projector).keys()
+/// What it says of itself.
+pub(super) fn keys(spec: &SynthSpec) -> Option<Vec<(String, Value)>> {
+    Some(drafted(spec)?.keys())
 }
 
 /// Its tensors.
-pub(super) fn tensors(
-    spec: &SynthSpec,
-    vision: Vision,
-    projector: &Projector,
-) -> Result<Vec<TensorPlan>, SynthError> {
-    drafted(spec, vision, projector).tensors()
+pub(super) fn tensors(spec: &SynthSpec) -> Option<Result<Vec<TensorPlan>, SynthError>> {
+    let draft = drafted(spec)?;
+    Some(spec.check().and_then(|()| draft.tensors()))
 }
 
 #[cfg(test)]
@@ -159,18 +141,18 @@ mod tests {
         let mut names = HashSet::new();
         for projector in PROJECTORS {
             assert!(names.insert(projector.name), "{}", projector.name);
-            let spec = shape(&projector.shape()).unwrap();
-            spec.check().unwrap();
-            let vision = spec.vision.unwrap();
-            let tensors = tensors(&spec, vision, projector).unwrap();
+            let spec = crate::synth::shape(&projector.shape()).unwrap();
+            let tensors = tensors(&spec).unwrap().unwrap();
             let bytes: u64 = tensors.iter().map(|tensor| tensor.bytes).sum();
             assert!(bytes < 10 << 20, "{}: {bytes}", projector.name);
             let distinct: HashSet<_> = tensors.iter().map(|tensor| &tensor.name).collect();
             assert_eq!(distinct.len(), tensors.len(), "{}", projector.name);
-            let keys = keys(&spec, vision, projector);
+            let keys = keys(&spec).unwrap();
             let distinct: HashSet<_> = keys.iter().map(|(key, _)| key).collect();
             assert_eq!(distinct.len(), keys.len(), "{}", projector.name);
         }
-        assert!(shape("tiny-mmproj-nothing").is_none() && shape("tiny-llama").is_none());
+        let other = crate::synth::shape("tiny-llama").unwrap();
+        assert!(tensors(&other).is_none() && keys(&other).is_none());
+        assert!(shape("tiny-mmproj-nothing", other).is_none());
     }
 }

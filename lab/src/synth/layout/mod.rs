@@ -13,7 +13,7 @@ mod tensor;
 mod vision;
 
 use super::spec::SynthSpec;
-use super::{encoders, Architecture, SynthError};
+use super::{Architecture, SynthError};
 
 pub(super) use builder::Builder;
 pub(super) use decoder::EXPERT_WEIGHTS_SCALE;
@@ -48,9 +48,6 @@ fn final_deviation(spec: &SynthSpec) -> f32 {
 /// All tensors of a model, in order of use, which is also their order in the file.
 pub(super) fn tensors(spec: &SynthSpec) -> Result<Vec<TensorPlan>, SynthError> {
     spec.check()?;
-    if let Some((vision, projector)) = spec.vision.and_then(|v| Some((v, v.projector?))) {
-        return encoders::tensors(spec, vision, projector);
-    }
     let mut builder = Builder::new();
     match (spec.architecture, spec.vision) {
         (Architecture::Clip, Some(vision)) => vision::push(&mut builder, spec, vision)?,

@@ -178,15 +178,10 @@ pub fn shape(name: &str) -> Result<SynthSpec, SynthError> {
         .iter()
         .find(|shape| shape.name.eq_ignore_ascii_case(name))
         .map(Shape::spec)
-        .or_else(|| encoders::shape(name))
+        .or_else(|| encoders::shape(name, small::tower(&small::tiny_qwen2vl())))
         .ok_or_else(|| SynthError::UnknownShape {
             name: name.to_owned(),
         })
-}
-
-/// What small encoders have in common.
-pub(super) fn tiny_tower() -> SynthSpec {
-    small::tower(&small::tiny_qwen2vl())
 }
 
 fn all(type_name: &str) -> TypeMix {
