@@ -94,7 +94,14 @@ impl Encoded {
         if flags.contains(&"--pipeshard-vram") {
             command.arg("--pipeshard-report").arg(&report);
         }
-        let finished = finish(&mut command);
+        let mut finished = finish(&mut command);
+        // llama.cpp's tools end before all of their text is written, now and then: see `finish_text`
+        for _ in 0..20 {
+            if finished.stdout.ends_with("\n\n") || !finished.succeeded() {
+                break;
+            }
+            finished = finish(&mut command);
+        }
         let report = std::fs::read_to_string(report).ok();
         let report: Option<Report> =
             report.map(|text| serde_json::from_str(&text).expect("a report of this build"));

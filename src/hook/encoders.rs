@@ -211,6 +211,14 @@ impl Encoders {
         self.by_sched.is_empty()
     }
 
+    /// Whether an encoder like this one, of its file and kind, was noted before: llama.cpp makes one to see what it takes.
+    pub fn was_seen(&self, sched: usize) -> bool {
+        self.by_sched.get(&sched).is_some_and(|encoder| {
+            let mut seen = self.seen.iter();
+            seen.any(|of| of.file == encoder.file && of.kind == encoder.kind.name())
+        })
+    }
+
     /// Notes what an encoder holds now, in bytes, for the report.
     pub fn note_held(&mut self, sched: usize, weights: u64, scratch: u64) {
         let Some(encoder) = self.by_sched.get(&sched) else {

@@ -156,13 +156,16 @@ pub unsafe fn wanted(
                 note_tower(accounts, sched, &tower);
                 let weights = tower.bytes();
                 encoders.set_tower(sched, tower);
+                let first = !encoders.was_seen(sched);
                 encoders.note_held(sched, weights, 0);
                 if !config.no_page_lock {
                     accounts.addressed_of_encoders += weights;
                     tenant.note_page_locked(accounts);
                 }
                 tenant.planner.replan();
-                say_what_fits(accounts, tenant, encoders, sched);
+                if first {
+                    say_what_fits(accounts, tenant, encoders, sched);
+                }
                 return Loaded::InHost(buffer);
             }
             Err(why) => {
