@@ -13,7 +13,7 @@ bin=${CARGO_TARGET_DIR:-target}/release
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 mkdir -p "$stage/bin/test-hooks" "$out"
-tools=(pipeshard pipeshard-lab llama-completion llama-bench llama-batched-bench llama-perplexity llama-cli llama-server)
+tools=(pipeshard pipeshard-lab llama-completion llama-bench llama-batched-bench llama-perplexity llama-cli llama-mtmd-cli llama-server)
 for tool in "${tools[@]}"; do cp -L "$bin/$tool" "$stage/bin/"; done
 cp -P "$bin"/lib*.so* "$stage/bin/"
 cp -L "$bin/../test-hooks/libpipeshard.so" "$stage/bin/test-hooks/"
@@ -27,7 +27,7 @@ if [ -n "${OLD:-}" ]; then
 fi
 rm -f "$stage"/bin/*.dwp
 strip --strip-debug "$stage"/bin*/* "$stage"/bin/test-hooks/* 2>/dev/null || true
-cp lab/gpu/visit.sh lab/gpu/profile.sh lab/gpu/builds.sh lab/gpu/kernels.py "$stage/"
+cp lab/gpu/visit.sh lab/gpu/profile.sh lab/gpu/builds.sh lab/gpu/vision.sh lab/gpu/kernels.py "$stage/"
 cc -O2 -Wall -shared -fPIC lab/gpu/memory.c -o "$stage/bin/libmemory.so" -lpthread -ldl
 cc -O3 -Wall lab/gpu/rest.c -o "$stage/bin/rest" -lpthread
 cc -O3 -mavx2 -Wall lab/gpu/pages.c -o "$stage/bin/pages" -lpthread -ldl

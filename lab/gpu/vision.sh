@@ -1,0 +1,76 @@
+# Sourced by visit.sh. Encoders of images on a GPU, beside stock: embeddings, text, the driver's peak, and the time of an encode.
+# shellcheck shell=bash disable=SC2154 # `bin`, `models`, `OUT`, `threads` and the functions are visit.sh's
+
+picture() { # WIDTH HEIGHT FILE
+    python3 - "$@" <<'PY'
+import random, struct, sys
+width, height, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+row = (width * 3 + 3) // 4 * 4
+header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54 + row * height, 0, 0, 54, 40, width, height, 1, 24, 0, row * height, 0, 0, 0, 0)
+open(path, "wb").write(header + random.Random(1).randbytes(row * height))
+PY
+}
+
+# One image and some tokens: embeddings to $models/NAME.emb, text, driver's peak in MiB, and what was said of times.
+look() { # NAME MODEL IMAGE ARGS...
+    local name=$1 model=$2 image=$3 before peak_file sampler code
+    shift 3
+    peak_file=$(mktemp)
+    before=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
+    ( peak=0; while sleep 0.03; do used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
+        [ "${used:-0}" -gt "$peak" ] && peak=$used && echo "$peak" > "$peak_file"; done ) & sampler=$!
+    echo "--- look $name: $*" >> "$OUT/visit.log"
+    MTMD_DEBUG_EMBEDDINGS=$models/$name.emb PIPESHARD_LIBRARY=$bin/libpipeshard.so timeout "${LIMIT:-120}" "$bin/llama-mtmd-cli" -m "$models/$model.gguf" \
+        --mmproj "$models/$model-mmproj.gguf" --image "$image" -p "what is this" -n "${GENERATE:-16}" -t $((threads / 2)) -c "${CONTEXT:-8192}" --temp 0 "$@" \
+        > "$models/$name.txt" 2> "$models/$name.log"
+    code=$?
+    kill "$sampler" 2>/dev/null; wait "$sampler" 2>/dev/null
+    tail -n 60 "$models/$name.log" >> "$OUT/visit.log"
+    LOOK="exit $code, peak $(( $(cat "$peak_file" 2>/dev/null || echo 0) - before )) MiB, $(grep -aoE '(image|mtmd batch|slice).*(encoded|decoded|processed).*in [0-9]+ ms' "$models/$name.log" | grep -aoE '[a-z]+ed.* in [0-9]+ ms' | tr '\n' ' ')"
+}
+
+# How far embeddings are apart, relative to their size, and whether the text is the same.
+apart() { # NAME REFERENCE
+    python3 - "$models/$1" "$models/$2" <<'PY'
+import struct, sys
+def read(path):
+    data = open(path, "rb").read()
+    tokens, width = struct.unpack_from("<ii", data)
+    return struct.unpack_from(f"<{tokens * width}f", data, 8)
+try:
+    a, b = read(sys.argv[1] + ".emb"), read(sys.argv[2] + ".emb")
+except (OSError, struct.error) as why:
+    print("no embeddings:", why); sys.exit()
+if len(a) != len(b):
+    print("other sizes", len(a), len(b)); sys.exit()
+size = sum(y * y for y in b) ** 0.5
+print(f"apart {sum((x - y) ** 2 for x, y in zip(a, b)) ** 0.5 / size:.1e}, bits {'same' if a == b else 'differ'}, text",
+      "same" if open(sys.argv[1] + ".txt").read() == open(sys.argv[2] + ".txt").read() else "differs")
+PY
+}
+
+synth tiny-qwen2vl tiny-qwen2vl
+synth tiny-qwen2vl-mmproj tiny-qwen2vl-mmproj
+picture 448 336 "$models/small.bmp"
+look tiny-stock tiny-qwen2vl "$models/small.bmp" -ngl 99
+look tiny-stock-off tiny-qwen2vl "$models/small.bmp" -ngl 99 -fa off
+note "tiny, stock -fa off beside stock: $(apart tiny-stock-off tiny-stock)"
+for budget in ${TINY_BUDGETS:-250M 400M 2G}; do
+    look "tiny-$budget" tiny-qwen2vl "$models/small.bmp" --pipeshard-vram "$budget" --pipeshard-report "$models/tiny-$budget.json"
+    note "tiny $budget: $LOOK; $(apart "tiny-$budget" tiny-stock)"
+done
+synth cosmos cosmos-reason1-7b --type "${COSMOS_TYPE:-q4_0}"
+synth cosmos-mmproj cosmos-reason1-7b-mmproj
+for size in ${SIZES:-868x476 1932x1092 2560x1440}; do
+    picture "${size%x*}" "${size#*x}" "$models/$size.bmp"
+    look "stock-$size" cosmos "$models/$size.bmp" -ngl 99
+    note "$size stock, all in VRAM: $LOOK"
+    look "stock-off-$size" cosmos "$models/$size.bmp" -ngl 99 -fa off
+    note "$size stock -fa off: $LOOK; $(apart "stock-off-$size" "stock-$size")"
+    for budget in ${BUDGETS_VISION:-2G 3G 4G 12G}; do
+        look "$size-$budget" cosmos "$models/$size.bmp" --pipeshard-vram "$budget" --pipeshard-report "$models/$size-$budget.json"
+        note "$size $budget: $LOOK; $(apart "$size-$budget" "stock-$size")"
+        note "    $(grep -a 'pipeshard: ' "$models/$size-$budget.log" | grep -aE 'vision|encoder|off, because' | tail -n 1 | cut -c1-200)"
+    done
+done
+tar -C "$models" -czf "$OUT/vision.tar.gz" $(cd "$models" && ls ./*.json ./*.log 2>/dev/null)
