@@ -110,15 +110,28 @@ pub fn answer(
     };
     let row = |other: u64| BudgetRow {
         budget: other,
-        prediction: match other == budget {
-            true => Some(solved.prediction),
-            false => {
-                let solved = question.solve(other, &machine.profile);
-                solved.ok().map(|solved| solved.prediction)
-            }
+        prediction: if other == budget {
+            Some(solved.prediction)
+        } else {
+            let solved = question.solve(other, &machine.profile);
+            solved.ok().map(|solved| solved.prediction)
         },
     };
-    let budgets = neighbours(budget).into_iter().map(row).collect();
+    // each is a search of its own
+    let budgets = std::thread::scope(|scope| {
+        let row = &row;
+        let started = neighbours(budget).into_iter();
+        let started: Vec<_> = started
+            .map(|other| (other, scope.spawn(move || row(other))))
+            .collect();
+        let ended = started.into_iter().map(|(budget, thread)| {
+            thread.join().unwrap_or(BudgetRow {
+                budget,
+                prediction: None,
+            })
+        });
+        ended.collect()
+    });
     let inventory = question.inventory;
     Ok(Answer {
         model,

@@ -47,7 +47,8 @@ fn a_mixture_that_does_not_fit() {
     // measured: 40 to 48 tokens per second, 9300 to 11000 of a prompt
     let found = predicted(&model, 4 * GIB, 4096);
     within(found.tps, 40.0..50.0);
-    within(4096.0 / found.ttft, 11_000.0..15_500.0);
+    // up to a half too fast: that a busy device slows the link is not priced
+    within(4096.0 / found.ttft, 9_300.0..15_500.0);
     // to the CPU and back in every layer whose experts are there
     within(f64::from(found.decode.hand_overs), 70.0..97.0);
 }
