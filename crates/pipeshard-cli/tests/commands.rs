@@ -15,5 +15,8 @@ fn it_has_the_commands_that_users_need() {
     let names: Vec<&str> = (commands.lines())
         .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next())
         .collect();
-    assert_eq!(names, ["plan", "profile", "verify", "trace", "help"]);
+    assert_eq!(
+        names,
+        ["plan", "profile", "bench", "verify", "trace", "help"]
+    );
 }
