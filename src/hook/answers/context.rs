@@ -129,10 +129,10 @@ enum Wanted {
 /// in another way for each number of tokens in it. The largest growth that was seen was 0.7 % (granite-hybrid, two contexts).
 const GROWTH_SHARE: u64 = 64;
 
-/// What may be added to compute buffers of `bytes` in mid-run.
-fn growth(accounts: &Accounts, bytes: u64) -> u64 {
+/// What may be added to compute buffers of `bytes` in mid-run. Only the smallest plan keeps room for it: others give something up then.
+fn growth(accounts: &Accounts, tenant: &Tenant, bytes: u64) -> u64 {
     let copied = accounts.ledger.kv_placements().iter().any(|kv| !kv.device);
-    match copied {
+    match copied && tenant.planner.attempts.smallest() {
         true => accounts.rounded(bytes / GROWTH_SHARE),
         false => 0,
     }
@@ -156,7 +156,7 @@ fn wanted(
         return Wanted::Granted;
     }
     let later = match measuring {
-        true => growth(accounts, accounts.ledger.scratch() - before + bytes),
+        true => growth(accounts, tenant, accounts.ledger.scratch() - before + bytes),
         false => 0,
     };
     match tenant.make_plan(accounts, bytes - before + later) {
