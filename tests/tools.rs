@@ -194,7 +194,9 @@ fn cells_leave_room_for_the_ubatch_that_was_chosen() {
     let mut command = tool("llama-completion");
     let model = synthetic("tiny-llama", &["--layers", "12"]);
     command.arg("-m").arg(model);
-    command.args(["-p", "a", "-n", "1", "-c", "16000", "-b", "16000", "-t", "1"]);
+    command.args([
+        "-p", "a", "-n", "1", "-c", "16000", "-b", "16000", "-t", "1",
+    ]);
     command.args(["-v", "-no-cnv", "--no-warmup", "--pipeshard-vram", "110M"]);
     command.args(["--pipeshard-sim", "vram=1G,pcie=1G,flops=200T,cpu=20G"]);
     let finished = finish(&mut command);
