@@ -26,7 +26,7 @@ look() { # NAME MODEL IMAGE ARGS...
     code=$?
     kill "$sampler" 2>/dev/null; wait "$sampler" 2>/dev/null
     tail -n 60 "$models/$name.log" >> "$OUT/visit.log"
-    LOOK="exit $code, peak $(( $(cat "$peak_file" 2>/dev/null || echo 0) - before )) MiB, $(grep -aoE '(image|mtmd batch|slice).*(encoded|decoded|processed).*in [0-9]+ ms' "$models/$name.log" | grep -aoE '[a-z]+ed.* in [0-9]+ ms' | tr '\n' ' ')"
+    LOOK="exit $code, peak $(( $(cat "$peak_file" 2>/dev/null || echo 0) - before )) MiB, $(grep -aoE 'encoding done in [0-9]+ ms' "$models/$name.log" | tail -n 1)"
 }
 
 # How far embeddings are apart, relative to their size, and whether the text is the same.

@@ -52,6 +52,14 @@ pub struct Holdings {
     pub fetched: u64,
 }
 
+impl Holdings {
+    /// What can be lent to another tenant: residents, the ring, and experts' memory.
+    pub fn lendable(&self) -> u64 {
+        let (residents, ring) = self.arena.unwrap_or_default();
+        residents + ring + self.fetched
+    }
+}
+
 /// One owner's KV, layer by layer.
 #[derive(Debug, Clone)]
 struct KvOwner {
@@ -207,6 +215,15 @@ impl Ledger {
         if held {
             self.note();
         }
+    }
+
+    /// Compute buffers that the encoder with this scheduler holds now, in bytes.
+    pub fn set_encoder_scratch(&mut self, sched: usize, scratch: u64) {
+        let holds = OfEncoder {
+            scratch,
+            ..self.encoder(sched)
+        };
+        self.set_encoder(sched, holds, true);
     }
 
     /// What the encoder with this scheduler holds.

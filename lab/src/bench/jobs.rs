@@ -7,7 +7,6 @@ use super::measure::{
     answer_of, batched_of, counted, parse_slack, predicted_of, read_json, result_of, slack_setting,
     told,
 };
-use super::memory::Sampler;
 use super::repeats::Repeats;
 use super::runner::Run;
 use super::setup::{log_command, log_said};
@@ -15,6 +14,7 @@ use super::types::{Approach, Counted, Measurement, Outcome, Test, Work};
 use super::MIB;
 use crate::process;
 use pipeshard::report::Report;
+use pipeshard_cli::bench::memory::Sampler;
 
 impl Run<'_> {
     /// A job, and for `--fit` once or twice more with a lower target where it went over its budget.

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use super::analysis::{setting_text, Stats};
 use super::command::{starts_a_test, BatchedLine, BenchLine};
-use super::memory::Sampler;
 use super::repeats::Repeats;
 use super::table::rate;
 use super::types::{Counted, Measurement, Outcome, Predicted, Test, Work};
 use super::MIB;
 use crate::process::Finished;
 use pipeshard::report::Report;
+use pipeshard_cli::bench::memory::Sampler;
 use pipeshard_model::size::ByteSize;
 
 /// Prompts whose lengths differ by less than this part are of the same length.

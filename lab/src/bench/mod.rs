@@ -31,7 +31,6 @@ pub mod job;
 pub mod jobs;
 pub mod link;
 pub mod measure;
-pub mod memory;
 pub mod models;
 pub mod place;
 pub mod placements;

@@ -10,7 +10,6 @@ use super::command::Side;
 use super::estimate;
 use super::job::{Form, Job};
 use super::measure::{low_point, results_in_order};
-use super::memory::Sampler;
 use super::runner::Run;
 use super::search::{Need, Placement};
 use super::setup::{log_command, log_said};
@@ -18,6 +17,7 @@ use super::types::{Measurement, Outcome, Test};
 use super::way::{Way, UBATCH};
 use super::MIB;
 use crate::process;
+use pipeshard_cli::bench::memory::Sampler;
 use pipeshard_model::inventory::Inventory;
 use pipeshard_model::size::ByteSize;
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use super::estimate::Facts;
 use super::link::{LinkSpeed, Opened};
-use super::memory::{Sampler, Source};
 use super::models::ModelSpec;
 use super::settings::{Progress, Settings};
 use super::types::Machine;
 use super::MIB;
 use crate::process::{self, Finished};
+use pipeshard_cli::bench::memory::{Sampler, Source};
 use pipeshard_model::inventory::Inventory;
 
 /// What a model means for times.

@@ -9,22 +9,21 @@
 //! first, [`scratch_grows`] says no, and [`open`] makes room before the scheduler splits it again.
 
 use super::encoder::note_tower;
-use super::graph::Begun;
+use super::graph::{self, Begun};
+use super::pass;
 use super::refused::Refused;
-use crate::arena::ledger::OfEncoder;
 use crate::hook::accounts::Accounts;
 use crate::hook::encoders::Encoders;
 use crate::hook::gate::{NewShape, NoPass};
 use crate::hook::graph::bind::Binder;
 use crate::hook::graph::nodes::{graph_nodes, Backends};
-use crate::hook::log;
 use crate::hook::pass_error::PassError;
 use crate::hook::schedulers::Schedulers;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
 use crate::hook::tower::Tower;
 use crate::lanes::hand_over::HostWait;
-use pipeshard_plan::plan::{Placement, PlanError, UnitId};
+use pipeshard_plan::plan::PlanError;
 use pipeshard_sys as ffi;
 
 type Backend = ffi::ggml_backend_t;
@@ -95,24 +94,14 @@ pub fn open(
     };
     let holds = tenant.residency.holdings(accounts.granularity());
     let (residents, ring) = holds.arena.unwrap_or_default();
-    let lendable = residents + ring + holds.fetched;
     let minimum = beside(accounts)
-        .saturating_sub(lendable)
+        .saturating_sub(holds.lendable())
         .saturating_add(least);
     if minimum > accounts.budget() {
-        let encoder = encoders.get(sched);
-        let tokens = encoder.and_then(|encoder| encoder.tokens());
-        let of_image = tokens.map(|tokens| format!(" of an image of {tokens} tokens"));
         let refused = Refused {
-            what: encoder.map(|e| e.name()).unwrap_or_default(),
-            of: format!(
-                "compute buffers{} and the weights of a layer or two",
-                of_image.unwrap_or_default()
-            ),
             needed: least,
             fixed: weights_min,
-            coming: 0,
-            tokens,
+            ..Refused::compute_buffers(encoders.get(sched), " and the weights of a layer or two")
         };
         let budget = accounts.budget();
         let error = PlanError::BudgetTooSmall {
@@ -191,20 +180,9 @@ pub unsafe fn bind(
     let (index, units) = (tower.weights.index(), tower.weights.units());
     Binder::new(plan, index, units, backends).bind(&mut entry.graph, nodes);
     if has_memory && !begun.measuring {
-        let bound = entry.graph.bound.iter();
-        let read = bound.clone().filter(|(_, at)| *at != Placement::Resident);
-        let read: Vec<UnitId> = read.map(|(id, _)| *id).collect();
-        let bound: Vec<UnitId> = bound.map(|(id, _)| *id).collect();
-        entry.graph.files = tower.weights.files_read(&bound, &read);
         tower.residency.begin_generation();
-        entry.graph.addresses = Some(tower.residency.generation().addresses());
-        for path in tower.weights.written_files() {
-            let what = format!(
-                "{path} was written to while it is in use: images may be misunderstood from here on; load the model again"
-            );
-            log::warn(&what);
-            telemetry.counters.note_error(what);
-        }
+        graph::note_reads(&mut entry.graph, &tower.weights, &tower.residency);
+        graph::note_written_files(&mut tower.weights, telemetry, "images may be misunderstood");
         if entry.graph.declined > 0 {
             encoders.note_left();
         }
@@ -233,11 +211,7 @@ pub fn scratch_grows(
     }
     let weights = tower.bytes();
     if bytes > before.scratch {
-        let holds = OfEncoder {
-            scratch: bytes,
-            ..before
-        };
-        accounts.ledger.set_encoder(sched, holds, true);
+        accounts.ledger.set_encoder_scratch(sched, bytes);
     }
     encoders.note_held(sched, weights, bytes);
     true
@@ -248,11 +222,7 @@ pub fn dropped(accounts: &mut Accounts, encoders: &mut Encoders, (sched, there_i
     if let Some(tower) = encoders.tower_mut(sched) {
         tower.wanted = None;
     }
-    let holds = OfEncoder {
-        scratch: there_is,
-        ..accounts.ledger.encoder(sched)
-    };
-    accounts.ledger.set_encoder(sched, holds, true);
+    accounts.ledger.set_encoder_scratch(sched, there_is);
 }
 
 /// What was encoded was read: compute buffers are freed.
@@ -317,10 +287,8 @@ pub unsafe fn split_before(
     (sched, split): (usize, usize),
     backend: Backend,
 ) -> Result<(), PassError> {
-    let groups = schedulers
-        .get(sched)
-        .and_then(|s| s.graph.splits.get(split));
-    let Some(groups) = groups.filter(|groups| !groups.is_empty()) else {
+    let graph = schedulers.get(sched).map(|entry| &entry.graph);
+    let Some(groups) = graph.and_then(|graph| graph.groups_of_split(split)) else {
         return Ok(());
     };
     match tower.residency.pipeline(backend) {
@@ -341,17 +309,10 @@ pub unsafe fn split_after(
     (sched, split): (usize, usize),
     backend: Backend,
 ) -> Result<(), PassError> {
-    let groups = schedulers
-        .get(sched)
-        .and_then(|s| s.graph.splits.get(split));
-    let Some(groups) = groups.filter(|groups| !groups.is_empty()) else {
-        return Ok(());
-    };
-    if let Some((ring, mut lanes)) = tower.residency.pipeline(backend) {
-        ring.after_split(groups, &mut lanes);
-        ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
+    match schedulers.get(sched) {
+        Some(entry) => pass::groups_were_read(&mut tower.residency, &entry.graph, split, backend),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The last split was submitted, or the pass failed. What the host has to wait for before it goes on.

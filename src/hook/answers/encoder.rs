@@ -224,9 +224,7 @@ fn say_what_fits(accounts: &Accounts, tenant: &Tenant, encoders: &Encoders, sche
         return;
     };
     let holds = tenant.residency.holdings(accounts.granularity());
-    let (residents, ring) = holds.arena.unwrap_or_default();
-    let lendable = residents + ring + holds.fetched;
-    let taken = accounts.spoken_for().saturating_sub(lendable);
+    let taken = accounts.spoken_for().saturating_sub(holds.lendable());
     let room = accounts
         .budget()
         .saturating_sub(taken + weights.minimum_budget);
@@ -450,16 +448,9 @@ fn scratch(
     let Err(error) = take(accounts, tenant, (sched, holds)) else {
         return true;
     };
-    let encoder = encoders.get(sched);
-    let tokens = encoder.and_then(|encoder| encoder.tokens());
-    let of_image = tokens.map(|tokens| format!(" of an image of {tokens} tokens"));
     let refused = Refused {
-        what: encoder.map(|e| e.name()).unwrap_or_default(),
-        of: "compute buffers".to_owned() + &of_image.unwrap_or_default(),
         needed: holds.scratch,
-        fixed: 0,
-        coming: 0,
-        tokens,
+        ..Refused::compute_buffers(encoders.get(sched), "")
     };
     let why = refused.sentence(accounts.budget(), &error);
     log::error(&why);
@@ -480,13 +471,8 @@ pub unsafe fn scratch_there_is(
     _: NoPass<'_>,
 ) {
     let there_is = schedulers.scratch_there_is(sched, |bytes| accounts.rounded(bytes));
-    let before = accounts.ledger.encoder(sched);
-    if before.scratch != there_is {
-        let holds = OfEncoder {
-            scratch: there_is,
-            ..before
-        };
-        accounts.ledger.set_encoder(sched, holds, true);
+    if accounts.ledger.encoder(sched).scratch != there_is {
+        accounts.ledger.set_encoder_scratch(sched, there_is);
         tenant.planner.replan();
     }
 }

@@ -8,10 +8,13 @@ use crate::hook::graph::decide::{decide, Given};
 use crate::hook::graph::divide::Divider;
 use crate::hook::graph::nodes::{graph_nodes, sources, Backends};
 use crate::hook::graph::rewrite;
+use crate::hook::graph::split_graph::SplitGraph;
 use crate::hook::log;
+use crate::hook::residency::Residency;
 use crate::hook::schedulers::Schedulers;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
+use crate::hook::weights::Weights;
 use pipeshard_plan::plan::{Placement, UnitId};
 use pipeshard_sys as ffi;
 
@@ -111,10 +114,11 @@ pub fn prepare_run_as_it_is(accounts: &Accounts, tenant: &mut Tenant) -> Result<
 }
 
 /// Says which files were written to while they are in use. Nobody can tell whether the weights are still the same.
-pub fn note_written_files(tenant: &mut Tenant, telemetry: &mut Telemetry) {
-    for path in tenant.weights.written_files() {
+/// `suspect`: what that may do.
+pub fn note_written_files(weights: &mut Weights, telemetry: &mut Telemetry, suspect: &str) {
+    for path in weights.written_files() {
         let what = format!(
-            "{path} was written to while it is in use: answers may be wrong from here on; load the model again"
+            "{path} was written to while it is in use: {suspect} from here on; load the model again"
         );
         log::warn(&what);
         telemetry.counters.note_error(what);
@@ -183,16 +187,21 @@ pub unsafe fn split(
             let bytes = entry.graph.routings.bytes();
             entry.choices.reserve(device, bytes)?;
         }
-        let bound = entry.graph.bound.iter();
-        let read = bound.clone().filter(|(_, at)| *at != Placement::Resident);
-        let read: Vec<UnitId> = read.map(|(id, _)| *id).collect();
-        let bound: Vec<UnitId> = bound.map(|(id, _)| *id).collect();
-        entry.graph.files = tenant.weights.files_read(&bound, &read);
-        entry.graph.addresses = Some(tenant.residency.generation().addresses());
+        note_reads(&mut entry.graph, &tenant.weights, &tenant.residency);
         let units = tenant.weights.described();
         telemetry.counters.note_graph(&entry.graph, units);
     }
     Ok(())
+}
+
+/// Notes in a graph that will run which files its passes read, and which places in the arena it refers to.
+pub fn note_reads(graph: &mut SplitGraph, weights: &Weights, residency: &Residency) {
+    let bound = graph.bound.iter();
+    let read = bound.clone().filter(|(_, at)| *at != Placement::Resident);
+    let read: Vec<UnitId> = read.map(|(id, _)| *id).collect();
+    let bound: Vec<UnitId> = bound.map(|(id, _)| *id).collect();
+    graph.files = weights.files_read(&bound, &read);
+    graph.addresses = Some(residency.generation().addresses());
 }
 
 /// Must a new split start at this node?

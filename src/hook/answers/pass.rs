@@ -8,8 +8,10 @@ use super::learning;
 use crate::arena::unit::LoadedUnit;
 use crate::hook::accounts::{Accounts, BackendHolds};
 use crate::hook::gate::NoPass;
+use crate::hook::graph::split_graph::SplitGraph;
 use crate::hook::log;
 use crate::hook::pass_error::PassError;
+use crate::hook::residency::Residency;
 use crate::hook::schedulers::{computes_on, Sched, Schedulers};
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
@@ -257,7 +259,7 @@ unsafe fn prepare_split(
         return Ok(());
     };
     share_experts(tenant, entry, telemetry.trace_of(sched), split, backend)?;
-    if entry.graph.splits.get(split).is_none_or(Vec::is_empty) {
+    if entry.graph.groups_of_split(split).is_none() {
         return Ok(());
     }
     let groups = &entry.graph.splits[split];
@@ -345,10 +347,23 @@ unsafe fn finish_split(
     if let (Some(layer), Some(fetcher)) = (reads, tenant.residency.fetcher_mut()) {
         fetcher.was_read(divided.layers[layer].kit, backend);
     }
-    let Some(groups) = entry.graph.splits.get(split).filter(|g| !g.is_empty()) else {
+    groups_were_read(&mut tenant.residency, &entry.graph, split, backend)
+}
+
+/// A split that may read streamed groups was submitted: their slots are free behind it, and are filled again.
+///
+/// # Safety
+/// As for [`split_after`].
+pub unsafe fn groups_were_read(
+    residency: &mut Residency,
+    graph: &SplitGraph,
+    split: usize,
+    backend: Backend,
+) -> Result<(), PassError> {
+    let Some(groups) = graph.groups_of_split(split) else {
         return Ok(());
     };
-    if let Some((ring, mut lanes)) = tenant.residency.pipeline(backend) {
+    if let Some((ring, mut lanes)) = residency.pipeline(backend) {
         ring.after_split(groups, &mut lanes);
         ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;
     }

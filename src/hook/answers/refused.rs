@@ -1,5 +1,6 @@
 //! What is said where an encoder's memory has no room: what is needed and what there is, and what would work.
 
+use crate::hook::encoders::Encoder;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::plan::PlanError;
 
@@ -25,6 +26,20 @@ pub struct Refused {
 }
 
 impl Refused {
+    /// Compute buffers of an encoder's latest graph, and `more`; of how many bytes is still to be said.
+    pub fn compute_buffers(encoder: Option<&Encoder>, more: &str) -> Self {
+        let tokens = encoder.and_then(Encoder::tokens);
+        let of_image = tokens.map(|tokens| format!(" of an image of {tokens} tokens"));
+        Refused {
+            what: encoder.map(Encoder::name).unwrap_or_default(),
+            of: format!("compute buffers{}{more}", of_image.unwrap_or_default()),
+            needed: 0,
+            fixed: 0,
+            coming: 0,
+            tokens,
+        }
+    }
+
     /// The sentence. `error`: why there is no plan.
     pub fn sentence(&self, budget: u64, error: &PlanError) -> String {
         let Refused { what, of, .. } = self;

@@ -50,6 +50,12 @@ pub struct SplitGraph {
 }
 
 impl SplitGraph {
+    /// The streamed groups that a split reads; none where it reads none.
+    pub fn groups_of_split(&self, split: usize) -> Option<&[GroupId]> {
+        let groups = self.splits.get(split)?;
+        (!groups.is_empty()).then_some(groups)
+    }
+
     /// Forgets all: another graph comes.
     pub fn clear(&mut self) {
         self.group_of.clear();

@@ -189,7 +189,7 @@ unsafe fn split_as_it_is(runtime: &mut Runtime, begun: Begun) -> Result<(), Stri
         telemetry,
         ..
     } = runtime;
-    graph::note_written_files(tenant, telemetry);
+    graph::note_written_files(&mut tenant.weights, telemetry, "answers may be wrong");
     graph::prepare_run_as_it_is(accounts, tenant)?;
     let split = graph::split(config, accounts, tenant, schedulers, telemetry, begun);
     telemetry.trace.worked(since, HostWork::GraphBegin);
@@ -220,7 +220,7 @@ unsafe fn prepare_and_split(
             encoder::settle(accounts, tenant, &mut telemetry.counters, proof);
         }
         search::decide_again(config, accounts, tenant, &mut telemetry.counters, proof);
-        graph::note_written_files(tenant, telemetry);
+        graph::note_written_files(&mut tenant.weights, telemetry, "answers may be wrong");
         let in_the_way = encoders.hold_memory() && accounts.spoken_for() > accounts.budget();
         if in_the_way || tenant.wants_another_shape(accounts) {
             let mut alone = runtime.alone();

@@ -3,6 +3,7 @@
 //! Both sides are `llama-bench` processes with the same settings, in turn. pipeshard goes first: what it held at its peak is what
 //! stock's `--fit` is then held to. The grids behind docs/benchmarks.md are made by `pipeshard-lab grids`.
 
+pub mod memory;
 mod process;
 mod rows;
 mod table;

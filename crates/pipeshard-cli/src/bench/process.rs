@@ -1,14 +1,10 @@
 //! One `llama-bench` process: its command, what it says, and how much device memory is in use while it runs.
 
-use pipeshard::lanes::driver_memory::DriverGpu;
+use super::memory::{Sampler, Source};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
-
-/// Between two looks at the memory in use.
-const LOOK: Duration = Duration::from_millis(20);
+use std::time::Instant;
 
 /// How pipeshard begins to say why it does nothing.
 const OFF: &str = "pipeshard: off, because ";
@@ -34,14 +30,12 @@ pub struct Measured {
     pub peak_bytes: Option<u64>,
 }
 
-/// Where the memory in use comes from.
+/// Who tells how much memory a process takes.
 pub enum Memory {
-    /// The driver's figure for the whole device.
-    Driver(DriverGpu),
+    /// The driver, of the whole device.
+    Device(Source),
     /// The simulated device counts for itself.
     Simulated,
-    /// Nobody tells.
-    Unknown,
 }
 
 /// What is used of a line of `llama-bench -o jsonl`.
@@ -55,40 +49,26 @@ struct Line {
 impl Memory {
     /// The best that there is.
     pub fn find(tool: &Tool) -> Self {
-        match (&tool.simulated, DriverGpu::by_index(0)) {
-            (Some(_), _) => Memory::Simulated,
-            (None, Ok(gpu)) => Memory::Driver(gpu),
-            (None, Err(why)) => {
-                log::warn!("{why}: how much device memory is in use is not known");
-                Memory::Unknown
-            }
+        match tool.simulated {
+            Some(_) => Memory::Simulated,
+            None => Memory::Device(Source::find(0)),
         }
     }
 
     /// Runs `work`, and says how many more bytes were in use during it, at the most.
     fn most_during<T>(&self, work: impl FnOnce() -> T) -> (T, Option<u64>) {
-        let Memory::Driver(gpu) = self else {
+        let Memory::Device(source) = self else {
             return (work(), None);
         };
-        let Ok(before) = gpu.used() else {
-            return (work(), None);
-        };
-        let (over, most) = (AtomicBool::new(false), AtomicU64::new(0));
-        let result = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    if let Ok(used) = gpu.used() {
-                        most.fetch_max(used, Ordering::Relaxed);
-                    }
-                    std::thread::sleep(LOOK);
-                }
-            });
-            let result = work();
-            over.store(true, Ordering::Relaxed);
-            result
-        });
-        let most = most.into_inner();
-        (result, (most > before).then(|| most - before))
+        let before = source.settled();
+        let sampler = Sampler::start(source);
+        let from = Instant::now();
+        let result = work();
+        let peak = sampler.peak(from, Instant::now());
+        let more = peak
+            .zip(before)
+            .and_then(|(peak, before)| peak.checked_sub(before));
+        (result, more.filter(|&more| more > 0))
     }
 }
 

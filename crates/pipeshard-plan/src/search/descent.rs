@@ -127,9 +127,10 @@ impl<'a> Descent<'a> {
         }
     }
 
-    /// Nothing is left on the host that may be on the device.
+    /// Nothing is left on the host that may be on the device. Decisions that were made for less room, such as room for fetched
+    /// experts, may keep weights out of a budget that holds them all.
     pub fn all_fits(&self) -> bool {
-        self.plan.budget >= self.plan.full_budget
+        self.plan.budget >= self.plan.full_budget && self.plan.ring.groups.is_empty()
     }
 
     /// The same, the output head included: what stock llama.cpp does by itself where it can.

@@ -17,6 +17,8 @@ const KV: Move = once("KV cache on host", |descent| descent.kv_on_host());
 const RING: Move = once("size of the ring", |descent| descent.rings());
 const SHARE: Move = once("streamed per token", |descent| descent.shares());
 const FETCHING: Move = once("experts fetched", |descent| descent.fetching());
+/// Decided for less room than there turned out to be.
+const WHOLE: Move = once("everything resident", |descent| descent.everything_resident());
 pub(super) const EVEN: Move = once("spread evenly", |descent| descent.even());
 const EXCHANGE: Move = Move {
     name: "exchange blocks",
@@ -28,7 +30,7 @@ const EXCHANGE: Move = Move {
 /// could have had in other ways.
 pub(super) const ALL: [Move; 8] = [ORDER, LAYERS, RING, SHARE, FETCHING, EVEN, EXCHANGE, KV];
 /// What needs no other compute buffers.
-pub(super) const ADAPTING: [Move; 3] = [SHARE, RING, FETCHING];
+pub(super) const ADAPTING: [Move; 4] = [WHOLE, SHARE, RING, FETCHING];
 /// What a size of the ubatch is chosen by where the rest is forced.
 pub(super) const SHARES: [Move; 1] = [SHARE];
 
@@ -37,6 +39,21 @@ const MIB: u64 = 1 << 20;
 pub(super) const RINGS: [u64; 9] = [64, 128, 256, 384, 512, 768, 1024, 1536, 2048];
 
 impl Descent<'_> {
+    /// Where the budget holds all weights: the decisions that leave them all the room.
+    fn everything_resident(&self) -> Vec<Decisions> {
+        if self.plan.budget < self.plan.full_budget {
+            return Vec::new();
+        }
+        let whole = Decisions {
+            ring_target: None,
+            short_streams: Vec::new(),
+            fetched_experts: 0,
+            fetched_by_batches: Vec::new(),
+            ..self.decisions.clone()
+        };
+        vec![whole]
+    }
+
     fn rings(&self) -> Vec<Decisions> {
         let streamed: u64 = self.plan.ring.groups.iter().map(|group| group.bytes).sum();
         let most = streamed.next_power_of_two();

@@ -242,6 +242,11 @@ fn what_is_forced_has_a_name_and_mostly_a_plan_of_its_own() {
 
 /// A mixture of experts with half of them on the host, on a machine whose link and CPU get so many bytes per second while both read.
 fn fetched(together: f64) -> Found {
+    let (model, profile, input) = half_on_host(together);
+    run(&model, &profile, &input, talk(64, 64))
+}
+
+fn half_on_host(together: f64) -> (Inventory, Profile, PlanInput) {
     let mut profile = slow(500, 500);
     profile.link.pinned_cpu_busy.median = 500e6 * together;
     profile.memory.cpu_copy_busy.median = 500e6 * together;
@@ -250,7 +255,33 @@ fn fetched(together: f64) -> Found {
         scratch: MIB,
         ..input(&model, 1024, 120 * MIB)
     };
-    run(&model, &profile, &input, talk(64, 64))
+    (model, profile, input)
+}
+
+#[test]
+fn room_for_fetched_experts_goes_back_to_weights_that_turn_out_to_fit() {
+    let (model, profile, mut input) = half_on_host(1.0);
+    let small = run(&model, &profile, &input, talk(64, 64));
+    assert!(small.plan.fetched_experts > 0);
+    input.budget = small.plan.full_budget;
+    let option = UbatchOption {
+        ubatch: 512,
+        scratch: MIB,
+        pools: 0,
+        kv: None,
+        output_on_host: false,
+    };
+    let wanted = SearchInput {
+        input: &input,
+        model: shape(&model),
+        profile: &profile,
+        workload: talk(64, 64),
+        ubatches: std::slice::from_ref(&option),
+        forced: None,
+    };
+    let adapted = adapt(&wanted, small.decisions).unwrap();
+    assert_eq!(adapted.plan.ring.groups, []);
+    assert_eq!(adapted.plan.fetched_experts, 0);
 }
 
 #[test]

@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pipeshard::lanes::driver_memory::DriverGpu;
 
-use super::MIB;
-
 /// Who tells how much device memory is in use.
 #[derive(Debug, Clone)]
 pub enum Source {
@@ -96,7 +94,7 @@ fn ask_nvidia_smi(index: u32) -> Option<u64> {
         .ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mib: u64 = text.lines().next()?.trim().parse().ok()?;
-    mib.checked_mul(MIB)
+    mib.checked_mul(1 << 20)
 }
 
 /// Samples in the background until it is dropped.
