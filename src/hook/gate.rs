@@ -101,6 +101,8 @@ struct Preparing {
     maker: Option<ThreadId>,
     /// Threads that wait to change the arena's shape.
     waiting: usize,
+    /// Threads that wait behind those.
+    held_back: usize,
     /// Grows whenever a thread begins or ends to prepare, or a pass ends.
     steps: u64,
 }
@@ -172,6 +174,8 @@ pub(super) struct Watched {
     pub preparing: usize,
     /// Threads that wait to be alone.
     pub waiting: usize,
+    /// Threads that wait behind those.
+    pub held_back: usize,
     /// The scheduler whose pass is being submitted.
     pub pass: Option<usize>,
 }
@@ -183,6 +187,7 @@ impl<S> Gate<S> {
         Watched {
             preparing: held.preparing.threads.len(),
             waiting: held.preparing.waiting,
+            held_back: held.preparing.held_back,
             pass: held.pass,
         }
     }
@@ -393,9 +398,11 @@ impl<S> Gate<S> {
         let thread = current_thread();
         // who makes a context is what others wait for
         let waits = |of: &Preparing| of.waiting > 0 && of.maker != Some(thread);
+        locked.held.preparing.held_back += 1;
         while waits(&locked.held.preparing) {
             self.step.wait(&mut locked.held);
         }
+        locked.held.preparing.held_back -= 1;
         InTurn(locked)
     }
 

@@ -1,6 +1,6 @@
 //! [`super::gate`] with real threads; `tests/loom.rs` tries every order of them.
 
-use super::gate::Gate;
+use super::gate::{Gate, Watched};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 use std::thread;
@@ -10,18 +10,20 @@ fn gate() -> Arc<Gate<()>> {
     Arc::new(Gate::new((), || ()))
 }
 
-/// Begins to prepare on a thread of its own, which ends with a pass after `pause`.
-fn prepare(gate: &Arc<Gate<()>>, pause: Duration) -> thread::JoinHandle<()> {
+/// Begins to prepare on a thread of its own, which ends when the gate looks like that.
+fn prepare(gate: &Arc<Gate<()>>, until: fn(&Watched) -> bool) -> thread::JoinHandle<()> {
     let (gate, begun) = (Arc::clone(gate), Arc::new(AtomicBool::new(false)));
     let begins = Arc::clone(&begun);
     let handle = thread::spawn(move || {
         gate.in_turn().begin_preparing(1);
         begins.store(true, Ordering::SeqCst);
-        thread::sleep(pause);
+        while !until(&gate.watched()) {
+            thread::yield_now();
+        }
         gate.plain().end_preparing();
     });
     while !begun.load(Ordering::SeqCst) {
-        thread::sleep(Duration::from_millis(1));
+        thread::yield_now();
     }
     handle
 }
@@ -29,7 +31,12 @@ fn prepare(gate: &Arc<Gate<()>>, pause: Duration) -> thread::JoinHandle<()> {
 #[test]
 fn a_shape_changes_when_nobody_else_prepares() {
     let gate = gate();
-    let others = [20, 60].map(|ms| prepare(&gate, Duration::from_millis(ms)));
+    let others = [
+        prepare(&gate, |watched| watched.waiting > 0),
+        prepare(&gate, |watched| {
+            watched.waiting > 0 && watched.preparing == 1
+        }),
+    ];
     let alone = gate.alone();
     drop(alone);
     let watched = gate.watched();
@@ -53,7 +60,10 @@ fn ones_own_graph_is_no_obstacle() {
 #[test]
 fn who_wants_to_change_the_shape_goes_before_those_who_come_later() {
     let gate = gate();
-    let first = prepare(&gate, Duration::from_millis(50));
+    // goes on until the other two are where they wait, or did not wait
+    let first = prepare(&gate, |watched| {
+        watched.waiting > 0 && (watched.held_back > 0 || watched.preparing > 1)
+    });
     let changes = Arc::new(AtomicU32::new(0));
     let changer = {
         let (gate, changes) = (Arc::clone(&gate), Arc::clone(&changes));
@@ -63,9 +73,9 @@ fn who_wants_to_change_the_shape_goes_before_those_who_come_later() {
         })
     };
     while gate.watched().waiting == 0 && !changer.is_finished() {
-        thread::sleep(Duration::from_millis(1));
+        thread::yield_now();
     }
-    let later = prepare(&gate, Duration::ZERO);
+    let later = prepare(&gate, |_| true);
     assert_eq!(changes.load(Ordering::SeqCst), 1);
     for thread in [first, changer, later] {
         thread.join().expect("it only waits");

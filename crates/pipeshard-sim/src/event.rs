@@ -71,7 +71,6 @@ mod tests {
     use super::*;
     use std::sync::Arc;
     use std::thread;
-    use std::time::Duration;
 
     #[test]
     fn a_fence_holds_who_waits_until_it_is_signalled() {
@@ -80,8 +79,10 @@ mod tests {
             let fence = Arc::clone(&fence);
             thread::spawn(move || fence.wait())
         };
-        thread::sleep(Duration::from_millis(20));
-        assert!(!waiter.is_finished());
+        while !fence.is_waited_for() {
+            assert!(!waiter.is_finished());
+            thread::yield_now();
+        }
         fence.signal();
         waiter.join().expect("it only waits");
         fence.wait();

@@ -7,23 +7,39 @@ use crate::sync::{Condvar, Mutex};
 /// Something that happens once.
 #[derive(Debug, Default)]
 pub struct Fence {
-    done: Mutex<bool>,
+    state: Mutex<State>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    done: bool,
+    /// Threads that wait for it.
+    waiting: usize,
 }
 
 impl Fence {
     /// It happens.
     pub fn signal(&self) {
-        *self.done.lock() = true;
+        self.state.lock().done = true;
         self.changed.notify_all();
     }
 
     /// Blocks until it has happened.
     pub fn wait(&self) {
-        let mut done = self.done.lock();
-        while !*done {
-            self.changed.wait(&mut done);
+        let mut state = self.state.lock();
+        state.waiting += 1;
+        while !state.done {
+            self.changed.wait(&mut state);
         }
+        state.waiting -= 1;
+    }
+
+    /// Whether a thread has got to [`Fence::wait`] and waits there: for tests.
+    #[cfg(test)]
+    pub fn is_waited_for(&self) -> bool {
+        let state = self.state.lock();
+        !state.done && state.waiting > 0
     }
 }
 

@@ -23,6 +23,8 @@ struct State<C> {
     /// A command is being carried out, and it is not one that waits.
     busy: bool,
     closed: bool,
+    /// Threads that wait until all is completed.
+    draining: usize,
 }
 
 /// Commands in the order in which they were submitted.
@@ -49,6 +51,7 @@ impl<C: Queued> CommandQueue<C> {
                 staged_by_current: 0,
                 busy: false,
                 closed: false,
+                draining: 0,
             }),
             work: Condvar::new(),
             progress: Condvar::new(),
@@ -73,9 +76,11 @@ impl<C: Queued> CommandQueue<C> {
     pub fn drain(&self) {
         let mut state = self.state.lock();
         let target = state.submitted;
+        state.draining += 1;
         while state.completed < target {
             self.progress.wait(&mut state);
         }
+        state.draining -= 1;
     }
 
     /// For the thread that carries commands out: the next one, as soon as there is one. Nothing once the queue was closed
@@ -112,6 +117,12 @@ impl<C: Queued> CommandQueue<C> {
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.work.notify_one();
+    }
+
+    /// Whether a thread waits until all is completed: for tests.
+    #[cfg(test)]
+    pub fn is_waited_for(&self) -> bool {
+        self.state.lock().draining > 0
     }
 
     /// Whether a command is being carried out that does not just wait.

@@ -124,6 +124,12 @@ impl Stream {
         self.threads.load(Ordering::Relaxed)
     }
 
+    /// Whether a thread waits for all that was submitted: for tests.
+    #[cfg(test)]
+    pub fn is_waited_for(&self) -> bool {
+        self.queue.is_waited_for()
+    }
+
     pub fn submit(&self, command: Command) {
         self.queue.submit(command);
     }

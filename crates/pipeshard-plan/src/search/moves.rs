@@ -18,7 +18,9 @@ const RING: Move = once("size of the ring", |descent| descent.rings());
 const SHARE: Move = once("streamed per token", |descent| descent.shares());
 const FETCHING: Move = once("experts fetched", |descent| descent.fetching());
 /// Decided for less room than there turned out to be.
-const WHOLE: Move = once("everything resident", |descent| descent.everything_resident());
+const WHOLE: Move = once("everything resident", |descent| {
+    descent.everything_resident()
+});
 pub(super) const EVEN: Move = once("spread evenly", |descent| descent.even());
 const EXCHANGE: Move = Move {
     name: "exchange blocks",

@@ -78,6 +78,32 @@ impl Lane {
         Gate { fence }
     }
 
+    /// Opens the gate as soon as a thread waits for all that the stream was told to do.
+    fn open_when_waited_for(&self, gate: Gate) -> std::thread::JoinHandle<()> {
+        // SAFETY: as for `stream`; the count keeps it until the thread is through.
+        let stream = unsafe {
+            let stream = (*self.backend).context.cast::<Stream>();
+            Arc::increment_strong_count(stream);
+            Arc::from_raw(stream)
+        };
+        std::thread::spawn(move || {
+            while !stream.is_waited_for() {
+                std::thread::yield_now();
+            }
+            gate.open();
+        })
+    }
+
+    /// Returns when the stream waits for the latest recording of an event.
+    fn reaches(&self, mark: &Mark) {
+        // SAFETY: the event is alive as long as its mark.
+        let event = unsafe { crate::event::event_of(mark.event) };
+        let recording = event.latest().expect("it was recorded");
+        while !recording.fence.is_waited_for() {
+            std::thread::yield_now();
+        }
+    }
+
     fn set(&self, tensor: *mut ffi::ggml_tensor, data: &[f32]) {
         let bytes = size_of_val(data);
         // SAFETY: the tensor lives in device memory and the data is as long as it says.
@@ -135,6 +161,13 @@ struct Gate {
 
 impl Gate {
     fn open(self) {}
+
+    /// Returns when the stream stands before the gate.
+    fn reached(&self) {
+        while !self.fence.is_waited_for() {
+            std::thread::yield_now();
+        }
+    }
 }
 
 impl Drop for Gate {

@@ -1,7 +1,6 @@
 //! Streams, events, and when memory is read and written.
 
 use std::thread;
-use std::time::Duration;
 
 use super::super::{counters, failure, revive, timeline, EntryKind, SimCounters};
 use super::*;
@@ -67,7 +66,7 @@ fn reads_into_page_locked_memory_are_late_and_others_block() {
         .expect("nothing else is locked");
     let gate = lane.close();
     lane.get(tensors.all[0], &mut target);
-    thread::sleep(Duration::from_millis(10));
+    gate.reached();
     assert_eq!(
         target[0], 0.0,
         "the stream is held, so nothing can have been read"
@@ -80,10 +79,7 @@ fn reads_into_page_locked_memory_are_late_and_others_block() {
         .expect("locked above");
 
     let gate = lane.close();
-    let opener = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(20));
-        gate.open();
-    });
+    let opener = lane.open_when_waited_for(gate);
     target.fill(0.0);
     lane.get(tensors.all[0], &mut target);
     assert_eq!(
@@ -129,7 +125,8 @@ fn a_stream_waits_for_the_latest_recording_before_the_wait() {
     first.record(&mark);
     second.wait(&mark);
     second.set(tensors.all[0], &values(2.0));
-    thread::sleep(Duration::from_millis(10));
+    gate.reached();
+    second.reaches(&mark);
     assert_eq!(
         peek(tensors.all[0])[0],
         1.0,
@@ -170,7 +167,7 @@ fn copies_between_streams_hold_the_second_until_they_are_done() {
         ffi::ggml_backend_tensor_copy_async(first.backend, second.backend, a, b);
         ffi::ggml_backend_tensor_copy_async(second.backend, second.backend, b, c);
     }
-    thread::sleep(Duration::from_millis(10));
+    gate.reached();
     assert!(peek(c)[0].is_nan());
     let copies = timeline(card.handle);
     let spans: Vec<(u64, u64)> = copies.iter().map(|e| (e.start_ns, e.end_ns)).collect();
@@ -189,10 +186,7 @@ fn freeing_memory_waits_for_those_who_use_it() {
     let tensors = card.floats::<1>(COUNT);
     let gate = lane.close();
     lane.set(tensors.all[0], &values(1.0));
-    let opener = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(20));
-        gate.open();
-    });
+    let opener = lane.open_when_waited_for(gate);
     drop(tensors);
     opener.join().expect("it only waits");
     let counters = counters(card.handle);
