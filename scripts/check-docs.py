@@ -5,6 +5,7 @@
 * Every flag `--pipeshard…` and every variable `PIPESHARD_…` in the code stands in docs/options.md, and the other way round;
   the switches `PIPESHARD_DEBUG_…` stand in docs/development.md. Every flag of the `pipeshard` tool stands in its command's
   section of docs/options.md, and the other way round.
+* Every message that docs/troubleshooting.md lists, unless it is marked as llama.cpp's, is one of the code.
 * README.md and docs/benchmarks.md stay short.
 * Words that hide what is meant are not used outside of code.
 
@@ -164,6 +165,19 @@ class Check:
             for flag in sorted(set(FLAG.findall(text)) - flags):
                 self.fault(name, f"no code knows the flag {flag}")
 
+    def messages(self):
+        code = "\n".join(self.code())
+        code = re.sub(r'\\\n\s*|"\s*\n\+\s*"', "", code)  # texts that go on in the next line, in Rust and in patches
+        code = re.sub(r"\{[^{}\n\"]{0,40}\}", "…", re.sub(r"\s+", " ", code))
+        text = self.page("docs/troubleshooting.md")
+        for match in re.finditer(r"^\* ((?:`[^`]+`(?:, (?:then )?| or )?)+)( \(llama\.cpp's\))?", text, re.M):
+            for message in re.findall(r"`([^`]+)`", match.group(1)) if not match.group(2) else ():
+                pieces = (piece.strip(" '`:") for piece in re.split(r"[…;]", " ".join(message.split())))
+                longest = max(pieces, key=len)
+                if len(longest) > 12 and longest not in code:
+                    line = text.count("\n", 0, match.start()) + 1
+                    self.fault(f"docs/troubleshooting.md:{line}", f"no code says '{longest}'")
+
     def flags_of_tools(self):
         """The flags that patches/ give to llama.cpp's tools."""
         text = "".join(file.read_text() for file in self.root.glob("patches/*.patch"))
@@ -209,6 +223,7 @@ def main():
     check.words()
     check.names()
     check.commands()
+    check.messages()
     for fault in check.faults:
         print(fault, file=sys.stderr)
     if check.faults:
