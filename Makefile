@@ -31,9 +31,10 @@ test: build test-library ## all tests, against stock llama.cpp
 test-library: setup ## the library with the switches for tests, in target/test-hooks (tests build it for themselves)
 	@$(CARGO) build --package pipeshard --lib --profile test-hooks --features "test-hooks $(FEATURES)"
 
-check: setup patch-lines ## formatting, lints, imports in a circle, and the size of the patches
+check: setup patch-lines ## formatting, lints, imports in a circle, documents, and the size of the patches
 	@cargo fmt --all --check
 	@python3 scripts/check-imports.py
+	@python3 scripts/check-docs.py
 	@$(CARGO) clippy --release --all-targets $(FEATURE_ARGS) -- -D warnings
 
 fmt: ## format the Rust code

@@ -9,19 +9,18 @@ use std::fmt::Write;
 const HEAD: &str = "\
 # Compatibility
 
-What pipeshard was combined with, and whether the answers stayed the same. This page is written by
-`pipeshard-lab matrix --full --write-doc docs/compatibility.md`; do not edit it.
+Which features and models of llama.cpp were run with pipeshard, and whether the answers stayed the same. This page is
+written by `pipeshard-lab matrix --full --write-doc docs/compatibility.md`; do not edit it.
 
-Each case runs a scenario twice through llama.cpp's C API, on small models of random weights: by stock
-llama.cpp, and with pipeshard on the simulated GPU, which refuses every byte over the budget, poisons memory
-that was not written, and pauses at random. Tokens and the bits of all logits or embeddings have to be the
-same, and the report has to show that pipeshard did the work. Budgets are the smallest that works (`min`), one
-at which some layers' KV is in host memory (`kv-host`), one in the middle (`mid`), and one into which all fits
-to the byte (`all`).
+Each case runs a scenario twice through llama.cpp's C API, on small models of random weights: with stock llama.cpp, and
+with pipeshard on the simulated GPU, which refuses every byte over the budget, poisons memory that was not written, and
+pauses at random. Tokens and the bits of all logits or embeddings have to be the same, and the report has to show that
+pipeshard did the work. Budgets are the smallest that works (`min`), one at which some layers' KV cache is in host memory
+(`kv-host`), one in the middle (`mid`), and one into which everything fits to the byte (`all`).
 
-*same*: the same bits at all budgets that were tried. *refused*: pipeshard says at start that it cannot, and
-what to change. *not in llama.cpp*: stock llama.cpp cannot do it with this kind of model either. *fault*: known
-to be wrong, see the notes. In brackets: the number of cases, where a row has several verdicts.
+*same*: the same bits at all budgets that were tried. *refused*: pipeshard refuses at start, and says what to change.
+*not in llama.cpp*: stock llama.cpp cannot do it with this kind of model either. *fault*: known to be wrong, see the
+notes. In brackets: the number of cases, where a row has several verdicts.
 ";
 
 /// The page.
