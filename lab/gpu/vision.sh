@@ -13,20 +13,15 @@ PY
 
 # One image and some tokens: embeddings to $models/NAME.emb, text, driver's peak in MiB, and what was said of times.
 look() { # NAME MODEL IMAGE ARGS...
-    local name=$1 model=$2 image=$3 before peak_file sampler code
+    local name=$1 model=$2 image=$3 code
     shift 3
-    peak_file=$(mktemp)
-    before=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
-    ( peak=0; while sleep 0.03; do used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
-        [ "${used:-0}" -gt "$peak" ] && peak=$used && echo "$peak" > "$peak_file"; done ) & sampler=$!
     echo "--- look $name: $*" >> "$OUT/visit.log"
-    MTMD_DEBUG_EMBEDDINGS=$models/$name.emb PIPESHARD_LIBRARY=$bin/libpipeshard.so timeout "${LIMIT:-120}" "$bin/llama-mtmd-cli" -m "$models/$model.gguf" \
+    sampled env MTMD_DEBUG_EMBEDDINGS="$models/$name.emb" PIPESHARD_LIBRARY="$bin/libpipeshard.so" timeout "${LIMIT:-120}" "$bin/llama-mtmd-cli" -m "$models/$model.gguf" \
         --mmproj "$models/$model-mmproj.gguf" --image "$image" -p "what is this" -n "${GENERATE:-16}" -t $((threads / 2)) -c "${CONTEXT:-8192}" --temp 0 "$@" \
         > "$models/$name.txt" 2> "$models/$name.log"
     code=$?
-    kill "$sampler" 2>/dev/null; wait "$sampler" 2>/dev/null
     tail -n 60 "$models/$name.log" >> "$OUT/visit.log"
-    LOOK="exit $code, peak $(( $(cat "$peak_file" 2>/dev/null || echo 0) - before )) MiB, $(grep -aoE 'encoding done in [0-9]+ ms' "$models/$name.log" | tail -n 1)"
+    LOOK="exit $code, peak $MIB MiB, $(grep -aoE 'encoding done in [0-9]+ ms' "$models/$name.log" | tail -n 1)"
 }
 
 # How far embeddings are apart, relative to their size, and whether the text is the same.

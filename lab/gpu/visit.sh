@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [cells] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [vision] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [cells] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [vision] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard-lab grids` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -116,18 +116,30 @@ if [[ $what == *sanitize* ]] && command -v compute-sanitizer >/dev/null; then
     note "memcheck: exit $?, $(grep -E 'ERROR SUMMARY' "$OUT/sanitizer.log" | tail -n 1)"
 fi
 
+device_mib() { nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1; }
+
+# Runs a command. MIB: by how much the device memory in use was higher meanwhile than before, at the most.
 # PEAK=off leaves the sampling out, which takes a core from those that generate.
-bench() { # LABEL ARGS... : one line of llama-bench results per test
-    local label=$1; shift
-    echo "--- bench $label: $*" >> "$OUT/visit.log"
-    local before peak_file sampler out
+sampled() { # COMMAND...
+    local before peak_file sampler code
     peak_file=$(mktemp)
-    before=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
-    [ "${PEAK:-on}" = off ] && echo "$before" > "$peak_file"
-    ( [ "${PEAK:-on}" = on ] || exit; peak=0; while sleep 0.05; do used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
+    before=$(device_mib)
+    echo "$before" > "$peak_file"
+    ( [ "${PEAK:-on}" = on ] || exit; peak=0; while sleep 0.03; do used=$(device_mib)
         [ "${used:-0}" -gt "$peak" ] && peak=$used && echo "$peak" > "$peak_file"; done ) & sampler=$!
-    out=$(with_library timeout "${LIMIT:-150}" "$bin/llama-bench" -t "$threads" -o jsonl "$@" 2>> "$OUT/visit.log")
+    "$@"
+    code=$?
     kill "$sampler" 2>/dev/null; wait "$sampler" 2>/dev/null
+    MIB=$(( $(cat "$peak_file") - before ))
+    return "$code"
+}
+
+bench() { # LABEL ARGS... : one line of llama-bench results per test
+    local label=$1 out_file out; shift
+    echo "--- bench $label: $*" >> "$OUT/visit.log"
+    out_file=$(mktemp)
+    sampled with_library timeout "${LIMIT:-150}" "$bin/llama-bench" -t "$threads" -o jsonl "$@" 2>> "$OUT/visit.log" > "$out_file"
+    out=$(cat "$out_file")
     echo "$out" >> "$OUT/bench.jsonl"
     local results
     results=$(python3 - "$out" <<'PY'
@@ -141,7 +153,7 @@ for line in sys.argv[1].splitlines():
 print("; ".join(cells) or "no result")
 PY
 )
-    note "$(printf '%-46s peak %6s MiB  %s' "$label" "$(( $(cat "$peak_file" 2>/dev/null || echo 0) - before ))" "$results")"
+    note "$(printf '%-46s peak %6s MiB  %s' "$label" "$MIB" "$results")"
 }
 
 if [[ $what == *trace* ]]; then
@@ -475,6 +487,9 @@ fi
 
 # shellcheck source=builds.sh
 [[ $what != *builds* && $what != *neighbours* ]] || source builds.sh
+
+# shellcheck source=rows.sh
+[[ $what != *rows* && $what != *cache* ]] || source rows.sh
 
 if [[ $what == *vision* ]]; then
     # shellcheck source=vision.sh

@@ -46,7 +46,7 @@ impl<'b> Copies<'b> {
         })
     }
 
-    /// Bytes of one copy.
+    /// Bytes of one copy, at most.
     pub(super) fn command(&self) -> u64 {
         self.command
     }
@@ -56,31 +56,31 @@ impl<'b> Copies<'b> {
         &self.stream
     }
 
-    /// Submits copies of at least `bytes`, going round in `source`; with `back`, from the device. Says how many bytes.
+    /// Submits copies of `command` bytes each, no more than [`Copies::command`], and of at least `bytes` in all, going round in
+    /// `source`; with `back`, from the device. Says how many bytes.
     ///
     /// # Safety
     /// `source` points to as many readable bytes as it says, writable ones for `back`, until the stream is waited for.
     pub(super) unsafe fn submit(
         &self,
         (source, size): (*mut u8, u64),
-        bytes: u64,
+        (bytes, command): (u64, u64),
         back: bool,
     ) -> u64 {
-        let commands = bytes.div_ceil(self.command);
-        let places = (size / self.command).max(1);
+        let commands = bytes.div_ceil(command);
+        let places = (size / command).max(1);
         for index in 0..commands {
             let address: *mut c_void = source
-                .wrapping_add(((index % places) * self.command) as usize)
+                .wrapping_add(((index % places) * command) as usize)
                 .cast();
-            let (stream, tensor, length) =
-                (self.stream.raw(), self.target.raw(), self.command as usize);
+            let (stream, tensor, length) = (self.stream.raw(), self.target.raw(), command as usize);
             if back {
                 ffi::ggml_backend_tensor_get_async(stream, tensor, address, 0, length);
             } else {
                 ffi::ggml_backend_tensor_set_async(stream, tensor, address, 0, length);
             }
         }
-        commands * self.command
+        commands * command
     }
 
     /// Copies at least `bytes` and waits: how many they were, and the seconds that they took.
@@ -89,7 +89,7 @@ impl<'b> Copies<'b> {
     /// As for [`Copies::submit`].
     pub unsafe fn timed(&self, source: (*mut u8, u64), bytes: u64, back: bool) -> (u64, f64) {
         let start = Instant::now();
-        let moved = self.submit(source, bytes, back);
+        let moved = self.submit(source, (bytes, self.command), back);
         self.stream.synchronize();
         (moved, start.elapsed().as_secs_f64().max(1e-9))
     }

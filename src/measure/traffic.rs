@@ -7,13 +7,16 @@ use super::clock::{rate, seconds_of, Pace};
 use super::copies::{page_locked, Copies, SharedPages};
 use super::error::MeasureError;
 use super::graph::Tensor;
+use crate::lanes::copy::COPY_BYTES;
 use crate::lanes::device::{Buffer, Device, Stream};
 use crate::lanes::host_memory::LockedMemory;
 use pipeshard_plan::profile::{Link, Quantity};
 use pipeshard_sys as ffi;
 
 /// Bytes of one copy command, as streaming weights has them.
-const COMMAND: u64 = 4 << 20;
+const COMMAND: u64 = COPY_BYTES as u64;
+/// The same where copies go on behind something else that is measured: they end soon after it.
+const BESIDE_COMMAND: u64 = 4 << 20;
 /// More is not copied beside anything, in bytes.
 const MOST_COPIED: f64 = 16e9;
 /// Attempts to make copies last longer than what they accompany.
@@ -176,11 +179,11 @@ impl<'b> Traffic<'b> {
             return Ok(None);
         };
         for _ in 0..ATTEMPTS {
-            let wanted =
-                (self.idle * *lasting).clamp(self.copies.command() as f64 * 2.0, MOST_COPIED);
+            let command = BESIDE_COMMAND.min(self.copies.command());
+            let wanted = (self.idle * *lasting).clamp(command as f64 * 2.0, MOST_COPIED);
             let start = Instant::now();
             // SAFETY: host memory of that size and this value's own, which is read only; the stream is waited for below.
-            let moved = unsafe { self.copies.submit(source, wanted as u64, false) };
+            let moved = unsafe { self.copies.submit(source, (wanted as u64, command), false) };
             let begin = Instant::now();
             let done = once();
             let end = Instant::now();
@@ -189,7 +192,7 @@ impl<'b> Traffic<'b> {
             done?;
             let overlap = (end - start).as_secs_f64().max(1e-9);
             // a stream that has nothing left to do answers in less than a command takes
-            if tail <= self.copies.command() as f64 / self.idle {
+            if tail <= command as f64 / self.idle {
                 *lasting *= 2.0;
                 continue;
             }

@@ -103,19 +103,37 @@ impl Row {
     }
 }
 
-/// The least time that a streamed prompt can take.
+/// The least time that a prompt or a generated token can take with what was streamed for it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Bound {
-    /// Seconds to compute it with everything in VRAM, of the faster one of stock and pipeshard.
+    /// Seconds to compute. A prompt: with everything in VRAM, of the faster one of stock and pipeshard. A token: the CPU's share,
+    /// which it cannot read faster, and then the device's, by the same measure.
     pub compute: f64,
     /// Seconds to copy what was streamed.
     pub link: f64,
+    /// Seconds in which host memory delivers what the CPU and the link read of it. None for prompts: the CPU reads next to nothing.
+    pub host_memory: Option<f64>,
 }
 
 impl Bound {
     /// Seconds: whichever takes longer.
     pub fn seconds(&self) -> f64 {
-        self.compute.max(self.link)
+        let longer = self.compute.max(self.link);
+        longer.max(self.host_memory.unwrap_or(0.0))
+    }
+
+    /// Of a generated token; `all_in_vram` are its seconds with everything in VRAM.
+    fn of_token(counted: &Counted, machine: &Machine, all_in_vram: f64) -> Option<Self> {
+        let (streamed, read) = (counted.bytes_streamed as f64, counted.read as f64);
+        let by_cpu = (counted.read_from_host as f64 - streamed).max(0.0);
+        if machine.cpu_read <= 0.0 || read <= 0.0 {
+            return None;
+        }
+        Some(Bound {
+            compute: by_cpu / machine.cpu_read + all_in_vram * (read - by_cpu).max(0.0) / read,
+            link: streamed / machine.link(),
+            host_memory: Some((streamed + by_cpu) / machine.host_memory()),
+        })
     }
 
     /// All that overlapping copies with computation can give: one after the other, over the longer of the two.
@@ -325,14 +343,21 @@ pub fn cells(measurements: &[Measurement], models: &[String], machine: &Machine)
             let compute = fastest(ceiling.iter().filter(|row| {
                 matches!(row.approach, Approach::AllInVram | Approach::PipeshardAll)
             }));
-            let (prompt, link) = (test.work == Work::Prompt, machine.link());
+            let link = machine.link();
             let bound_of = |row: &Row| {
-                let bytes = row.counted.as_ref()?.bytes_streamed as f64;
-                (prompt && link > 0.0).then_some(())?;
-                Some(Bound {
-                    compute: compute?.time.median,
-                    link: bytes / link,
-                })
+                let (counted, compute) = (row.counted.as_ref()?, compute?.time.median);
+                match test.work {
+                    _ if link <= 0.0 => None,
+                    Work::Prompt => Some(Bound {
+                        compute,
+                        link: counted.bytes_streamed as f64 / link,
+                        host_memory: None,
+                    }),
+                    Work::Decode if test.depth == 0 && test.sequences == 1 => {
+                        Bound::of_token(counted, machine, compute)
+                    }
+                    _ => None,
+                }
             };
             let ours = best.iter().find(|r| r.approach == Approach::Pipeshard);
             let bound = ours.and_then(bound_of);
@@ -450,6 +475,31 @@ pub mod tests {
         let fast_gpu = cell(&[ours, measured(Approach::AllInVram, "", 1, &[0.5])]);
         assert_eq!(fast_gpu.of_bound(&row).unwrap().value, 0.5);
         assert_eq!(fast_gpu.bound.unwrap().overlap(), 1.5);
+    }
+
+    #[test]
+    fn a_tokens_bound_is_the_longest_of_link_memory_and_both_processors_in_turn() {
+        let counted = Counted {
+            bytes_streamed: 200,
+            read_from_host: 600,
+            read: 1000,
+            ..Counted::default()
+        };
+        let machine = Machine {
+            link_pinned: 100.0,
+            cpu_read: 200.0,
+            cpu_read_copying: 120.0,
+            link_cpu_reading: 60.0,
+            ..Machine::default()
+        };
+        // 400 by the CPU in 2 s, then 600 by the device in 0.6 of its 0.5 s
+        let bound = Bound::of_token(&counted, &machine, 0.5).unwrap();
+        assert_eq!((bound.compute, bound.link), (2.3, 2.0));
+        // 600 at 200 per second: more than both get of it when they read at the same time
+        assert_eq!(bound.host_memory, Some(3.0));
+        assert_eq!(bound.seconds(), 3.0);
+        let unknown = Machine::default();
+        assert_eq!(Bound::of_token(&counted, &unknown, 0.5), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::job::Job;
 use super::types::{Approach, Test, Work};
+use pipeshard_model::inventory::{Inventory, Role};
 
 /// What a model means for times.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,6 +23,22 @@ impl Facts {
     pub fn token(self, budget: Option<u64>) -> f64 {
         0.003 + self.on_host(budget) * self.active / 65e9
     }
+}
+
+/// Bytes of weights that one token reads: of all, or of those with these names. Of experts it reads those that it uses, and of the
+/// embeddings a row, which does not count.
+pub fn read_per_token(inventory: &Inventory, names: Option<&[String]>) -> u64 {
+    let tensors = inventory.tensors.iter();
+    let named = tensors.filter(|t| names.is_none_or(|names| names.contains(&t.name)));
+    let read = named.filter(|t| t.role != Role::TokenEmbedding || inventory.tied_output);
+    let bytes = read.map(|t| match t.role {
+        Role::Experts => {
+            let all = u64::from(inventory.expert_count.max(1));
+            t.bytes / all * u64::from(inventory.expert_used_count)
+        }
+        _ => t.bytes,
+    });
+    bytes.sum()
 }
 
 pub(super) const START: f64 = 1.2;

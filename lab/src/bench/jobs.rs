@@ -2,6 +2,7 @@
 
 use super::clock::job_seconds;
 use super::command::Side;
+use super::estimate::read_per_token;
 use super::job::{Form, Job};
 use super::measure::{
     answer_of, batched_of, counted, parse_slack, predicted_of, read_json, result_of, slack_setting,
@@ -213,9 +214,18 @@ impl Run<'_> {
                     _ => result.seconds,
                 },
                 peak,
-                counted: report.as_ref().map(|report| Counted {
-                    predicted: predicted_of(report, repeats, &job.tests),
-                    ..counted(report, test, repeats, &job.tests)
+                counted: report.as_ref().map(|report| {
+                    let counted = counted(report, test, repeats, &job.tests);
+                    let inventory = self.inventories.get(job.model);
+                    let read = |among: Option<&[String]>| {
+                        inventory.map_or(0, |inventory| read_per_token(inventory, among))
+                    };
+                    Counted {
+                        predicted: predicted_of(report, repeats, &job.tests),
+                        read_from_host: read(Some(&counted.not_resident)),
+                        read: read(None),
+                        ..counted
+                    }
                 }),
                 outcome: match over {
                     0 => Outcome::Valid,

@@ -11,14 +11,15 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::MIB;
+use pipeshard::lanes::copy::COPY_BYTES;
 use pipeshard::lanes::device::{Buffer, Device, Stream};
 use pipeshard::lanes::host_memory::LockedMemory;
 use pipeshard::lanes::matrix_library;
 use pipeshard::measure::{page_locked, Copies, SharedPages};
 use pipeshard_sys as ffi;
 
-/// Bytes of one copy: what pipeshard cuts its copies into is of this order.
-const CHUNK: u64 = 8 * MIB;
+/// Bytes of one copy, as streaming weights has them.
+const CHUNK: u64 = COPY_BYTES as u64;
 /// Bytes that each figure is measured over.
 const SPAN: u64 = 256 * MIB;
 /// How often; the best counts.

@@ -228,6 +228,8 @@ pub fn counted(report: &Report, test: Test, repeats: Repeats, tests: &[Test]) ->
             true => report.not_resident.clone(),
             false => Vec::new(),
         },
+        read_from_host: 0,
+        read: 0,
         predicted: None,
     }
 }

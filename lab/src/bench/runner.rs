@@ -11,7 +11,7 @@ use super::measure::parse_slack;
 use super::models::ModelSpec;
 use super::search::Strategy;
 use super::settings::{Progress, Settings};
-use super::setup::{facts_of, make_model, open_device};
+use super::setup::{facts_of, make_model, note_read_rates, open_device};
 use super::store::Store;
 use super::types::{budget_text, Machine, Measurement, Test};
 use pipeshard_cli::bench::memory::Source;
@@ -83,7 +83,8 @@ pub fn run(settings: &Settings, progress: &dyn Progress) -> Result<Results, Stri
         inventories.push(inventory_of(&model.path).map_err(|e| e.to_string())?);
     }
     progress.say("opening the device and measuring the link");
-    let machine = open_device(settings, &source, progress, &mut log)?;
+    let mut machine = open_device(settings, &source, progress, &mut log)?;
+    note_read_rates(settings, &mut machine, progress, &mut log);
     let facts: Vec<Facts> = inventories.iter().map(facts_of).collect();
     let mut run = Run {
         tools: Tools {

@@ -61,7 +61,7 @@ impl Strategy {
         let heads: &[bool] = if inventory.tied_output {
             &[false]
         } else {
-            &[true, false]
+            &[false, true]
         };
         for &head in heads {
             if has(Role::Experts) {
@@ -220,9 +220,8 @@ impl Strategy {
     }
 
     fn guess(self, inventory: &Inventory, need: Need, placement: &Placement) -> u64 {
-        let tokens = need.ubatch.min(need.context);
-        // stock reserves logits for the whole ubatch
-        let outputs = if self.head_on_host() { 0 } else { tokens };
+        // the tools reserve one row of logits, pipeshard or not
+        let outputs = u32::from(!self.head_on_host());
         estimate_scratch(inventory, need.ubatch, need.context, outputs)
             .saturating_add(2 * placement.largest_on_host)
             .saturating_add(POOLS)

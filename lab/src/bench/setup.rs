@@ -14,6 +14,7 @@ use super::MIB;
 use crate::process::{self, Finished};
 use pipeshard_cli::bench::memory::{Sampler, Source};
 use pipeshard_model::inventory::Inventory;
+use pipeshard_plan::profile::Profile;
 
 /// What a model means for times.
 pub fn facts_of(inventory: &Inventory) -> Facts {
@@ -219,9 +220,55 @@ fn look_at_device(settings: &Settings, source: &Source, log: &mut File) -> Resul
         link_pageable: speed.pageable,
         link_back: speed.back,
         register_rate: speed.register,
+        cpu_read: 0.0,
+        cpu_read_copying: 0.0,
+        link_cpu_reading: 0.0,
         simulated: settings.simulated.is_some(),
     };
     Ok(Look { machine, others })
+}
+
+/// Adds what the CPU reads, alone and while the link copies, from the profile of this machine. It is measured now if it is not
+/// known, which the first run with pipeshard would do otherwise.
+pub fn note_read_rates(
+    settings: &Settings,
+    machine: &mut Machine,
+    progress: &dyn Progress,
+    log: &mut File,
+) {
+    match profile(settings, log) {
+        Ok(profile) => {
+            machine.cpu_read = profile.memory.cpu.median;
+            machine.cpu_read_copying = profile.memory.cpu_copy_busy.median;
+            machine.link_cpu_reading = profile.link.pinned_cpu_busy.median;
+        }
+        Err(why) => progress.say(&format!(
+            "no bound for generation, for there is no profile: {why}"
+        )),
+    }
+}
+
+fn profile(settings: &Settings, log: &mut File) -> Result<Profile, String> {
+    let mut command = Command::new(settings.tools.join("pipeshard"));
+    command.arg("profile");
+    command.args(settings.grid.models.first().map(|model| &model.path));
+    command.args(["--json", "--threads", &settings.threads.to_string()]);
+    if let Some(spec) = &settings.simulated {
+        command.args(["--sim", spec]);
+    }
+    log_command(log, &command);
+    let finished = process::run(&mut command, Duration::from_secs(120))?;
+    log_said(log, &finished);
+    if !finished.status.is_some_and(|s| s.success()) {
+        return Err(finished.complaint());
+    }
+    let said: Vec<&str> = finished
+        .lines
+        .iter()
+        .filter(|s| !s.error)
+        .map(|s| s.text.as_str())
+        .collect();
+    serde_json::from_str(&said.join("\n")).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

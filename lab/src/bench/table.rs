@@ -72,6 +72,13 @@ fn machine_lines(text: &mut String, machine: &Machine) {
     );
     let _ = writeln!(
         text,
+        "host memory, GB/s: {} by the CPU alone, {} by the CPU and {} by the link at the same time",
+        gb(machine.cpu_read),
+        gb(machine.cpu_read_copying),
+        gb(machine.link_cpu_reading),
+    );
+    let _ = writeln!(
+        text,
         "bare context {}, in no figure below; memory by {}",
         ByteSize(machine.context),
         machine.memory_source
@@ -85,7 +92,8 @@ fn legend() -> String {
     format!(
         "MiB: the most device memory, less the bare context. TTFT: ms for the prompt, and of a load s until the prompt is\n\
          evaluated. E2EL: s for the prompt and {ANSWER} tokens. ours: how many times as fast pipeshard is. GB: streamed for\n\
-         one prompt or token. bound: part of max(compute, link) reached. ±: standard deviation over all repetitions.\n"
+         one prompt or token. bound: part reached of what link, host memory and processors allow. ±: standard deviation\n\
+         over all repetitions.\n"
     )
 }
 

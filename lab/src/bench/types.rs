@@ -223,6 +223,12 @@ pub struct Counted {
     pub peak: u64,
     /// Names of the weights without a permanent copy on the device.
     pub not_resident: Vec<String>,
+    /// Bytes that one token reads of those.
+    #[serde(default)]
+    pub read_from_host: u64,
+    /// Bytes that one token reads of all weights.
+    #[serde(default)]
+    pub read: u64,
     /// What the planner predicted.
     pub predicted: Option<Predicted>,
 }
@@ -334,11 +340,26 @@ pub struct Machine {
     pub link_back: f64,
     /// Page-locking of a mapped file in place; 0 where it was refused.
     pub register_rate: f64,
+    /// What the CPU reads of weights with all its threads, the link idle; 0 where that was not measured.
+    #[serde(default)]
+    pub cpu_read: f64,
+    /// The same while the link copies.
+    #[serde(default)]
+    pub cpu_read_copying: f64,
+    /// What the link copies while the CPU reads.
+    #[serde(default)]
+    pub link_cpu_reading: f64,
     /// A simulated device: times are those of the CPU.
     pub simulated: bool,
 }
 
 impl Machine {
+    /// What the CPU and the link read from host memory at the same time; 0 where that was not measured.
+    pub fn host_memory(&self) -> f64 {
+        let together = self.cpu_read_copying + self.link_cpu_reading;
+        together.max(self.cpu_read).max(self.link())
+    }
+
     /// What weights are streamed at, at best.
     pub fn link(&self) -> f64 {
         self.link_pinned.max(self.link_registered)
