@@ -32,7 +32,9 @@ pub struct Grid {
     pub rounds: u32,
     /// Tokens of the prompt whose cold start is measured; 0 leaves it out.
     pub first_token: u32,
-    /// All ways to place weights that are known, or the most promising one.
+    /// How many ways to place weights stock llama.cpp is tried with, the most promising first.
+    pub kinds: usize,
+    /// All tests, of what loads slowly too.
     pub full_search: bool,
     /// Whether stock llama.cpp is measured with pipeshard's placement.
     pub same_placement: bool,
@@ -87,8 +89,7 @@ impl Grid {
                 self.our_steps(&mut steps, model, budget, &decode);
                 self.fit_steps(&mut steps, model, budget, &decode, Approach::FitMapped);
                 let kinds = strategies(model);
-                let kept = if self.full_search { kinds.len() } else { 1 };
-                for strategy in kinds.into_iter().take(kept) {
+                for strategy in kinds.into_iter().take(self.kinds) {
                     for &ubatch in &self.ubatches {
                         steps.push(Step::Search {
                             model,
@@ -287,6 +288,7 @@ mod tests {
             repetitions: 1,
             rounds: 2,
             first_token: 32,
+            kinds: usize::MAX,
             full_search: true,
             same_placement: true,
             ceiling: true,

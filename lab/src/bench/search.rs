@@ -58,19 +58,26 @@ impl Strategy {
     pub fn of(inventory: &Inventory) -> Vec<Strategy> {
         let has = |role| inventory.tensors.iter().any(|t| t.role == role);
         let mut kinds = Vec::new();
+        let mixture = has(Role::Experts);
         let heads: &[bool] = if inventory.tied_output {
             &[false]
         } else {
             &[false, true]
         };
         for &head in heads {
-            if has(Role::Experts) {
+            if mixture {
                 kinds.push(Strategy::Experts { head });
             } else if has(Role::DenseFeedForward) {
                 kinds.push(Strategy::FeedForward { head });
             }
         }
-        kinds.push(Strategy::Layers);
+        // whole layers are what dense models are cut by; of a mixture they take experts that are seldom read
+        let at = if mixture {
+            kinds.len()
+        } else {
+            kinds.len().min(1)
+        };
+        kinds.insert(at, Strategy::Layers);
         kinds
     }
 

@@ -106,7 +106,8 @@ pub fn open(
         let budget = accounts.budget();
         let error = PlanError::BudgetTooSmall {
             budget,
-            minimum,
+            // weights of the language model are packed in another way then
+            minimum: minimum + accounts.granularity(),
             contributors: Vec::new(),
         };
         return Err(refused.sentence(budget, &error));

@@ -22,9 +22,11 @@ const MANY_TOKENS: u32 = 64;
 const SUBMIT_EXPERTS: f64 = 3e-6;
 /// Stores to a layer's cache: keys and values.
 const STORES: f64 = 2.0;
-/// How many times as long a store takes as reading and writing its floats would: they are converted, by threads that slept until
-/// then. 512 tokens of an 8B model took 0.45 ms a layer on an H100's host, which reads 74 GB/s.
-const STORE_SLOWER: f64 = 4.0;
+/// Seconds of a store for a token, and for each of its floats: ggml leaves stores to one thread, and each goes to a row of its own.
+/// Measured on the hosts of an H100 and of an H200, ms a layer with both stores: 0.45 for 512 tokens of 1,024 floats, 5.0 for 4,096
+/// of them, 4.5 for 4,096 of 512 floats.
+const STORE_ROW: f64 = 0.4e-6;
+const STORE_FLOAT: f64 = 0.15e-9;
 /// Bytes of a logit.
 const LOGIT: f64 = 4.0;
 
@@ -276,7 +278,8 @@ impl Costs<'_> {
     fn store(&self, attention: &Step, rows: u32) -> Act {
         // what attention takes besides are queries, as many as it leaves
         let cells = attention.takes - attention.leaves;
-        let seconds = self.small(Processor::Cpu, STORES, STORE_SLOWER * cells / STORES, rows);
+        let floats = STORES * STORE_ROW + STORE_FLOAT * cells;
+        let seconds = STORES * self.profile.overheads.cpu_op.median + floats * f64::from(rows);
         Act {
             on: Processor::Cpu,
             seconds,

@@ -176,8 +176,8 @@ impl Descent<'_> {
         layers
     }
 
-    /// Single blocks exchanged across the border between what is resident and what is not. Of each kind, one stands for all that
-    /// are alike: the outermost ones.
+    /// Blocks exchanged across the border between what is resident and what is not: one for one, and one for as many of another class
+    /// as have room then. Of each kind, one stands for all that are alike: the outermost ones.
     pub(super) fn exchanges(&self) -> Vec<Decisions> {
         let blocks = self.blocks();
         let resident = self.residency(&blocks);
@@ -197,13 +197,27 @@ impl Descent<'_> {
         };
         let mut proposed = Vec::new();
         for enter in ends(&outside) {
+            let class = outside[enter].class;
+            let alike = |blocks: &[&Block]| -> Vec<Block> {
+                let alike = blocks.iter().filter(|block| block.class == class);
+                alike.map(|block| (*block).clone()).collect()
+            };
+            let (mut before, behind) = (alike(&outside[..enter]), alike(&outside[enter + 1..]));
+            before.reverse();
+            let run = [behind, before].concat();
             let leaving = ends(&inside).into_iter().map(Some);
             for leave in std::iter::once(None).chain(leaving) {
                 let stays = inside.iter().enumerate();
                 let stays = stays.filter(|(at, _)| Some(*at) != leave);
-                let first = stays.map(|(_, block)| *block).chain([outside[enter]]);
-                proposed
-                    .push(self.with_order(first.flat_map(|block| block.units.clone()).collect()));
+                let stays = stays.map(|(_, block)| *block).chain([outside[enter]]);
+                let units = |block: &Block| block.units.clone();
+                let single: Vec<UnitId> = stays.flat_map(units).collect();
+                let other = leave.is_some_and(|leave| inside[leave].class != class);
+                if other && !run.is_empty() {
+                    let several = single.iter().copied().chain(run.iter().flat_map(units));
+                    proposed.push(self.with_order(several.collect()));
+                }
+                proposed.push(self.with_order(single));
             }
         }
         proposed

@@ -45,6 +45,8 @@ const MIXTURE: &str = "qwen3-30b-a3b:q4_0";
 pub enum Search {
     /// The most promising one, and few tests of what loads slowly
     Small,
+    /// The two most promising ones, and as few tests
+    Medium,
     /// All that are known
     Full,
 }
@@ -219,6 +221,11 @@ impl BenchArgs {
                 .max(1),
             rounds: self.rounds.max(1),
             first_token: self.first_token,
+            kinds: match search {
+                Search::Small => 1,
+                Search::Medium => 2,
+                Search::Full => usize::MAX,
+            },
             full_search: search == Search::Full,
             same_placement: true,
             ceiling: !self.no_ceiling,
