@@ -109,6 +109,9 @@ pub struct EvalResult {
     pub report: Option<serde_json::Value>,
     /// The units that pipeshard made of the loaded weights.
     pub units: Option<serde_json::Value>,
+    /// The plan as it was decided, and as it runs.
+    #[serde(default)]
+    pub plans: Option<serde_json::Value>,
 }
 
 /// Runs the command: prints the result as JSON.
@@ -178,6 +181,7 @@ pub fn evaluate(args: &EvalArgs) -> Result<EvalResult, String> {
         graphs_reused,
         report: library.report(),
         units: library.units(),
+        plans: library.plans(),
     })
 }
 
