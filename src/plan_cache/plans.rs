@@ -4,7 +4,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::files;
-use pipeshard_plan::profile::ProfileKey;
 use pipeshard_plan::request::{Adapted, KeptPlan, PlanKey};
 
 /// A folder of kept plans and observations.
@@ -114,16 +113,21 @@ impl PlanCache {
         }
     }
 
-    /// Removes all plans of a model on a machine, and returns how many there were. Files that are no plans stay.
+    /// Removes the plans of a model that were made by another profile of the same machine, which no run looks for any more, and
+    /// returns how many there were. Files that are no plans stay.
     ///
     /// # Errors
     /// [`CannotKeep`], where a file cannot be removed.
-    pub fn forget(&self, model: &str, machine: &ProfileKey) -> Result<usize, CannotKeep> {
+    pub fn forget_others(&self, than: &PlanKey) -> Result<usize, CannotKeep> {
         let mut gone = 0;
         for path in files::list(&self.folder, "plan-", ".json") {
             let kept = files::read(&path).ok().flatten();
             let kept = kept.and_then(|text| KeptPlan::read(&text).ok());
-            let its = |kept: &KeptPlan| kept.key.model == model && kept.key.machine == *machine;
+            let its = |kept: &KeptPlan| {
+                let key = &kept.key;
+                (&key.model, &key.machine) == (&than.model, &than.machine)
+                    && key.profile != than.profile
+            };
             if kept.as_ref().is_some_and(its) {
                 files::remove(&path).map_err(|source| CannotKeep { path, source })?;
                 gone += 1;
@@ -141,6 +145,7 @@ fn text(plan: &KeptPlan) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use pipeshard_plan::plan::Decisions;
+    use pipeshard_plan::profile::ProfileKey;
     use pipeshard_plan::request::{Decided, KEPT_PLAN_SCHEMA};
 
     fn key(budget: u64) -> PlanKey {
@@ -281,16 +286,19 @@ mod tests {
     }
 
     #[test]
-    fn plans_of_a_model_on_a_machine_are_forgotten_together() {
+    fn plans_by_an_earlier_profile_are_forgotten() {
         let (_folder, cache) = cache();
+        let mut tuned = plan(1, 512);
+        tuned.key.profile = "measured again".to_owned();
         let mut elsewhere = plan(3, 512);
         elsewhere.key.machine.device = "another card".to_owned();
-        for plan in [plan(1, 512), plan(2, 512), elsewhere.clone()] {
+        for plan in [plan(1, 512), plan(2, 512), elsewhere.clone(), tuned.clone()] {
             cache.keep(plan).unwrap();
         }
         std::fs::write(cache.folder.join("plan-mine.json"), "{}").unwrap();
-        let gone = cache.forget(&key(1).model, &ProfileKey::default()).unwrap();
-        assert_eq!((gone, files_in(&cache)), (2, 2));
+        let gone = cache.forget_others(&tuned.key).unwrap();
+        assert_eq!((gone, files_in(&cache)), (2, 3));
+        assert_eq!(cache.load(&tuned.key), Kept::Plan(Box::new(tuned)));
         assert_eq!(cache.load(&elsewhere.key), Kept::Plan(Box::new(elsewhere)));
     }
 }
