@@ -38,6 +38,7 @@ struct ggml_sched_hook_context {
     int32_t  type_v;
     uint32_t n_outputs_max; /* rows of a batch that may get logits; 0: all of them */
     bool     kv_unified;    /* the sequences share one KV cache */
+    bool     swa_full;      /* layers with a sliding window cache the whole context */
 };
 
 struct ggml_sched_hook {

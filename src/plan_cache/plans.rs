@@ -164,6 +164,7 @@ mod tests {
             ubatch_is_free: true,
             sequences: 1,
             shared_cache: false,
+            full_windows: false,
             outputs: 1,
             experts_used: 0,
             cache_type_k: "f16".to_owned(),
@@ -272,6 +273,7 @@ mod tests {
         let adapted = |scratch| Adapted {
             scratch,
             reserve: 0,
+            kv: Vec::new(),
             decisions: Decisions::default(),
         };
         cache.settle(&key(1), adapted(1)).unwrap();

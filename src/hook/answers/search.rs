@@ -7,13 +7,13 @@ use crate::hook::answers::keeping::Chosen;
 use crate::hook::config::{Config, WORKLOAD};
 use crate::hook::gate::NoPass;
 use crate::hook::log;
-use crate::hook::planning::context::{Asked, ContextPlan, ContextSize, Freshness};
+use crate::hook::planning::context::{Asked, ContextPlan, ContextSize, Freshness, KeptFor};
 use crate::hook::telemetry::counters::Counters;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
 use crate::profile::{file_of_user, obtain, Cache, ProfileError, Request};
 use pipeshard_model::inventory::{DType, Inventory};
-use pipeshard_plan::plan::{estimate_excess, place_kv, Placement, PlanError, PlanInput};
+use pipeshard_plan::plan::{estimate_excess, place_kv, Decisions, Placement, PlanError, PlanInput};
 use pipeshard_plan::profile::{operations, Effort, Profile};
 use pipeshard_plan::request::{Adapted, PlanRequest};
 use pipeshard_plan::search::{adapt, follow, Found, SearchInput, UbatchOption};
@@ -239,9 +239,14 @@ fn adapted(config: &Config, accounts: &Accounts, tenant: &Tenant, first: bool) -
     }
     let asked = context.asked;
     let input = tenant.plan_problem(accounts);
+    if config.debug.decode_stream.is_some() {
+        return None;
+    }
     let least = tenant.plan_input(accounts, 0).stream_min_rows;
-    // compute buffers of a ubatch that streams nothing are as small as those of a token
-    if config.debug.decode_stream.is_some() || asked.workload.ubatch < least {
+    let kept = context.kept.as_ref().filter(|_| first);
+    if asked.workload.ubatch < least {
+        // compute buffers of a ubatch that streams nothing are as small as those of a token
+        settle(kept, &input, &context.decisions);
         return None;
     }
     let inventory = model.inventory.using_experts(asked.experts_used);
@@ -260,26 +265,30 @@ fn adapted(config: &Config, accounts: &Accounts, tenant: &Tenant, first: bool) -
         ubatches: &[option],
         forced: config.debug.candidate,
     };
-    let kept = context.kept.as_ref().filter(|_| first);
     let known = kept.and_then(|kept| kept.adapted.as_ref());
-    if let Some(known) =
-        known.filter(|known| (known.scratch, known.reserve) == (input.scratch, input.reserve))
-    {
+    if let Some(known) = known.filter(|known| known.is_for(&input)) {
         return follow(&wanted, known.decisions.clone()).ok();
     }
     // where it does not fit any more, making the plan says so
     let found = adapt(&wanted, context.decisions.clone()).ok()?;
-    if let (Some(kept), None) = (kept, known) {
-        let adapted = Adapted {
-            scratch: input.scratch,
-            reserve: input.reserve,
-            decisions: found.decisions.clone(),
-        };
-        if let Err(error) = kept.cache.settle(&kept.key, adapted) {
-            keeping::tell_once(&error.to_string());
-        }
-    }
+    settle(kept, &input, &found.decisions);
     Some(found)
+}
+
+/// Keeps what became of decisions now that compute buffers are known, where that is not known yet.
+fn settle(kept: Option<&KeptFor>, input: &PlanInput, decisions: &Decisions) {
+    let Some(kept) = kept.filter(|kept| kept.adapted.is_none()) else {
+        return;
+    };
+    let adapted = Adapted {
+        scratch: input.scratch,
+        reserve: input.reserve,
+        kv: input.kv_fixed.clone().unwrap_or_default(),
+        decisions: decisions.clone(),
+    };
+    if let Err(error) = kept.cache.settle(&kept.key, adapted) {
+        keeping::tell_once(&error.to_string());
+    }
 }
 
 /// What this machine does per second: kept from before, or measured now.

@@ -32,6 +32,8 @@ pub struct ContextSize {
     pub outputs: u32,
     /// The sequences share one KV cache.
     pub shared_cache: bool,
+    /// Layers with a sliding window cache the whole context.
+    pub full_windows: bool,
 }
 
 impl ContextSize {
@@ -45,6 +47,7 @@ impl ContextSize {
             ubatch_is_free: self.ubatch_is_free && may_choose,
             sequences: self.sequences.max(1),
             shared_cache: self.shared_cache,
+            full_windows: self.full_windows,
             outputs: self.outputs,
             type_k: DType::from_id(self.type_k)?,
             type_v: DType::from_id(self.type_v)?,

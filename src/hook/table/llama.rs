@@ -126,6 +126,7 @@ pub(super) unsafe extern "C" fn ubatch(
             type_v: u32::try_from(context.type_v).unwrap_or(u32::MAX),
             outputs: context.n_outputs_max,
             shared_cache: context.kv_unified,
+            full_windows: context.swa_full,
         };
         let mut runtime = shared.gate.making();
         let (parts, proof) = runtime.parts();

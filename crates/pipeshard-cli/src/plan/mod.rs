@@ -83,6 +83,10 @@ pub struct PlanArgs {
     #[arg(long)]
     pub kv_unified: bool,
 
+    /// Layers with a sliding window cache the whole context, as with --swa-full of llama.cpp's tools
+    #[arg(long)]
+    pub swa_full: bool,
+
     /// Tokens of the prompt to predict for, of each sequence [default: three quarters of the context, all of a short one, 16384 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt: Option<u32>,
@@ -369,6 +373,7 @@ pub(crate) fn question<'a>(
         ubatch_is_free: args.ubatch.is_none(),
         sequences: args.parallel,
         shared_cache: args.kv_unified,
+        full_windows: args.swa_full,
         outputs: args.outputs.unwrap_or(args.parallel),
         type_k: args.cache_type_k,
         type_v: args.cache_type_v,
@@ -452,6 +457,9 @@ fn flags(args: &PlanArgs) -> String {
     }
     if args.kv_unified {
         flags += " -kvu";
+    }
+    if args.swa_full {
+        flags += " --swa-full";
     }
     flags
 }

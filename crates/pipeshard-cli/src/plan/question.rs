@@ -82,7 +82,11 @@ impl Question<'_> {
         let request = self.within(budget);
         let kept = self.kept.as_ref().and_then(|kept| {
             match kept.load(&self.key(budget, profile)) {
-                Kept::Plan(kept) => request.follow(profile, &kept.decided).ok(),
+                Kept::Plan(kept) => match &kept.adapted {
+                    // compute buffers are known, and no estimate is needed
+                    Some(adapted) => request.settled(profile, &kept.decided, adapted).ok(),
+                    None => request.follow(profile, &kept.decided).ok(),
+                },
                 // the next run says that, and replaces it
                 Kept::Nothing | Kept::Damaged(_) => None,
             }

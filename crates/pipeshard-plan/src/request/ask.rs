@@ -3,7 +3,7 @@
 use super::context::ContextRequest;
 use super::workload::StatedWorkload;
 use crate::cost::{ModelShape, Workload};
-use crate::plan::{estimate_scratch, plan, Decisions, PlanError, PlanInput};
+use crate::plan::{estimate_scratch, plan, Decisions, KvPlacement, PlanError, PlanInput};
 use crate::profile::Profile;
 use crate::search::{follow, search, Candidate, Found, SearchInput, UbatchOption};
 use pipeshard_model::inventory::Inventory;
@@ -30,6 +30,27 @@ impl From<&Found> for Decided {
             output_on_host: found.output_on_host,
             decisions: found.decisions.clone(),
         }
+    }
+}
+
+/// What was decided again when compute buffers were known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adapted {
+    /// Bytes of compute buffers.
+    pub scratch: u64,
+    /// Bytes that were kept for the backend.
+    pub reserve: u64,
+    /// Where the KV cache is.
+    pub kv: Vec<KvPlacement>,
+    /// The decisions for them.
+    pub decisions: Decisions,
+}
+
+impl Adapted {
+    /// Whether this was decided for the memory that there is now.
+    pub fn is_for(&self, input: &PlanInput) -> bool {
+        (self.scratch, self.reserve) == (input.scratch, input.reserve)
+            && input.kv_fixed.as_ref() == Some(&self.kv)
     }
 }
 
@@ -144,6 +165,35 @@ impl PlanRequest<'_> {
         self.bounded(found, &self.options())
     }
 
+    /// The plan that an earlier run had once its compute buffers were known: decisions that were found before, and adapted.
+    ///
+    /// # Errors
+    /// As [`plan`].
+    pub fn settled(
+        &self,
+        profile: &Profile,
+        decided: &Decided,
+        adapted: &Adapted,
+    ) -> Result<Found, PlanError> {
+        let input = PlanInput {
+            kv: Vec::new(),
+            kv_fixed: Some(adapted.kv.clone()),
+            scratch_estimated: false,
+            reserve: adapted.reserve,
+            ..self.memory.clone()
+        };
+        let option = UbatchOption {
+            ubatch: decided.ubatch,
+            scratch: adapted.scratch,
+            pools: 0,
+            kv: None,
+            output_on_host: decided.output_on_host,
+        };
+        let options = [option];
+        let asked = self.asked(&input, profile, &options);
+        follow(&asked, adapted.decisions.clone())
+    }
+
     /// With the smallest budget of all options, and the one from which on everything is resident.
     fn bounded(&self, mut found: Found, options: &[UbatchOption]) -> Result<Found, PlanError> {
         let unlimited = |option: &UbatchOption| PlanInput {
@@ -185,6 +235,7 @@ mod tests {
                 ubatch_is_free: true,
                 sequences: 1,
                 shared_cache: false,
+                full_windows: false,
                 outputs: 1,
                 type_k: f16,
                 type_v: f16,

@@ -23,6 +23,8 @@ pub struct ContextRequest {
     pub sequences: u32,
     /// They share one KV cache; else the context is divided among them.
     pub shared_cache: bool,
+    /// Layers with a sliding window cache the whole context.
+    pub full_windows: bool,
     /// Rows of a batch that may get logits; 0: all of them.
     pub outputs: u32,
     /// Type of the keys in the KV cache.
@@ -76,6 +78,7 @@ impl ContextRequest {
         let layers = inventory.kv.layers.iter();
         let bytes = layers.map(|layer| {
             let tokens = match self.shared_cache {
+                _ if self.full_windows => each * parts,
                 true => layer.cells(each, u64::from(ubatch), sequences),
                 false => layer.cells(each, u64::from(ubatch), 1) * parts,
             };
@@ -114,6 +117,7 @@ mod tests {
             ubatch_is_free: true,
             sequences,
             shared_cache: false,
+            full_windows: false,
             outputs: 1,
             type_k: f16,
             type_v: f16,
@@ -162,6 +166,11 @@ mod tests {
             ..four
         };
         assert_eq!(bytes(&shared, &model), 4 * (4096 + 768) * each);
+        let full = ContextRequest {
+            full_windows: true,
+            ..four
+        };
+        assert_eq!(bytes(&full, &model), 8 * 4096 * each);
     }
 
     #[test]

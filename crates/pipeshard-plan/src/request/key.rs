@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::ask::{Decided, PlanRequest};
-use crate::plan::{Decisions, Unit};
+use super::ask::{Adapted, Decided, PlanRequest};
+use crate::plan::Unit;
 use crate::profile::{model_label, Origin, Profile, ProfileKey};
 use crate::search::Found;
 use pipeshard_model::inventory::Inventory;
@@ -91,6 +91,8 @@ pub struct PlanKey {
     pub sequences: u32,
     /// They share one KV cache.
     pub shared_cache: bool,
+    /// Layers with a sliding window cache the whole context.
+    pub full_windows: bool,
     /// Rows of a batch that may get logits; 0: all of them.
     pub outputs: u32,
     /// Experts that a token uses.
@@ -125,6 +127,7 @@ impl PlanKey {
             ubatch_is_free: context.ubatch_is_free,
             sequences: context.sequences,
             shared_cache: context.shared_cache,
+            full_windows: context.full_windows,
             outputs: context.outputs,
             experts_used: request.inventory.expert_used_count,
             cache_type_k: context.type_k.name.to_owned(),
@@ -140,17 +143,6 @@ impl PlanKey {
         let model = self.model.get(..12).unwrap_or(&self.model);
         format!("plan-{model}-{}.json", &all[..20])
     }
-}
-
-/// What was decided again when compute buffers were known.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Adapted {
-    /// Bytes of compute buffers.
-    pub scratch: u64,
-    /// Bytes that were kept for the backend.
-    pub reserve: u64,
-    /// The decisions for them.
-    pub decisions: Decisions,
 }
 
 /// A plan that is kept: not what lives where, but the decisions that it follows from.

@@ -14,8 +14,8 @@ mod key;
 mod observed;
 mod workload;
 
-pub use ask::{Decided, PlanRequest};
+pub use ask::{Adapted, Decided, PlanRequest};
 pub use context::ContextRequest;
-pub use key::{fingerprint, Adapted, KeptPlan, PlanKey, KEPT_PLAN_SCHEMA};
+pub use key::{fingerprint, KeptPlan, PlanKey, KEPT_PLAN_SCHEMA};
 pub use observed::{Observation, OBSERVATION_SCHEMA};
 pub use workload::{StatedWorkload, WorkloadError};
