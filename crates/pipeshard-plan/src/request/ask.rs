@@ -9,9 +9,6 @@ use crate::search::{follow, search, Candidate, Found, SearchInput, UbatchOption}
 use pipeshard_model::inventory::Inventory;
 use serde::{Deserialize, Serialize};
 
-/// Logits of so few rows take no memory worth a decision: the head's place is decided as that of other weights.
-const FEW_OUTPUTS: u32 = 64;
-
 /// What a search has decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decided {
@@ -116,14 +113,14 @@ impl PlanRequest<'_> {
         }
     }
 
-    /// Sizes of the ubatch with the output head on the device, and, where logits of many rows would be there with it, on the host.
+    /// Sizes of the ubatch, each with the output head and its logits on the device, and with both on the host.
     fn options(&self) -> Vec<UbatchOption> {
         let ubatches = self.context.ubatches();
-        let on_device = ubatches.iter().map(|&ubatch| self.option(ubatch, false));
-        let many = |&&ubatch: &&u32| self.context.outputs_of(ubatch) > FEW_OUTPUTS;
-        let on_host = ubatches.iter().filter(many);
-        let on_host = on_host.map(|&ubatch| self.option(ubatch, true));
-        on_device.chain(on_host).collect()
+        let heads = [false, true].into_iter();
+        heads
+            .flat_map(|on_host| ubatches.iter().map(move |&ubatch| (ubatch, on_host)))
+            .map(|(ubatch, on_host)| self.option(ubatch, on_host))
+            .collect()
     }
 
     fn asked<'s>(
