@@ -264,7 +264,7 @@ pub fn publish(runtime: &mut Runtime, details: bool) {
     observing::passes(&runtime.config, &runtime.tenant, clock);
     let config = &runtime.config;
     if details {
-        log::debug(&report.render_table());
+        log::debug(&format!("all that was counted\n{}", report.render_table()));
     }
     log::to_stderr(&report.render_lines());
     if let Some(path) = &config.report {

@@ -64,7 +64,7 @@ impl Report {
                 0 => String::new(),
                 count => format!(", {count} of its residents had no room"),
             };
-            phases.push(format!("plan of {}{dropped}", saved.file));
+            phases.push(format!("saved plan {}{dropped}", saved.file));
         }
         format!("engaged on {device}: {}", phases.join("; "))
     }

@@ -91,7 +91,7 @@ pub struct PlanKey {
     pub sequences: u32,
     /// They share one KV cache.
     pub shared_cache: bool,
-    /// Layers with a sliding window cache the whole context.
+    /// There are layers with a sliding window, and they cache the whole context.
     pub full_windows: bool,
     /// Rows of a batch that may get logits; 0: all of them.
     pub outputs: u32,
@@ -112,6 +112,8 @@ impl PlanKey {
     pub fn of(request: &PlanRequest, profile: &Profile, build: &str, reserve: Option<u64>) -> Self {
         let context = &request.context;
         let conversation = request.conversation();
+        let mut layers = request.inventory.kv.layers.iter();
+        let has_windows = layers.any(|layer| layer.window.is_some());
         PlanKey {
             build: build.to_owned(),
             model: fingerprint(request.inventory, &request.memory.units),
@@ -127,7 +129,7 @@ impl PlanKey {
             ubatch_is_free: context.ubatch_is_free,
             sequences: context.sequences,
             shared_cache: context.shared_cache,
-            full_windows: context.full_windows,
+            full_windows: context.full_windows && has_windows,
             outputs: context.outputs,
             experts_used: request.inventory.expert_used_count,
             cache_type_k: context.type_k.name.to_owned(),
