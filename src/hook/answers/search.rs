@@ -81,6 +81,7 @@ pub fn context_wanted(
                 prediction: Some(found.prediction),
                 asked,
                 planned: found.plan,
+                kv_as_planned: config.debug.candidate.is_none(),
                 source: chosen.source,
                 kept: chosen.kept,
             }));

@@ -142,6 +142,8 @@ pub struct ContextPlan {
     pub asked: Asked,
     /// The plan that was decided for, by estimated compute buffers.
     pub planned: Plan,
+    /// Its KV placement is followed. Not where a test forces a plan, which is about other things.
+    pub kv_as_planned: bool,
     /// Where the decisions come from.
     pub source: PlanSource,
     /// What is kept of them.
@@ -153,6 +155,6 @@ impl ContextPlan {
     pub fn has_on_host(&self, layer: u32, bytes: u64) -> bool {
         let of_layer = self.planned.kv.iter().find(|kv| kv.layer == layer);
         self.decisions.kv_on_host.contains(&layer)
-            || of_layer.is_some_and(|kv| kv.bytes == bytes && !kv.device)
+            || self.kv_as_planned && of_layer.is_some_and(|kv| kv.bytes == bytes && !kv.device)
     }
 }

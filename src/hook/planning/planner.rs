@@ -315,6 +315,7 @@ mod tests {
                 type_v: "f16",
             },
             planned: plan(&problem(1 << 20)).expect("room"),
+            kv_as_planned: true,
             source: PlanSource::Searched,
             kept: None,
         }
