@@ -75,7 +75,14 @@ impl Report {
             true => ", more than the budget",
             false => "",
         };
-        format!("device memory: peak {peak} of {budget}{over}")
+        let staged = match self.staged_bytes {
+            0 => String::new(),
+            bytes => format!(
+                "; {} went through staging, which is slower, for not all weights are page-locked",
+                ByteSize(bytes)
+            ),
+        };
+        format!("device memory: peak {peak} of {budget}{over}{staged}")
     }
 
     fn speed(&self) -> String {
@@ -233,6 +240,20 @@ mod tests {
             ..report()
         };
         assert!(report.render_lines().contains("too few passes to compare"));
+    }
+
+    #[test]
+    fn what_makes_a_run_slow_is_said() {
+        let staged = Report {
+            staged_bytes: 82 << 20,
+            ..report()
+        };
+        let lines = staged.render_lines().replace('\u{a0}', " ");
+        assert_eq!(lines.lines().count(), 3);
+        assert!(
+            lines.contains("of 40 MiB; 82 MiB went through staging"),
+            "{lines}"
+        );
     }
 
     #[test]
