@@ -22,36 +22,37 @@ else
     budget=${budget:-40M}
     simulated=(--pipeshard-sim vram=1G)
 fi
-flags=(--pipeshard --pipeshard-vram "$budget" --pipeshard-report "$report" "${simulated[@]}")
+flags=(--pipeshard-vram "$budget" --pipeshard-report "$report" "${simulated[@]}")
 size=$(stat -L -c %s "$model")
-echo "Model:  $(basename "$model"), $((size / 1048576)) MiB"
-echo "Budget: $budget of VRAM"
-
+echo "Model:  $(basename "$model"), $((size / 1048576)) MiB of weights, within a budget of $budget of VRAM"
 echo
-echo "The plan (pipeshard plan):"
-"$bin/pipeshard" plan "$model" --vram "$budget" --reserve "${PIPESHARD_RESERVE:-0}"
-
+echo "\$ llama-completion -m $(basename "$model") ${flags[*]} -p ... -n 48 --temp 0"
 echo
-echo "The answer (llama-completion ${flags[*]}):"
 rm -f "$report"
-"$bin/llama-completion" -m "$model" "${flags[@]}" -p "$prompt" -n 48 --temp 0 -no-cnv </dev/null
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
+"$bin/llama-completion" -m "$model" "${flags[@]}" -p "$prompt" -n 48 --temp 0 -no-cnv </dev/null 2>"$said" ||
+    { cat "$said" >&2; exit 1; }
 
+# what the run says at its end: what is where, how much device memory, how fast
 echo
+grep -E '^pipeshard: (engaged|off|device memory|speed|error)' "$said" || { cat "$said" >&2; exit 1; }
 if [ ! -s "$report" ]; then
     echo "demo: the run left no report in $report" >&2
     exit 1
 fi
-echo "The report ($report, without the list of weights that are not resident):"
-python3 - "$report" "$size" <<'PYTHON'
+python3 - "$report" <<'PYTHON'
 import json, sys
 
-report, model = json.load(open(sys.argv[1])), int(sys.argv[2])
+report = json.load(open(sys.argv[1]))
 peak, budget = report["peak"]["total"], report["budget"]
-print(json.dumps({k: v for k, v in report.items() if k not in ("not_resident", "simulated_device")}, indent=2))
-mib = lambda size: f"{size / 2**20:.1f} MiB"
 if not report["engaged"]:
     sys.exit(f"demo: pipeshard was not engaged: {report['reason']}")
 if peak > budget:
-    sys.exit(f"demo: the peak of {mib(peak)} is over the budget of {mib(budget)}")
-print(f"Engaged: a model of {mib(model)} ran under a budget of {mib(budget)}; the most it took was {mib(peak)}.")
+    sys.exit(f"demo: the peak of {peak} bytes is over the budget of {budget}")
 PYTHON
+echo
+echo "Next:"
+echo "  $bin/pipeshard plan MODEL --vram 6G       what would live where, and how fast that is"
+echo "  $bin/llama-server -m MODEL --pipeshard-vram 6G"
+echo "  All that the run counted: $report; what it means: docs/report.md"

@@ -77,6 +77,7 @@ def start(name: str, variables: dict, port: int, arguments, tools: Path, model: 
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PIPESHARD_LIBRARY": str(library),
+        "PIPESHARD_PLAN_CACHE": "off",
         "LLAMA_SERVER_BIN_PATH": str(tools / "llama-server"),
         # a folder that stays empty: nothing is downloaded
         "LLAMA_CACHE": str(folder / "cache"),

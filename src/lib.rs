@@ -2,13 +2,15 @@
 //!
 //! This crate is the plug-in, `libpipeshard.so`. [`hook`] answers the questions that llama.cpp asks on the way; a plan
 //! (`pipeshard-plan`) says what lives where, [`arena`] and [`lanes`] put it there: device memory, and when things are copied into
-//! it. [`profile`] knows what this machine does per second, which [`measure`] finds out. [`report`] says what happened, [`trace`]
+//! it. [`profile`] knows what this machine does per second, which [`measure`] finds out;
+//! [`plan_cache`] keeps plans, so that the same command has the same one. [`report`] says what happened, [`trace`]
 //! when. [`vision`] knows encoders of images and sound; [`rewrite`] is what changes of graphs have in common.
 
 pub mod arena;
 pub mod hook;
 pub mod lanes;
 pub mod measure;
+pub mod plan_cache;
 pub mod profile;
 pub mod report;
 pub mod rewrite;

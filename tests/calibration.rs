@@ -38,7 +38,6 @@ fn a_simulated_gpu_has_predictions_that_are_not_compared_with_the_wall_clock() {
         "link" | "dram" | "gpu" | "cpu"
     ));
     assert_eq!(report.calibration, None);
-    assert!(!ours.said.contains("learned"), "{}", ours.said);
     let why = report.not_calibrated.as_deref().expect("a reason");
     assert!(why.contains("simulated"), "{why}");
     assert!(ours.said.contains("predicted"), "{}", ours.said);
@@ -70,34 +69,30 @@ fn passes_are_compared_where_the_clock_is_the_one_they_take() {
         let off = times.measured_seconds_per_pass / times.predicted_seconds_per_pass - 1.0;
         assert!((times.off_by.expect("passes") - off).abs() < 1e-9);
     }
-    assert_eq!(
-        compared.learned, None,
-        "everything fits, and the CPU computes nothing"
-    );
 }
 
 #[test]
-fn what_passes_took_is_what_the_next_plans_go_by() {
+fn drift_is_told_and_changes_nothing() {
+    // of a machine that is far faster than any
+    let fast = "pcie=900G,cpu=9T,membw=90T,flops=9000T,launch=0us";
     let eval = Eval::searched(&synthetic("tiny-llama-768", &[]))
         .prompts(&[40])
         .generate(40)
-        .env("PIPESHARD_DEBUG_CALIBRATE", "1")
-        .env("PIPESHARD_DEBUG_DECODE_STREAM", "0");
+        .env("PIPESHARD_DEBUG_CALIBRATE", "1");
     let budget = (eval.smallest_budget() + eval.largest_budget()) / 2;
-    let ours = eval.within(budget, "").answers();
-    let compared = ours.report().calibration.expect("passes are compared");
-    let decode = compared.decode;
-    // it is learned at the end of the run, behind the report that the tool asks for
-    let said = ours.said.split_once("the CPU takes ").map(|(_, rest)| rest);
-    let factor = said.and_then(|rest| rest.split_once(" times as long as measured"));
-    let (factor, rest) = factor.unwrap_or_else(|| panic!("{}", ours.said));
-    let slower = decode.measured_cpu_seconds_per_pass / decode.predicted_cpu_seconds_per_pass;
-    let factor: f64 = factor.parse().unwrap();
-    // so many passes beside the profile, which counts as much as 32
-    let weight = decode.passes as f64 / (decode.passes as f64 + 32.0);
-    let expected = slower.clamp(0.25, 4.0).powf(weight);
-    assert!((factor / expected).ln().abs() < 0.3, "{factor}, {decode:?}");
-    assert!(rest.contains("go by it"), "{rest}");
+    let eval = eval.within(budget, fast);
+    let first = eval.answers();
+    let decode = first
+        .report()
+        .calibration
+        .expect("passes are compared")
+        .decode;
+    assert!(decode.too_far_off, "{decode:?}");
+    let told = "slower than predicted; the stated profile is not that of this machine";
+    assert!(first.said.contains(told), "{}", first.said);
+    let second = eval.answers();
+    assert_eq!(first.eval.plans, second.eval.plans);
+    assert_eq!(first.outcome(), second.outcome());
 }
 
 #[test]

@@ -17,13 +17,14 @@
 #include "ggml.h"
 #include "ggml-backend.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-#define GGML_SCHED_HOOK_ABI 8
+#define GGML_SCHED_HOOK_ABI 9
 
 /* A context that is about to be made. */
 struct ggml_sched_hook_context {
@@ -35,6 +36,9 @@ struct ggml_sched_hook_context {
     int32_t  n_threads;     /* of the CPU, for generation */
     int32_t  type_k;        /* enum ggml_type of the KV cells */
     int32_t  type_v;
+    uint32_t n_outputs_max; /* rows of a batch that may get logits; 0: all of them */
+    bool     kv_unified;    /* the sequences share one KV cache */
+    bool     swa_full;      /* layers with a sliding window cache the whole context */
 };
 
 struct ggml_sched_hook {

@@ -7,6 +7,8 @@ set -uo pipefail
 cd "$(dirname "$0")"
 OUT=${OUT:-$PWD/out}
 mkdir -p "$OUT"
+# what is measured are plans of this build and profile, and no earlier ones
+export PIPESHARD_PLAN_CACHE=off
 models=${MODELS:-/dev/shm/pipeshard-models}
 mkdir -p "$models"
 bin=$PWD/bin

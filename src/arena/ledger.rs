@@ -145,9 +145,16 @@ impl Ledger {
         self.kv.contains_key(&owner)
     }
 
-    /// How many contexts have KV.
+    /// How many contexts have KV: as many as there are caches of one layer. A context may have several owners, one for layers with
+    /// a sliding window for example.
     pub fn contexts(&self) -> usize {
-        self.kv.len()
+        let mut caches: BTreeMap<(usize, u32), usize> = BTreeMap::new();
+        for kv in self.kv.values() {
+            for layer in &kv.layers {
+                *caches.entry((kv.model, layer.layer)).or_default() += 1;
+            }
+        }
+        caches.into_values().max().unwrap_or(0)
     }
 
     /// Whether the KV of this layer that was made last is on the host.
@@ -327,6 +334,21 @@ mod tests {
         assert_eq!(ledger.now().total(), 340);
         assert_eq!(ledger.peak_total(), 490);
         assert_eq!(ledger.peak().kv, 100);
+    }
+
+    #[test]
+    fn a_context_may_have_several_owners_of_kv() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.contexts(), 0);
+        // one for layers that see everything, one for those with a window
+        ledger.add_kv(1, 9, 100, kv(5, true, 100));
+        ledger.add_kv(2, 9, 100, kv(0, true, 100));
+        ledger.add_kv(2, 9, 100, kv(1, true, 100));
+        assert_eq!(ledger.contexts(), 1);
+        ledger.add_kv(3, 9, 100, kv(5, true, 100));
+        assert_eq!(ledger.contexts(), 2);
+        ledger.remove_kv(3);
+        assert_eq!(ledger.contexts(), 1);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 
 use crate::lanes::choice::Allowed;
 use crate::lanes::copy::DroppedWait;
+use crate::plan_cache::{Place, PlaceError, PLAN_CACHE};
 use crate::report::is_model;
 use pipeshard_model::size::ByteSize;
+use pipeshard_plan::request::{StatedWorkload, WorkloadError};
 use pipeshard_plan::search::Candidate;
 use pipeshard_sim::{SimSpec, SpecError};
 use std::path::PathBuf;
@@ -42,6 +44,9 @@ const SWITCHES: [&str; 21] = [
     "PIPESHARD_DEBUG_STOCK_HAND_OVER",
     "PIPESHARD_DEBUG_TRACE_EVENTS",
 ];
+
+/// The conversation that plans are weighed by.
+pub const WORKLOAD: &str = "PIPESHARD_WORKLOAD";
 
 /// Variables that turn everything on where nothing else does, as their flags do.
 const IMPLYING: [&str; 4] = [
@@ -81,6 +86,10 @@ pub struct Config {
     pub trace_passes: usize,
     /// A plan to follow in place of making one (`LLAMA_ARG_PIPESHARD_PLAN`).
     pub plan: Option<PathBuf>,
+    /// The conversation that plans are weighed by (`PIPESHARD_WORKLOAD`).
+    pub workload: StatedWorkload,
+    /// Where plans are kept (`PIPESHARD_PLAN_CACHE`).
+    pub plan_cache: Place,
     /// Bytes kept for the backend's own pools (`PIPESHARD_RESERVE`).
     pub reserve: Option<u64>,
     /// Which devices may be used (`PIPESHARD_ANY_DEVICE`, `GGML_CUDA_ENABLE_UNIFIED_MEMORY`).
@@ -170,6 +179,12 @@ pub enum ConfigError {
         /// The file.
         path: String,
     },
+    /// A workload that is none.
+    #[error("{WORKLOAD}: {0}")]
+    Workload(WorkloadError),
+    /// A place for plans that is none.
+    #[error(transparent)]
+    PlanCache(#[from] PlaceError),
     /// Another variable.
     #[error("{variable}: '{value}' is none of the values it takes ({expected})")]
     Variable {
@@ -208,6 +223,24 @@ pub enum ConfigError {
 /// flags, variables and presets, after this library was loaded.
 pub fn ubatch_is_free() -> bool {
     std::env::var_os("LLAMA_ARG_PIPESHARD_UBATCH").is_some_and(|value| value == "auto")
+}
+
+impl Debug {
+    /// Whether plans are others than those of the same command without switches: such plans are not kept.
+    pub fn changes_plans(&self) -> bool {
+        let numbers = [
+            self.expert_rows,
+            self.chosen_percent,
+            self.fetched_experts,
+            self.fetched_rows,
+            self.decode_stream,
+        ];
+        self.candidate.is_some()
+            || self.chunk_bytes.is_some()
+            || self.noise.is_some()
+            || self.like_stock
+            || numbers.iter().any(Option::is_some)
+    }
 }
 
 impl Config {
@@ -300,6 +333,11 @@ impl Config {
                 })
                 .transpose()?
                 .unwrap_or(TRACE_PASSES),
+            workload: get(WORKLOAD)
+                .map(|text| text.parse().map_err(ConfigError::Workload))
+                .transpose()?
+                .unwrap_or_default(),
+            plan_cache: Place::read(get(PLAN_CACHE).as_deref())?,
             reserve: get("PIPESHARD_RESERVE")
                 .map(|v| size("PIPESHARD_RESERVE", v))
                 .transpose()?,
@@ -376,117 +414,5 @@ fn check_switches(hooks: bool, names: impl Iterator<Item = String>) -> Result<()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        Config::from_lookup(|name| pairs.iter().find(|p| p.0 == name).map(|p| p.1.to_string()))
-    }
-
-    #[test]
-    fn nothing_set_means_off() {
-        let config = read(&[]).unwrap();
-        assert!(!config.attach && config.budget.is_none() && config.sim.is_none());
-    }
-
-    #[test]
-    fn reads_what_the_flags_set() {
-        let config = read(&[
-            ("LLAMA_ARG_PIPESHARD", "1"),
-            ("LLAMA_ARG_PIPESHARD_VRAM", "40M"),
-        ])
-        .unwrap();
-        assert!(config.attach);
-        assert_eq!(config.budget, Some(40 << 20));
-        assert_eq!((config.trace, config.trace_passes), (None, TRACE_PASSES));
-        let config = read(&[
-            ("LLAMA_ARG_PIPESHARD_TRACE", "trace.json"),
-            ("LLAMA_ARG_PIPESHARD_TRACE_PASSES", "3"),
-        ])
-        .unwrap();
-        assert_eq!(config.trace, Some(PathBuf::from("trace.json")));
-        assert_eq!(config.trace_passes, 3);
-    }
-
-    #[test]
-    fn values_of_files_for_containers_are_understood() {
-        let attached = |value| read(&[("LLAMA_ARG_PIPESHARD", value)]).map(|c| c.attach);
-        for value in ["1", "True", "TRUE", "on", "ON", "Yes", "y", "Enabled"] {
-            assert!(attached(value).unwrap(), "{value}");
-        }
-        for value in ["0", "False", "off", "No", "disabled"] {
-            assert!(!attached(value).unwrap(), "{value}");
-        }
-        let why = attached("maybe").unwrap_err().to_string();
-        assert!(why.contains("LLAMA_ARG_PIPESHARD: 'maybe'"), "{why}");
-    }
-
-    #[test]
-    fn a_budget_alone_turns_it_on_unless_it_is_turned_off() {
-        let vram = ("LLAMA_ARG_PIPESHARD_VRAM", "1G");
-        assert!(read(&[vram]).unwrap().attach);
-        assert!(
-            !read(&[vram, ("LLAMA_ARG_PIPESHARD", "off")])
-                .unwrap()
-                .attach
-        );
-        assert!(
-            !read(&[("LLAMA_ARG_PIPESHARD_SIM", "vram=1G")])
-                .unwrap()
-                .attach
-        );
-    }
-
-    #[test]
-    fn a_model_is_not_written_over() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("model.gguf");
-        std::fs::write(&path, b"GGUF\x03").unwrap();
-        let text = path.display().to_string();
-        let config = read(&[("LLAMA_ARG_PIPESHARD_REPORT", &text)]).unwrap();
-        let why = config.check_outputs().unwrap_err().to_string();
-        assert!(
-            why.contains("--pipeshard-report") && why.contains(&text),
-            "{why}"
-        );
-        std::fs::write(&path, b"{}").unwrap();
-        config.check_outputs().unwrap();
-    }
-
-    #[test]
-    fn says_which_setting_is_wrong() {
-        let error = read(&[("LLAMA_ARG_PIPESHARD_VRAM", "lots")])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("--pipeshard-vram") && error.contains("lots"),
-            "{error}"
-        );
-        let error = read(&[("LLAMA_ARG_PIPESHARD_SIM", "vram=")])
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("--pipeshard-sim"), "{error}");
-        let error = read(&[("LLAMA_ARG_PIPESHARD_TRACE_PASSES", "-3")])
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("'-3'"), "{error}");
-        let error = read(&[("PIPESHARD_DEBUG_DROP_WAIT", "all")])
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("'all'"), "{error}");
-    }
-
-    #[test]
-    fn switches_for_tests_are_no_part_of_a_release() {
-        let check = |hooks, name: &str| {
-            let names = ["PATH", name].map(str::to_owned);
-            check_switches(hooks, names.into_iter()).map_err(|e| e.to_string())
-        };
-        assert_eq!(check(false, "PIPESHARD_RESERVE"), Ok(()));
-        assert_eq!(check(true, "PIPESHARD_DEBUG_DROP_WAIT"), Ok(()));
-        let refused = check(false, "PIPESHARD_DEBUG_DROP_WAIT").unwrap_err();
-        assert!(refused.contains("PIPESHARD_DEBUG_DROP_WAIT is a switch for tests"));
-        let unknown = check(true, "PIPESHARD_DEBUG_DROP_WAITS").unwrap_err();
-        assert!(unknown.contains("no switch PIPESHARD_DEBUG_DROP_WAITS"));
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -9,6 +9,7 @@
 //! | `pipeshard_report` | `char * (void)` | the report so far as JSON; free it with `pipeshard_free` |
 //! | `pipeshard_metrics` | `char * (void)` | the same in Prometheus' text format, for `GET /metrics` of llama-server |
 //! | `pipeshard_props` | `char * (void)` | the object that `GET /props` of llama-server shows |
+//! | `pipeshard_plans` | `char * (void)` | the plan for the latest context as it was decided, and as it runs, as JSON |
 //! | `pipeshard_units` | `char * (void)` | the loaded weights as the planner sees them, as JSON |
 //! | `pipeshard_simulated_device` | `char * (void)` | the simulated GPU's counters as JSON, null without one |
 //! | `pipeshard_reset_simulated_device` | `void (void)` | starts those counters afresh |
@@ -161,7 +162,8 @@ fn publish_at_exit() {
     }
     let Some(shared) = SHARED.get() else { return };
     match shared.gate.plain_within(EXIT_WAITS) {
-        Some(mut runtime) => publish::publish(&mut runtime),
+        // the tool's log may be gone already
+        Some(mut runtime) => publish::publish(&mut runtime, false),
         // a signal may have come inside a callback, and its handler have ended the process: this thread would wait for itself
         None => log::error("the process ends while a callback is in progress; there is no report"),
     }
@@ -199,6 +201,7 @@ unsafe extern "C" fn get_proc_address(
         b"pipeshard_report" => report as *mut c_void,
         b"pipeshard_metrics" => metrics as *mut c_void,
         b"pipeshard_props" => props as *mut c_void,
+        b"pipeshard_plans" => plans as *mut c_void,
         b"pipeshard_units" => units as *mut c_void,
         b"pipeshard_simulated_device" => simulated_device as *mut c_void,
         b"pipeshard_reset_simulated_device" => reset_simulated_device as *mut c_void,
@@ -255,6 +258,10 @@ unsafe extern "C" fn metrics() -> *mut c_char {
 
 unsafe extern "C" fn props() -> *mut c_char {
     text(|| Some(report_now()?.to_props()))
+}
+
+unsafe extern "C" fn plans() -> *mut c_char {
+    text(|| publish::plans(&SHARED.get()?.gate.plain()))
 }
 
 unsafe extern "C" fn units() -> *mut c_char {

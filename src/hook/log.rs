@@ -85,6 +85,11 @@ pub fn at_once(message: &str) {
     Message::ToLog(ffi::GGML_LOG_LEVEL_INFO, message.to_string()).deliver();
 }
 
+/// Something for those who want to know everything (`-v`).
+pub fn debug(message: &str) {
+    send(ffi::GGML_LOG_LEVEL_DEBUG, message);
+}
+
 /// Something worth knowing.
 pub fn info(message: &str) {
     send(ffi::GGML_LOG_LEVEL_INFO, message);

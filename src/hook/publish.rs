@@ -1,23 +1,21 @@
-//! The report, made of what the parts have counted. Reads everything and changes nothing, but for what passes have shown, which is
-//! taken over before it is reported.
+//! The report, made of what the parts have counted. Reads everything and changes nothing.
 
 use super::accounts::Accounts;
-use super::answers::learning;
+use super::answers::observing;
 use super::log;
 use super::planning::context::ContextPlan;
 use super::planning::planner::Planner;
 use super::runtime::Runtime;
 use super::telemetry::counters::Counters;
-use super::tenant::Tenant;
 use crate::report::{
-    CalibrationCounts, ExpertCounts, HostWaits, LearnedOfModel, MemoryHeld, MemoryPeak, PassTimes,
+    CalibrationCounts, ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassTimes, PlanUse,
     Predicted, ProfileKind, Report, UnitPlacements,
 };
 use crate::trace::summary::summary;
 use crate::trace::timeline::Timeline;
 use pipeshard_plan::cost::{Lane, Limit};
 use pipeshard_plan::plan::Plan;
-use pipeshard_plan::profile::{model_label, Origin, Profile};
+use pipeshard_plan::profile::{Origin, Profile};
 use pipeshard_sim as sim;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -136,6 +134,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         simulated_device: simulated_device(accounts),
         vision: encoders.report(),
         saved_plan: carved.and_then(|carved| tenant.planner.followed.used(carved)),
+        plan: tenant.planner.context().map(plan_use),
         timeline: timeline.map(summary),
         predicted: predicted(&tenant.planner),
         not_calibrated: calibration.as_ref().err().map(ToString::to_string),
@@ -190,21 +189,27 @@ fn calibration(runtime: &Runtime) -> Result<CalibrationCounts, &'static str> {
     Ok(CalibrationCounts {
         decode: times(&clock.counts.decode),
         prompt: times(&clock.counts.prompt),
-        learned: learned(&runtime.tenant),
-        explained: clock.explained,
     })
 }
 
-/// What runs have shown of the model that is loaded, this one included.
-fn learned(tenant: &Tenant) -> Option<LearnedOfModel> {
-    let model = tenant.weights.only_model()?;
-    let profile = tenant.planner.measured.as_ref()?;
-    let known = profile.learned_of(&model_label(&model.inventory))?;
-    Some(LearnedOfModel {
-        cpu_times_as_long: known.cpu,
-        link_beside_cpu: known.link_beside_cpu,
-        passes: known.passes,
-    })
+fn plan_use(context: &ContextPlan) -> PlanUse {
+    PlanUse {
+        source: context.source.name().to_owned(),
+        ubatch: context.asked.workload.ubatch,
+        sequences: context.asked.workload.sequences,
+    }
+}
+
+/// The plan that was decided for the context that was made last, and the one that the arena has, as JSON.
+pub fn plans(runtime: &Runtime) -> Option<String> {
+    let context = runtime.tenant.planner.context()?;
+    serde_json::to_string(&serde_json::json!({
+        "source": context.source,
+        "workload": context.asked.workload,
+        "planned": context.planned,
+        "running": runtime.tenant.residency.carved(),
+    }))
+    .ok()
 }
 
 fn times(lane: &Lane) -> PassTimes {
@@ -250,16 +255,18 @@ pub fn is_done() -> bool {
     PUBLISHED.load(Ordering::Relaxed)
 }
 
-/// Prints the report's table on standard error and writes the files that were asked for.
-pub fn publish(runtime: &mut Runtime) {
-    let config = &runtime.config;
-    let clock = &mut runtime.telemetry.clock;
-    learning::from_passes(config, &mut runtime.tenant, clock);
+/// Prints the report's lines on standard error and writes the files that were asked for. `details`: the tool's log, which may be
+/// silent, gets all the rest.
+pub fn publish(runtime: &mut Runtime, details: bool) {
     let timeline = runtime.telemetry.trace.timeline();
     let report = report_with(runtime, timeline.as_ref());
-    log::to_stderr(&report.render_table());
-    let (config, clock) = (&runtime.config, &runtime.telemetry.clock);
-    learning::forget_profile_that_was_off(config, &runtime.tenant.planner, clock);
+    let clock = &mut runtime.telemetry.clock;
+    observing::passes(&runtime.config, &runtime.tenant, clock);
+    let config = &runtime.config;
+    if details {
+        log::debug(&format!("all that was counted\n{}", report.render_table()));
+    }
+    log::to_stderr(&report.render_lines());
     if let Some(path) = &config.report {
         if let Err(error) = report.write_json(path) {
             log::error(&error.to_string());

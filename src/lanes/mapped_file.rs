@@ -85,6 +85,11 @@ impl MappedFiles {
         files
     }
 
+    /// Their paths.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.watched.iter().map(|watched| watched.path.as_str())
+    }
+
     fn add(&mut self, piece: Piece) {
         if let Some(known) = self.watched.iter_mut().find(|w| w.path == piece.path) {
             known.pieces.push(piece);

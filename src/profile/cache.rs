@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use pipeshard_plan::profile::{read, Learned, Profile, ProfileKey};
+use pipeshard_plan::profile::{read, Profile, ProfileKey};
+use tempfile::NamedTempFile;
 
 /// A folder of profiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +83,11 @@ impl Cache {
         }
     }
 
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The file for a key.
     pub fn path(&self, key: &ProfileKey) -> PathBuf {
         self.folder.join(file_name(key))
@@ -141,51 +146,42 @@ impl Cache {
             path: path.clone(),
             source,
         };
-        std::fs::create_dir_all(&self.folder).map_err(fail)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder).map_err(fail)?;
-        let text = serde_json::to_vec_pretty(profile).map_err(|e| fail(e.into()))?;
-        file.write_all(&text).map_err(fail)?;
+        let file = self.written(profile).map_err(fail)?;
         file.persist(&path).map_err(|e| fail(e.error))?;
         Ok(path)
     }
 
-    /// Adds what a run has shown to the profile that is kept under a key; it is no younger for that. False where none is kept.
+    /// Keeps a profile that was measured, unless another process has kept one meanwhile. Returns the one that is kept.
     ///
     /// # Errors
-    /// Where the file cannot be written.
-    pub fn teach(&self, key: &ProfileKey, learned: Learned) -> Result<bool, CacheError> {
-        let Found::Profile(mut profile) = self.load(key) else {
-            return Ok(false);
+    /// Where the folder or the file cannot be written.
+    pub fn store_first(&self, profile: Profile) -> Result<Profile, CacheError> {
+        let path = self.path(&profile.key);
+        let fail = |source| CacheError::Write {
+            path: path.clone(),
+            source,
         };
-        let measured = std::fs::metadata(self.path(key)).and_then(|file| file.modified());
-        profile.learn(learned);
-        let path = self.store(&profile)?;
-        if let Ok(at) = measured {
-            let file = std::fs::File::options().append(true).open(&path);
-            file.and_then(|file| file.set_modified(at))
-                .map_err(|source| CacheError::Write { path, source })?;
+        let file = self.written(&profile).map_err(fail)?;
+        match file.persist_noclobber(&path) {
+            Ok(_) => Ok(profile),
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                match self.load(&profile.key) {
+                    Found::Profile(first) => Ok(*first),
+                    Found::Nothing | Found::Damaged(_) => {
+                        error.file.persist(&path).map_err(|e| fail(e.error))?;
+                        Ok(profile)
+                    }
+                }
+            }
+            Err(error) => Err(fail(error.error)),
         }
-        Ok(true)
     }
 
-    /// Keeps nothing under a key any more that is at least `age` old, so that whoever needs a profile measures anew. True if there
-    /// was such.
-    ///
-    /// # Errors
-    /// Where the file cannot be removed.
-    pub fn discard(&self, key: &ProfileKey, age: Duration) -> io::Result<bool> {
-        let path = self.path(key);
-        let written = std::fs::metadata(&path).and_then(|file| file.modified());
-        // a clock that was set back makes no file young
-        let is_young = written.is_ok_and(|at| at.elapsed().is_ok_and(|elapsed| elapsed < age));
-        if is_young {
-            return Ok(false);
-        }
-        match std::fs::remove_file(path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+    fn written(&self, profile: &Profile) -> io::Result<NamedTempFile> {
+        std::fs::create_dir_all(&self.folder)?;
+        let mut file = NamedTempFile::new_in(&self.folder)?;
+        file.write_all(&serde_json::to_vec_pretty(profile)?)?;
+        Ok(file)
     }
 }
 
@@ -269,51 +265,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_discarded_is_gone_and_others_stay() {
+    fn of_two_that_measure_at_once_the_first_is_kept() {
         let (_folder, cache) = cache();
-        let other = ProfileKey {
-            threads: key().threads + 1,
-            ..key()
-        };
-        cache.store(&measured(key())).unwrap();
-        cache.store(&measured(other.clone())).unwrap();
-        assert!(!cache.discard(&key(), Duration::from_secs(3600)).unwrap());
-        assert!(cache.discard(&key(), Duration::ZERO).unwrap());
-        assert!(!cache.discard(&key(), Duration::ZERO).unwrap());
-        assert!(matches!(cache.load(&key()), Found::Nothing));
-        assert!(matches!(cache.load(&other), Found::Profile(_)));
-    }
-
-    #[test]
-    fn what_runs_show_is_added_and_makes_a_profile_no_younger() {
-        let (_folder, cache) = cache();
-        let learned = |cpu| Learned {
-            model: "a model".to_owned(),
-            cpu,
-            link_beside_cpu: None,
-            passes: 8,
-        };
-        assert!(!cache.teach(&key(), learned(1.5)).unwrap());
-        let path = cache.store(&measured(key())).unwrap();
-        let long_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
-        let file = std::fs::File::options().append(true).open(&path).unwrap();
-        file.set_modified(long_ago).unwrap();
-        assert!(cache.teach(&key(), learned(1.5)).unwrap());
-        let Found::Profile(found) = cache.load(&key()) else {
-            panic!("nothing is kept");
-        };
-        let mut taught = measured(key());
-        taught.learn(learned(1.5));
-        assert_eq!(found.learned, taught.learned);
-        assert_eq!(found.curves, measured(key()).curves);
-        assert!(cache.discard(&key(), Duration::from_secs(3600)).unwrap());
-        cache.store(&measured(key())).unwrap();
-        cache.teach(&key(), learned(1.5)).unwrap();
-        let whole = std::fs::read_to_string(&path).unwrap();
-        let known = format!("\"cpu\": {}", taught.learned[0].cpu);
-        assert!(whole.contains(&known), "{whole}");
-        std::fs::write(&path, whole.replace(&known, "\"cpu\": -1.5")).unwrap();
-        assert!(matches!(cache.load(&key()), Found::Damaged(_)));
+        let (first, mut second) = (measured(key()), measured(key()));
+        second.link.pinned.median *= 2.0;
+        assert_eq!(cache.store_first(first.clone()).unwrap(), first);
+        assert_eq!(cache.store_first(second.clone()).unwrap(), first);
+        assert_eq!(cache.load(&key()), Found::Profile(Box::new(first)));
+        std::fs::write(cache.path(&key()), "{").unwrap();
+        assert_eq!(cache.store_first(second.clone()).unwrap(), second);
+        assert_eq!(cache.load(&key()), Found::Profile(Box::new(second)));
     }
 
     #[test]

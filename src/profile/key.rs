@@ -28,13 +28,13 @@ pub fn key_of_host(threads: u32) -> ProfileKey {
     ProfileKey {
         cpu: cpu_name(&read("/proc/cpuinfo")),
         threads,
-        build: build(),
+        build: build_name(),
         ..ProfileKey::default()
     }
 }
 
 /// The build of llama.cpp and pipeshard that runs.
-fn build() -> String {
+pub fn build_name() -> String {
     format!("{} {}", env!("CARGO_PKG_VERSION"), pipeshard_sys::BUILD_ID)
 }
 

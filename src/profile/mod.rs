@@ -1,5 +1,5 @@
-//! The profile of this machine: measured once ([`obtain`]), kept as JSON under the user's cache directory, taught by what runs
-//! show. What it says is a value of `pipeshard_plan::profile`.
+//! The profile of this machine: measured once ([`obtain`]) and kept as JSON under the user's cache directory. What it says is a value
+//! of `pipeshard_plan::profile`.
 
 mod cache;
 mod file;
@@ -9,6 +9,6 @@ mod simulated;
 
 pub use cache::{Cache, CacheError, Found};
 pub use file::{from_file, read_file, ProfileFileError};
-pub use key::{default_threads, key_of, key_of_host};
+pub use key::{build_name, default_threads, key_of, key_of_host};
 pub use obtain::{file_of_user, obtain, Obtained, ProfileError, Request, Source, FILE_VARIABLE};
 pub use simulated::of_simulated;

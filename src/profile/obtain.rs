@@ -133,7 +133,15 @@ fn obtain_with(
     }
     let mut profile = measured(request, key, &settings())?;
     round(&mut profile);
-    keep(request, &profile, &mut notes);
+    if request.refresh {
+        keep(request, &profile, &mut notes);
+    } else if let Some(cache) = request.cache {
+        // another process may have measured at the same time: both go by what was kept first
+        match cache.store_first(profile.clone()) {
+            Ok(first) => profile = first,
+            Err(error) => notes.push(error.to_string()),
+        }
+    }
     Ok(Obtained {
         profile,
         from: Source::Measured,

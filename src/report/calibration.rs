@@ -62,17 +62,6 @@ pub struct PassTimes {
     pub too_far_off: bool,
 }
 
-/// What runs of a model, this one included, have shown of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct LearnedOfModel {
-    /// How many times as long as measured the CPU takes for operations of a few tokens.
-    pub cpu_times_as_long: f64,
-    /// Bytes per second that the link moves while the CPU computes; null where no run said so.
-    pub link_beside_cpu: Option<f64>,
-    /// Passes that said so.
-    pub passes: u64,
-}
-
 /// Passes that were compared with what was predicted for them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -81,10 +70,6 @@ pub struct CalibrationCounts {
     pub decode: PassTimes,
     /// Passes of prompts.
     pub prompt: PassTimes,
-    /// What the next plans for the model go by; null where nothing was learned.
-    pub learned: Option<LearnedOfModel>,
-    /// With what this run has shown its passes would have been predicted within a tenth.
-    pub explained: bool,
 }
 
 impl Predicted {
@@ -117,19 +102,6 @@ impl PassTimes {
             ),
             false => String::new(),
         }
-    }
-}
-
-impl LearnedOfModel {
-    /// What was learned, as a sentence.
-    pub(super) fn sentence(&self) -> String {
-        let link = self.link_beside_cpu.map_or_else(String::new, |link| {
-            format!(", beside it the link moves {:.1}\u{a0}GB/s", link / 1e9)
-        });
-        format!(
-            "the CPU takes {:.2} times as long as measured{link}; the next plans for this model go by it",
-            self.cpu_times_as_long
-        )
     }
 }
 
@@ -170,10 +142,7 @@ impl CalibrationCounts {
             return None;
         }
         let action = match profile {
-            ProfileKind::Measured if self.prompt.too_far_off || !self.explained => {
-                "unless the profile is less than an hour old it is forgotten, and the next run measures this machine anew"
-            }
-            ProfileKind::Measured => "the next run plans by what this one has shown",
+            ProfileKind::Measured => "pipeshard tune MODEL measures this machine again",
             ProfileKind::Stated => "the profile that was stated does not describe this machine: leave it out, or measure this one",
             ProfileKind::Assumed => "the profile is that of no machine in particular: measure this one with pipeshard profile MODEL",
         };
@@ -195,7 +164,7 @@ fn name(limit: &str) -> &str {
 }
 
 /// With three digits that count, in a unit that fits.
-fn seconds(value: f64) -> String {
+pub(super) fn seconds(value: f64) -> String {
     let (value, unit) = match value {
         v if v >= 1.0 => (v, "s"),
         v if v >= 1e-3 => (v * 1e3, "ms"),
@@ -241,14 +210,6 @@ pub(super) mod tests {
         }
     }
 
-    pub fn learned() -> LearnedOfModel {
-        LearnedOfModel {
-            cpu_times_as_long: 1.5,
-            link_beside_cpu: Some(30e9),
-            passes: 20,
-        }
-    }
-
     #[test]
     fn times_have_a_unit_that_fits() {
         for (value, expected) in [
@@ -282,35 +243,14 @@ pub(super) mod tests {
         let counts = CalibrationCounts {
             decode: times(0.5, true),
             prompt: times(-0.4, true),
-            learned: None,
-            explained: false,
         };
         let said = |kind| counts.warning(kind).unwrap();
         assert_eq!(
             said(ProfileKind::Measured),
             "prompts took 40 % less time and generation took 50 % more time than predicted, so there may be a better plan; \
-             unless the profile is less than an hour old it is forgotten, and the next run measures this machine anew"
+             pipeshard tune MODEL measures this machine again"
         );
         assert!(said(ProfileKind::Assumed).contains("pipeshard profile MODEL"));
         assert!(!said(ProfileKind::Stated).contains("--refresh"));
-        let taught = CalibrationCounts {
-            prompt: times(0.1, false),
-            learned: Some(learned()),
-            explained: true,
-            ..counts
-        };
-        let said = taught.warning(ProfileKind::Measured).unwrap();
-        assert!(said.ends_with("plans by what this one has shown"), "{said}");
-        let unexplained = CalibrationCounts {
-            explained: false,
-            ..taught
-        };
-        let said = unexplained.warning(ProfileKind::Measured).unwrap();
-        assert!(said.ends_with("measures this machine anew"), "{said}");
-        assert_eq!(
-            taught.learned.unwrap().sentence().replace('\u{a0}', " "),
-            "the CPU takes 1.50 times as long as measured, beside it the link moves 30.0 GB/s; the next plans for this \
-             model go by it"
-        );
     }
 }

@@ -230,20 +230,6 @@ impl Report {
             "tier",
             &kinds.map(|(tier, times)| (tier, times.measured_cpu_seconds_per_pass)),
         );
-        if let Some(learned) = &compared.learned {
-            text.gauge(
-                "learned_cpu_times_as_long",
-                "How many times as long as measured the CPU takes, by what runs of the model have shown",
-            )
-            .sample(&[], learned.cpu_times_as_long);
-            if let Some(link) = learned.link_beside_cpu {
-                text.gauge(
-                    "learned_link_beside_cpu_bytes_per_second",
-                    "What the link moves while the CPU computes, by what runs of the model have shown",
-                )
-                .sample(&[], link);
-            }
-        }
         text.gauge(
             "predicted_pass_cpu_seconds",
             "What was predicted for the CPU's part of one of these passes on average",

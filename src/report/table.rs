@@ -52,9 +52,6 @@ impl Report {
         if let Some(compared) = calibration.sentence() {
             field(text, "measured", &compared);
         }
-        if let Some(learned) = &calibration.learned {
-            field(text, "learned", &learned.sentence());
-        }
         if let Some(warning) = calibration.warning(predicted.profile) {
             field(text, "prediction off", &warning);
         }
@@ -336,8 +333,6 @@ mod tests {
             calibration: Some(CalibrationCounts {
                 decode: calibration::tests::times(0.5, true),
                 prompt: calibration::tests::times(0.1, false),
-                learned: Some(calibration::tests::learned()),
-                explained: true,
             }),
             ..engaged()
         };

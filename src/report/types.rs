@@ -96,6 +96,8 @@ pub struct Report {
     pub simulated_device: Option<serde_json::Value>,
     /// What the lanes were busy with, if a trace was asked for.
     pub timeline: Option<TimelineSummary>,
+    /// What was decided for the context that was made last; none where nothing was.
+    pub plan: Option<PlanUse>,
     /// What was predicted of the plan; none where nothing was searched for.
     pub predicted: Option<Predicted>,
     /// What passes took beside what was predicted for them; none where they are not compared.
@@ -162,6 +164,18 @@ pub struct SavedPlanUse {
     pub dropped: u64,
     /// Their bytes.
     pub dropped_bytes: u64,
+}
+
+/// What was decided for a context.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PlanUse {
+    /// `searched` by this run, `kept` by an earlier run of the same command, or `tuned` by `pipeshard tune`.
+    pub source: String,
+    /// Tokens per ubatch.
+    pub ubatch: u32,
+    /// Sequences that the plan was weighed for.
+    pub sequences: u32,
 }
 
 /// Passes per tier.
@@ -279,6 +293,7 @@ impl Default for Report {
             vision: None,
             simulated_device: None,
             timeline: None,
+            plan: None,
             predicted: None,
             calibration: None,
             not_calibrated: None,

@@ -115,6 +115,8 @@ pub fn tool(name: &str) -> Command {
         }
     }
     command.env("PIPESHARD_LIBRARY", library());
+    // the user's plans are not for tests
+    command.env("PIPESHARD_PLAN_CACHE", "off");
     // an abort shall not wait for a debugger
     command.env("GGML_NO_BACKTRACE", "1");
     command

@@ -38,6 +38,9 @@ pub struct EvalArgs {
     /// Tokens per ubatch
     #[arg(long, default_value_t = 512)]
     pub ubatch: u32,
+    /// Tokens that are handed over at a time [default: the longest prompt, and at least a ubatch]
+    #[arg(long)]
+    pub batch: Option<u32>,
     /// Rows of logits that one ubatch may ask for (0: as many as the batch has)
     #[arg(long, default_value_t = 1)]
     pub outputs: u32,
@@ -109,6 +112,9 @@ pub struct EvalResult {
     pub report: Option<serde_json::Value>,
     /// The units that pipeshard made of the loaded weights.
     pub units: Option<serde_json::Value>,
+    /// The plan as it was decided, and as it runs.
+    #[serde(default)]
+    pub plans: Option<serde_json::Value>,
 }
 
 /// Runs the command: prints the result as JSON.
@@ -178,6 +184,7 @@ pub fn evaluate(args: &EvalArgs) -> Result<EvalResult, String> {
         graphs_reused,
         report: library.report(),
         units: library.units(),
+        plans: library.plans(),
     })
 }
 
@@ -203,7 +210,7 @@ fn new_context<'m>(args: &EvalArgs, model: &'m Model) -> Result<Context<'m>, Str
     let longest = args.prompts.iter().copied().max().unwrap_or(1);
     let mut options = ContextOptions::new(
         args.ctx,
-        args.ubatch.max(longest),
+        args.batch.unwrap_or(args.ubatch).max(longest),
         args.ubatch,
         args.threads,
     );

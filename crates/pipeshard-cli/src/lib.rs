@@ -5,6 +5,7 @@ pub mod eval;
 pub mod plan;
 pub mod profile;
 pub mod trace;
+pub mod tune;
 pub mod verify;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +21,7 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:\n  \
         pipeshard plan model.gguf --vram 4G          what would live where\n  \
         pipeshard profile model.gguf                 how fast are this machine's GPU, CPU and link?\n  \
+        pipeshard tune model.gguf --vram 4G          measure again, and replace the plan that runs follow\n  \
         pipeshard bench model.gguf --vram 8G         how fast, beside stock llama.cpp in as much memory?\n  \
         pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
         pipeshard trace trace.json                   where the time of a run went"
@@ -35,6 +37,8 @@ pub struct Cli {
 pub enum Command {
     /// Show what would live where under a budget
     Plan(plan::PlanArgs),
+    /// Measure this machine again, and replace the plan that runs of a command follow
+    Tune(Box<tune::TuneArgs>),
     /// Measure what this machine does per second
     Profile(Box<profile::ProfileArgs>),
     /// Compare speed with that of stock llama.cpp in as much memory
@@ -55,6 +59,7 @@ pub enum Command {
 pub fn run(command: Command) -> Result<(), String> {
     match command {
         Command::Plan(args) => plan::run(args).map_err(|e| e.to_string()),
+        Command::Tune(args) => tune::run(&args).map_err(|e| e.to_string()),
         Command::Profile(args) => profile::run(&args).map_err(|e| e.to_string()),
         Command::Bench(args) => bench::run(&args),
         Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),

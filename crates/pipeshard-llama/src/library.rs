@@ -11,6 +11,7 @@ pub struct Library {
     set_budget: Option<unsafe extern "C" fn(u64) -> bool>,
     report: Text,
     units: Text,
+    plans: Text,
     device: Text,
     reset_device: Option<unsafe extern "C" fn()>,
     free: Option<unsafe extern "C" fn(*mut c_char)>,
@@ -35,6 +36,7 @@ impl Library {
                 >(get(c"pipeshard_set_budget")),
                 report: text(c"pipeshard_report"),
                 units: text(c"pipeshard_units"),
+                plans: text(c"pipeshard_plans"),
                 device: text(c"pipeshard_simulated_device"),
                 reset_device: std::mem::transmute::<*mut c_void, Option<unsafe extern "C" fn()>>(
                     get(c"pipeshard_reset_simulated_device"),
@@ -68,6 +70,11 @@ impl Library {
     /// The units that pipeshard made of the loaded weights.
     pub fn units(&self) -> Option<serde_json::Value> {
         self.json(self.units)
+    }
+
+    /// The plan for the latest context as it was decided, and as it runs.
+    pub fn plans(&self) -> Option<serde_json::Value> {
+        self.json(self.plans)
     }
 
     /// The simulated GPU's counters.

@@ -73,6 +73,8 @@ impl Tools {
                 command.env_remove(name);
             }
         }
+        // what is measured is the plan of this build and profile, and no earlier one
+        command.env(pipeshard::plan_cache::PLAN_CACHE, "off");
         command
     }
 

@@ -300,8 +300,6 @@ mod tests {
             calibration: Some(CalibrationCounts {
                 decode: times(0.1),
                 prompt: times(0.5),
-                learned: None,
-                explained: false,
             }),
             ..Report::default()
         };

@@ -332,6 +332,8 @@ fn clean(program: &Path) -> Command {
             command.env_remove(&variable);
         }
     }
+    // the user's plans are not for tests
+    command.env(pipeshard::plan_cache::PLAN_CACHE, "off");
     // an abort shall not wait for a debugger
     command.env("GGML_NO_BACKTRACE", "1");
     command

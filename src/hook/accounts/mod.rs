@@ -27,6 +27,23 @@ use watch::Watch;
 const DRIVER_GRANULARITY: u64 = 2 << 20;
 /// Left free on a real device when no budget is given: a sixteenth of what is free, within these bounds.
 const MARGIN: Range<u64> = 256 << 20..1 << 30;
+/// Where no budget is given it is a multiple of this: the same command has the same one, though other programs hold a little more or
+/// less.
+const STEP: u64 = 256 << 20;
+
+/// The budget where none is given, by what is free.
+fn budget_of(free: u64, real: bool) -> u64 {
+    if !real {
+        return free;
+    }
+    let margin = (free / 16).clamp(MARGIN.start, MARGIN.end);
+    let room = free.saturating_sub(margin);
+    // a card that has hardly anything free is not refused for a step
+    match room / STEP * STEP {
+        0 => room,
+        steps => steps,
+    }
+}
 
 /// One device's memory.
 pub struct Accounts {
@@ -136,12 +153,8 @@ impl Accounts {
         drop(opened);
         let free = watch.free_at_start();
         self.watch = Some(watch);
-        let margin = match self.config.sim {
-            Some(_) => 0,
-            None => (free / 16).clamp(MARGIN.start, MARGIN.end),
-        };
         let stated = self.config.budget;
-        self.budget = stated.unwrap_or_else(|| free.saturating_sub(margin));
+        self.budget = stated.unwrap_or_else(|| budget_of(free, self.is_real()));
         self.wanted_budget = self.budget;
         if self.budget > free {
             log::warn(&format!(
@@ -325,6 +338,16 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_budget_that_is_not_given_depends_little_on_what_others_hold() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(budget_of(8 * GIB, true), 15 * GIB / 2);
+        assert_eq!(budget_of(8 * GIB + 100 * MIB, true), 15 * GIB / 2);
+        assert_eq!(budget_of(300 * MIB, true), 44 * MIB);
+        assert_eq!(budget_of(0, true), 0);
+        assert_eq!(budget_of(12345, false), 12345);
+    }
 
     #[test]
     fn every_buffer_is_rounded_up() {

@@ -60,7 +60,7 @@ pub fn kv_on_host(
         Some(on_host) => !on_host,
         None => {
             let decided = tenant.planner.context_of(model);
-            let on_host = decided.is_some_and(|c| c.decisions.kv_on_host.contains(&layer));
+            let on_host = decided.is_some_and(|c| c.has_on_host(layer, bytes));
             let wanted = attempt.tried() || !on_host;
             wanted && !tenant.planner.attempts.smallest() && plan(&input).is_ok()
         }

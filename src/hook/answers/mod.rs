@@ -11,7 +11,8 @@
 //! | [`graph`] | a graph is about to be split |
 //! | [`pass`] | a graph is computed |
 //! | [`shape`] | the arena takes another shape |
-//! | [`learning`] | what passes have shown is taken over |
+//! | [`keeping`] | decisions are kept, or those that were kept are taken |
+//! | [`observing`] | what passes took is written down |
 //!
 //! What may only run while no pass is being submitted, or while nobody refers to the arena, takes the proof of it
 //! ([`super::gate`]). Nobody here locks anything.
@@ -20,8 +21,9 @@ pub mod context;
 pub mod encode;
 pub mod encoder;
 pub mod graph;
-pub mod learning;
+pub mod keeping;
 pub mod loading;
+pub mod observing;
 pub mod pass;
 #[cfg(test)]
 mod pass_tests;

@@ -4,7 +4,7 @@
 //! only those are fetched; what the host has to wait for else is handed back, for the caller to wait without the lock. Each step is
 //! noted for a trace and for the comparison with what was predicted; without a trace each note is a test of an empty option.
 
-use super::learning;
+use super::observing;
 use crate::arena::unit::LoadedUnit;
 use crate::hook::accounts::{Accounts, BackendHolds};
 use crate::hook::gate::NoPass;
@@ -473,7 +473,7 @@ pub fn compare(
     };
     let now = tenant.residency.generation().addresses();
     if clock.pass_ends(sched, &entry.graph, now, ok, at) {
-        if let Some(forecast) = learning::forecast(tenant, entry.graph.rows) {
+        if let Some(forecast) = observing::forecast(tenant, entry.graph.rows) {
             clock.forecast(forecast);
         }
     }

@@ -1,24 +1,22 @@
 //! A context is about to be made: decides what its plan leaves open, and the ubatch where the user gave none. Decides again when
 //! compute buffers and the backend's own memory are known.
 
-use super::learning;
+use super::{keeping, observing};
 use crate::hook::accounts::Accounts;
-use crate::hook::config::Config;
+use crate::hook::answers::keeping::Chosen;
+use crate::hook::config::{Config, WORKLOAD};
 use crate::hook::gate::NoPass;
 use crate::hook::log;
-use crate::hook::planning::context::{Asked, ContextPlan, ContextSize, Freshness};
+use crate::hook::planning::context::{Asked, ContextPlan, ContextSize, Freshness, KeptFor};
 use crate::hook::telemetry::counters::Counters;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
 use crate::profile::{file_of_user, obtain, Cache, ProfileError, Request};
-use pipeshard_model::inventory::{kv_bytes, DType, Inventory, KvLayer as CachedLayer};
-use pipeshard_plan::cost::Workload;
-use pipeshard_plan::plan::{
-    estimate_excess, estimate_scratch, place_kv, usual_prompt, KvLayer, Placement, PlanError,
-    GENERATED, UBATCHES,
-};
+use pipeshard_model::inventory::{DType, Inventory};
+use pipeshard_plan::plan::{estimate_excess, place_kv, Decisions, Placement, PlanError, PlanInput};
 use pipeshard_plan::profile::{operations, Effort, Profile};
-use pipeshard_plan::search::{adapt, search, Found, SearchInput, UbatchOption};
+use pipeshard_plan::request::{Adapted, PlanRequest};
+use pipeshard_plan::search::{adapt, follow, Found, SearchInput, UbatchOption};
 use std::cell::Cell;
 use std::time::Instant;
 
@@ -33,7 +31,7 @@ pub fn context_wanted(
 ) -> u32 {
     tenant.planner.attempts.begin(model);
     let began = Instant::now();
-    learning::from_passes(config, tenant, &mut telemetry.clock);
+    observing::passes(config, tenant, &mut telemetry.clock);
     telemetry.counters.planning += began.elapsed();
     let followed = &mut tenant.planner.followed;
     if let Some(planned) = followed.ubatch(wanted, wanted.ubatch_is_free) {
@@ -61,7 +59,8 @@ pub fn context_wanted(
     };
     let searched = search_for(config, accounts, tenant, telemetry, &inventory, wanted);
     match searched {
-        Ok(Some((found, asked))) => {
+        Ok(Some((chosen, asked))) => {
+            let found = chosen.found;
             tenant.planner.replan();
             if found.ubatch != wanted.ubatch {
                 log::info(&format!(
@@ -72,12 +71,19 @@ pub fn context_wanted(
             let ubatch = found.ubatch;
             let attempt = tenant.planner.attempts.current_mut();
             attempt.ubatch = (ubatch != wanted.ubatch).then_some(ubatch);
+            if found.output_on_host {
+                attempt.keep_head_on_host();
+            }
             tenant.planner.set_context(Some(ContextPlan {
                 model,
                 decisions: found.decisions,
                 freshness: Freshness::Estimated,
                 prediction: Some(found.prediction),
                 asked,
+                planned: found.plan,
+                kv_as_planned: config.debug.candidate.is_none(),
+                source: chosen.source,
+                kept: chosen.kept,
             }));
             telemetry.clock.context(config.on_wall_clock());
             ubatch
@@ -106,7 +112,7 @@ fn search_for(
     telemetry: &mut Telemetry,
     inventory: &Inventory,
     wanted: ContextSize,
-) -> Result<Option<(Found, Asked)>, String> {
+) -> Result<Option<(Chosen, Asked)>, String> {
     // several models share the budget: what is best for one is not for the other
     if tenant.weights.models().len() > 1 {
         return Ok(None);
@@ -125,77 +131,59 @@ fn search_for(
     tenant.note_holdings(accounts);
     let mut input = tenant.plan_problem(accounts);
     input.kv_fixed = None;
-    let types = (DType::from_id(wanted.type_k), DType::from_id(wanted.type_v));
-    let (Some(type_k), Some(type_v)) = types else {
+    let own_ubatch = tenant.planner.attempts.current().own_ubatch;
+    let Some(context) = wanted.request(!own_ubatch) else {
         return Ok(None);
     };
-    let sequences = wanted.sequences.max(1);
-    // a sliding window's cache grows with the ubatch
-    let kv = |ubatch: u32| -> Vec<KvLayer> {
-        let (context, ubatch) = (u64::from(wanted.context), u64::from(ubatch));
-        let cells = |layer: &CachedLayer| layer.cells(context, ubatch, u64::from(sequences));
-        let of_layer = |layer: &CachedLayer| KvLayer {
-            layer: layer.layer,
-            bytes: kv_bytes(layer, cells(layer), type_k, type_v),
-        };
-        inventory.kv.layers.iter().map(of_layer).collect()
-    };
-    input.kv = kv(wanted.ubatch);
-    let longest = wanted.batch.min(wanted.context);
-    let larger = UBATCHES.iter().copied();
-    let larger = larger.filter(|&size| size > wanted.ubatch && size <= longest);
-    let own_ubatch = tenant.planner.attempts.current().own_ubatch;
-    let may_choose = wanted.ubatch_is_free && !own_ubatch;
-    let ubatches: Vec<UbatchOption> = std::iter::once(wanted.ubatch)
-        .chain(larger.filter(|_| may_choose))
-        .map(|ubatch| UbatchOption {
-            ubatch,
-            scratch: estimate_scratch(inventory, ubatch, wanted.context, 0),
-            pools: accounts.reserve.expected_beyond(inventory, ubatch),
-            kv: Some(kv(ubatch)),
-            output_on_host: false,
-        })
-        .collect();
-    let each = wanted.context / sequences;
-    let mut asked = Asked {
-        workload: Workload {
-            prompt: usual_prompt(each.into()),
-            generated: GENERATED,
-            sequences: 1,
-            ubatch: wanted.ubatch,
-        },
-        context: u64::from(each),
-        experts_used: wanted.experts_used,
-        type_k: type_k.name,
-        type_v: type_v.name,
-    };
-    let found = search(&SearchInput {
-        input: &input,
-        model: asked.model(inventory),
-        profile: &profile,
-        workload: asked.workload,
-        ubatches: &ubatches,
+    if config.workload.is_too_long(context.each()) {
+        let (prompt, _) = config.workload.in_context(context.each());
+        log::warn(&format!(
+            "{WORKLOAD}={}: the prompt does not fit a context of {} tokens; the plan is for one of {prompt}",
+            config.workload,
+            context.each()
+        ));
+    }
+    let pools = |ubatch| (ubatch, accounts.reserve.expected_beyond(inventory, ubatch));
+    let request = PlanRequest {
+        inventory,
+        context,
+        workload: config.workload,
+        pools: context.ubatches().into_iter().map(pools).collect(),
+        memory: input,
         forced: config.debug.candidate,
-    });
+    };
+    let chosen = keeping::choose(config, &request, &profile);
     telemetry.counters.planning += began.elapsed();
     tenant.planner.measured = Some(profile);
-    match found {
-        Ok(found) => {
-            asked.workload.ubatch = found.ubatch;
-            let option = ubatches.iter().find(|o| o.ubatch == found.ubatch);
-            let least = option.map_or(0, |o| o.scratch.saturating_sub(estimate_excess(o.scratch)));
-            // cells in host memory are copied into compute buffers for the device to attend to them, a layer at a time
+    match chosen {
+        Ok(chosen) => {
+            let found = &chosen.found;
+            let mut workload = request.conversation();
+            workload.ubatch = found.ubatch;
+            let asked = Asked {
+                workload,
+                context: context.each(),
+                experts_used: wanted.experts_used,
+                type_k: context.type_k.name,
+                type_v: context.type_v.name,
+            };
+            let scratch = request.scratch(found.ubatch, found.output_on_host);
+            let least = scratch.saturating_sub(estimate_excess(scratch));
+            // KV in host memory is copied into compute buffers for the device to attend to it, a layer at a time
             let hosted = found.plan.kv.iter().filter(|layer| !layer.device);
             let copied = hosted.map(|layer| layer.bytes).max().unwrap_or(0);
             accounts.reserve.expect_ubatch(inventory, found.ubatch);
-            input.reserve = accounts.reserved();
-            input.scratch = 0;
-            input.kv = kv(found.ubatch);
-            let bare = place_kv(&input);
+            let bare = PlanInput {
+                reserve: accounts.reserved(),
+                scratch: 0,
+                kv: context.kv(inventory, found.ubatch),
+                ..request.memory
+            };
+            let bare = place_kv(&bare);
             let attempt = tenant.planner.attempts.current_mut();
             attempt.estimated_scratch = least + copied;
             attempt.cells_give_way = bare.is_ok_and(|kv| kv.iter().any(|layer| !layer.device));
-            Ok(Some((found, asked)))
+            Ok(Some((chosen, asked)))
         }
         // by estimate: in the smallest budgets that work there is nothing to decide, and what does not work says so itself
         Err(PlanError::BudgetTooSmall { .. }) => Ok(None),
@@ -225,7 +213,8 @@ pub fn decide_again(
         return;
     }
     let began = Instant::now();
-    let adapted = adapted(config, accounts, tenant);
+    let first = freshness == Freshness::Estimated;
+    let adapted = adapted(config, accounts, tenant, first);
     counters.planning += began.elapsed();
     let (Some(found), Some(context)) = (adapted, tenant.planner.context_mut()) else {
         return;
@@ -241,7 +230,8 @@ pub fn decide_again(
     }
 }
 
-fn adapted(config: &Config, accounts: &Accounts, tenant: &Tenant) -> Option<Found> {
+/// `first`: the decisions were made by estimate, and an earlier run of the same command may have adapted them.
+fn adapted(config: &Config, accounts: &Accounts, tenant: &Tenant, first: bool) -> Option<Found> {
     let model = tenant.weights.only_model()?;
     let context = tenant.planner.context_of(model.key)?;
     let profile = tenant.planner.measured.as_ref()?;
@@ -250,9 +240,14 @@ fn adapted(config: &Config, accounts: &Accounts, tenant: &Tenant) -> Option<Foun
     }
     let asked = context.asked;
     let input = tenant.plan_problem(accounts);
+    if config.debug.decode_stream.is_some() {
+        return None;
+    }
     let least = tenant.plan_input(accounts, 0).stream_min_rows;
-    // compute buffers of a ubatch that streams nothing are as small as those of a token
-    if config.debug.decode_stream.is_some() || asked.workload.ubatch < least {
+    let kept = context.kept.as_ref().filter(|_| first);
+    if asked.workload.ubatch < least {
+        // compute buffers of a ubatch that streams nothing are as small as those of a token
+        settle(kept, &input, &context.decisions);
         return None;
     }
     let inventory = model.inventory.using_experts(asked.experts_used);
@@ -271,8 +266,30 @@ fn adapted(config: &Config, accounts: &Accounts, tenant: &Tenant) -> Option<Foun
         ubatches: &[option],
         forced: config.debug.candidate,
     };
+    let known = kept.and_then(|kept| kept.adapted.as_ref());
+    if let Some(known) = known.filter(|known| known.is_for(&input)) {
+        return follow(&wanted, known.decisions.clone()).ok();
+    }
     // where it does not fit any more, making the plan says so
-    adapt(&wanted, context.decisions.clone()).ok()
+    let found = adapt(&wanted, context.decisions.clone()).ok()?;
+    settle(kept, &input, &found.decisions);
+    Some(found)
+}
+
+/// Keeps what became of decisions now that compute buffers are known, where that is not known yet.
+fn settle(kept: Option<&KeptFor>, input: &PlanInput, decisions: &Decisions) {
+    let Some(kept) = kept.filter(|kept| kept.adapted.is_none()) else {
+        return;
+    };
+    let adapted = Adapted {
+        scratch: input.scratch,
+        reserve: input.reserve,
+        kv: input.kv_fixed.clone().unwrap_or_default(),
+        decisions: decisions.clone(),
+    };
+    if let Err(error) = kept.cache.settle(&kept.key, adapted) {
+        keeping::tell_once(&error.to_string());
+    }
 }
 
 /// What this machine does per second: kept from before, or measured now.

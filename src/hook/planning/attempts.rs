@@ -82,6 +82,11 @@ impl Attempt {
         self.tries > 0
     }
 
+    /// The plan has the output head on the host: its logits are not reserved on the device then.
+    pub fn keep_head_on_host(&mut self) {
+        self.output_on_host = true;
+    }
+
     /// Nothing is made, but a scheduler was freed.
     fn only_frees(&self) -> bool {
         self.model == 0 && self.tries == 0 && self.error.is_none()

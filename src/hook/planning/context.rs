@@ -1,8 +1,11 @@
 //! What is asked for a context, and what was decided for it.
 
-use pipeshard_model::inventory::Inventory;
+use crate::plan_cache::PlanCache;
+use pipeshard_model::inventory::{DType, Inventory};
 use pipeshard_plan::cost::{ModelShape, Prediction, Workload};
-use pipeshard_plan::plan::Decisions;
+use pipeshard_plan::plan::{Decisions, Plan};
+use pipeshard_plan::request::{Adapted, ContextRequest, PlanKey};
+use serde::Serialize;
 
 /// The context that is about to be made.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +28,65 @@ pub struct ContextSize {
     pub type_k: u32,
     /// ggml's number of the type of the values.
     pub type_v: u32,
+    /// Rows of a batch that may get logits; 0: all of them.
+    pub outputs: u32,
+    /// The sequences share one KV cache.
+    pub shared_cache: bool,
+    /// Layers with a sliding window cache the whole context.
+    pub full_windows: bool,
+}
+
+impl ContextSize {
+    /// The context as plans are asked for it; none for a type of the KV cache that is not known. `may_choose`: another ubatch may
+    /// be chosen.
+    pub fn request(&self, may_choose: bool) -> Option<ContextRequest> {
+        Some(ContextRequest {
+            context: self.context,
+            batch: self.batch,
+            ubatch: self.ubatch,
+            ubatch_is_free: self.ubatch_is_free && may_choose,
+            sequences: self.sequences.max(1),
+            shared_cache: self.shared_cache,
+            full_windows: self.full_windows,
+            outputs: self.outputs,
+            type_k: DType::from_id(self.type_k)?,
+            type_v: DType::from_id(self.type_v)?,
+        })
+    }
+}
+
+/// Where decisions come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlanSource {
+    /// This run has searched for them.
+    Searched,
+    /// An earlier run has.
+    Kept,
+    /// `pipeshard tune` has.
+    Tuned,
+}
+
+impl PlanSource {
+    /// As the report has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PlanSource::Searched => "searched",
+            PlanSource::Kept => "kept",
+            PlanSource::Tuned => "tuned",
+        }
+    }
+}
+
+/// What is kept of the decisions for a context.
+#[derive(Debug, Clone)]
+pub struct KeptFor {
+    /// Where.
+    pub cache: PlanCache,
+    /// For which command.
+    pub key: PlanKey,
+    /// What became of them in an earlier run, when compute buffers were known.
+    pub adapted: Option<Adapted>,
 }
 
 /// What a prediction was asked for.
@@ -78,4 +140,21 @@ pub struct ContextPlan {
     pub prediction: Option<Prediction>,
     /// What for.
     pub asked: Asked,
+    /// The plan that was decided for, by estimated compute buffers.
+    pub planned: Plan,
+    /// Its KV placement is followed. Not where a test forces a plan, which is about other things.
+    pub kv_as_planned: bool,
+    /// Where the decisions come from.
+    pub source: PlanSource,
+    /// What is kept of them.
+    pub kept: Option<KeptFor>,
+}
+
+impl ContextPlan {
+    /// Whether the plan has the KV of this layer, of so many bytes, on the host.
+    pub fn has_on_host(&self, layer: u32, bytes: u64) -> bool {
+        let of_layer = self.planned.kv.iter().find(|kv| kv.layer == layer);
+        self.decisions.kv_on_host.contains(&layer)
+            || self.kv_as_planned && of_layer.is_some_and(|kv| kv.bytes == bytes && !kv.device)
+    }
 }

@@ -9,7 +9,7 @@ use super::context::{ContextPlan, Freshness};
 use super::saved::{FollowedPlan, PlanFile};
 use crate::hook::config::Config;
 use pipeshard_plan::plan::{plan, BatchFetch, Decisions, Plan, PlanError, PlanInput, StreamShare};
-use pipeshard_plan::profile::{Learned, Profile};
+use pipeshard_plan::profile::Profile;
 use std::sync::Arc;
 
 /// What plans are made of and made by.
@@ -264,20 +264,13 @@ impl Planner {
         self.context = None;
         self.replan();
     }
-
-    /// What passes have shown of the machine.
-    pub fn learn(&mut self, learned: Learned) {
-        if let Some(profile) = &mut self.measured {
-            profile.learn(learned);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::hook::planning::attempts::Failed;
-    use crate::hook::planning::context::Asked;
+    use crate::hook::planning::context::{Asked, PlanSource};
     use pipeshard_plan::cost::Workload;
     use pipeshard_plan::plan::{Unit, UnitClass};
 
@@ -321,6 +314,10 @@ mod tests {
                 type_k: "f16",
                 type_v: "f16",
             },
+            planned: plan(&problem(1 << 20)).expect("room"),
+            kv_as_planned: true,
+            source: PlanSource::Searched,
+            kept: None,
         }
     }
 

@@ -91,7 +91,7 @@ pub(super) unsafe extern "C" fn weights_gone(user: *mut c_void, model: *const c_
         let mut runtime = shared.gate.alone();
         let only = runtime.tenant.weights.only_model();
         if publishes && only.is_some_and(|only| only.key == model as usize) {
-            publish::publish(&mut runtime);
+            publish::publish(&mut runtime, true);
         }
         let (parts, proof) = runtime.parts();
         let Runtime {
@@ -124,6 +124,9 @@ pub(super) unsafe extern "C" fn ubatch(
             threads: u32::try_from(context.n_threads).unwrap_or(1),
             type_k: u32::try_from(context.type_k).unwrap_or(u32::MAX),
             type_v: u32::try_from(context.type_v).unwrap_or(u32::MAX),
+            outputs: context.n_outputs_max,
+            shared_cache: context.kv_unified,
+            full_windows: context.swa_full,
         };
         let mut runtime = shared.gate.making();
         let (parts, proof) = runtime.parts();

@@ -77,8 +77,6 @@ pub struct PassClock {
     /// The generation of addresses that the forecasts are for.
     generation: u64,
     compared: Vec<Compared>,
-    /// What passes took is explained by what was learned from them.
-    pub explained: bool,
     began: Option<Instant>,
     /// When the split began that the CPU computes now.
     cpu_began: Option<Instant>,

@@ -14,6 +14,7 @@ use crate::lanes::device::{Buffer, Device};
 use crate::lanes::host_memory::LockedMemory;
 use crate::lanes::mapped_file::{FileId, MappedFiles, Shrunk};
 use page_lock::{device_bytes_of, Locking, PageLocks, Part, Which};
+use pipeshard_gguf::GgufFile;
 use pipeshard_model::inventory::{layer_of, Inventory, LoadedTensor};
 use pipeshard_plan::plan::{
     default_small_threshold, units_from_inventory, Unit, UnitClass, UnitId,
@@ -22,6 +23,7 @@ use pipeshard_sys as ffi;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CStr;
 use std::ops::Range;
+use std::path::Path;
 
 /// A model whose weights are loaded.
 pub struct Model {
@@ -85,15 +87,32 @@ pub unsafe fn describe(tensors: &[*mut ffi::ggml_tensor]) -> Result<Described, S
         ne: (*t).ne,
         nbytes: ffi::ggml_nbytes(t) as u64,
     });
-    let keys = BTreeMap::from([
-        ("general.architecture".to_string(), "loaded".to_string()),
-        ("loaded.block_count".to_string(), layers.to_string()),
-    ]);
-    let inventory = Inventory::from_loaded(loaded, &keys).map_err(|e| e.to_string())?;
+    let extents: Vec<_> = (by_name.values())
+        .map(|&t| ((*t).data as usize, ffi::ggml_nbytes(t)))
+        .collect();
+    let of_file = header(&MappedFiles::of(&extents));
+    let of_file = of_file.and_then(|keys| Inventory::from_loaded(loaded.clone(), &keys).ok());
+    let inventory = match of_file {
+        Some(inventory) => inventory,
+        // a model that is not mapped, or no language model: tensors say all but windows and the like
+        None => {
+            let keys = BTreeMap::from([
+                ("general.architecture".to_string(), "loaded".to_string()),
+                ("loaded.block_count".to_string(), layers.to_string()),
+            ]);
+            Inventory::from_loaded(loaded, &keys).map_err(|e| e.to_string())?
+        }
+    };
     Ok(Described {
         inventory,
         tensors: by_name,
     })
+}
+
+/// The metadata of a model that is mapped from these files: that of the only one, or of the first piece.
+fn header(files: &MappedFiles) -> Option<GgufFile> {
+    let first = files.paths().min()?;
+    GgufFile::open(Path::new(first)).ok()
 }
 
 impl Weights {

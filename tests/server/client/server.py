@@ -25,7 +25,8 @@ def clean_environment() -> dict:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
     library = os.environ.get("PIPESHARD_LIBRARY", TOOLS / "libpipeshard.so")
     # an abort shall not wait for a debugger
-    return kept | {"PIPESHARD_LIBRARY": str(library), "GGML_NO_BACKTRACE": "1", "OPENAI_API_KEY": "none"}
+    return kept | {"PIPESHARD_LIBRARY": str(library), "GGML_NO_BACKTRACE": "1", "OPENAI_API_KEY": "none",
+                   "PIPESHARD_PLAN_CACHE": "off"}
 
 
 def budget(bytes_: int, device: int = 1 << 30) -> list:

@@ -103,6 +103,8 @@ impl Tool {
                 command.env_remove(name);
             }
         }
+        // what is measured is the plan of this build and profile, and no earlier one
+        command.env(pipeshard::plan_cache::PLAN_CACHE, "off");
         if let Some(spec) = &self.simulated {
             command.args(["--pipeshard-sim", spec]);
             command.env("PIPESHARD_SIM_COUNTERS", self.counters.path());

@@ -45,6 +45,9 @@ pub struct Source {
     pub note: String,
 }
 
+/// What is said of a plan that was not searched for.
+const KEPT: &str = " The plan is the one that an earlier run has kept.";
+
 /// Everything that the command knows.
 #[derive(Debug, Clone, Serialize)]
 pub struct Answer {
@@ -74,6 +77,8 @@ pub struct Answer {
     pub budgets: Vec<BudgetRow>,
     /// The same on another machine.
     pub alternative: Option<Alternative>,
+    /// `kept` by an earlier run of the same command or by `pipeshard tune`, or `searched` for now.
+    pub plan_source: &'static str,
     /// What lives where.
     pub plan: Plan,
     /// How the plan was found, if that was asked for.
@@ -132,25 +137,31 @@ pub fn answer(
         });
         ended.collect()
     });
-    let inventory = question.inventory;
+    let inventory = question.request.inventory;
+    let context = &question.request.context;
+    let mut note = machine.source_for(inventory);
+    if solved.kept {
+        note += KEPT;
+    }
     Ok(Answer {
         model,
         name: inventory.name.clone(),
         architecture: inventory.architecture.clone(),
         layers: inventory.layer_count,
-        context: question.context,
+        context: context.tokens(),
         ubatch: solved.workload.ubatch,
-        cache_type_k: question.type_k.name,
-        cache_type_v: question.type_v.name,
+        cache_type_k: context.type_k.name,
+        cache_type_v: context.type_v.name,
         workload: solved.workload,
         profile: Source {
             origin: machine.profile.origin,
             key: machine.profile.key.clone(),
-            note: machine.source_for(inventory),
+            note,
         },
         prediction: solved.prediction,
         budgets,
         alternative,
+        plan_source: if solved.kept { "kept" } else { "searched" },
         plan: solved.plan,
         explanation: Some(solved.explanation),
     })

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use jiff::tz::TimeZone;
 use jiff::Timestamp;
-use pipeshard::profile::{read_file, Cache};
+use pipeshard::profile::{of_simulated, read_file, Cache};
 use pipeshard_model::inventory::Inventory;
 use pipeshard_plan::profile::{model_label, Machine, Origin, Profile, ProfileKey, MACHINES};
+use pipeshard_sim::SimSpec;
 
 /// What the machine is called of which nothing is known.
 const ASSUMED: &str = "assumed";
@@ -20,6 +21,8 @@ pub struct PlannedMachine {
     pub source: String,
     /// They are those of a real card, which keeps some of its memory for itself.
     pub real_card: bool,
+    /// They are those of the machine at hand, or of a simulated GPU: runs on it keep plans.
+    pub runs_here: bool,
 }
 
 impl PlannedMachine {
@@ -31,6 +34,7 @@ impl PlannedMachine {
                 "Predictions for an assumed machine; run `pipeshard profile MODEL` for this one."
                     .to_owned(),
             real_card: false,
+            runs_here: false,
         }
     }
 
@@ -43,6 +47,7 @@ impl PlannedMachine {
                 machine.title
             ),
             real_card: true,
+            runs_here: false,
         }
     }
 
@@ -69,8 +74,19 @@ impl PlannedMachine {
     /// What was measured last with this machine's CPU, by this build; else what is assumed.
     pub fn at_hand(cache: Option<&Cache>, host: &ProfileKey) -> Self {
         match cache.and_then(|cache| cache.latest_of(host)) {
-            Some((path, profile)) => Self::of(profile, file_date(&path)),
+            Some((path, profile)) => PlannedMachine {
+                runs_here: true,
+                ..Self::of(profile, file_date(&path))
+            },
             None => Self::assumed(),
+        }
+    }
+
+    /// A simulated GPU.
+    pub fn simulated(spec: &SimSpec, threads: u32) -> Self {
+        PlannedMachine {
+            runs_here: true,
+            ..Self::of(of_simulated(spec, threads, None), None)
         }
     }
 
@@ -101,6 +117,7 @@ impl PlannedMachine {
         };
         PlannedMachine {
             real_card: profile.origin == Origin::Measured && !device.starts_with("SIM"),
+            runs_here: false,
             source,
             profile,
         }

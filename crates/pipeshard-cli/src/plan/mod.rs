@@ -14,16 +14,22 @@ use std::path::PathBuf;
 use clap::Args;
 
 use self::answer::{answer, Answer};
-use self::machine::PlannedMachine;
-use self::question::Question;
+pub(crate) use self::machine::PlannedMachine;
+pub(crate) use self::question::Question;
+pub(crate) use self::text::{rate, time};
 use pipeshard::hook::accounts::backend_reserve;
+use pipeshard::hook::config::WORKLOAD;
+use pipeshard::plan_cache::{Place, PlanCache};
 use pipeshard::profile::{default_threads, file_of_user, key_of_host, Cache};
 use pipeshard_gguf::{inventory_of, InventoryError};
 use pipeshard_model::inventory::{DType, Inventory};
 use pipeshard_model::size::ByteSize;
-use pipeshard_plan::cost::Workload;
-use pipeshard_plan::plan::{usual_prompt, PlanError, SavedPlan, GENERATED, UBATCHES};
+use pipeshard_plan::plan::{
+    default_small_threshold, units_from_inventory, PlanError, PlanInput, SavedPlan, UBATCHES,
+};
 use pipeshard_plan::profile::{WhatIf, WhatIfError};
+use pipeshard_plan::request::{ContextRequest, PlanRequest, StatedWorkload};
+use pipeshard_sim::{SimSpec, SpecError};
 
 /// The most tokens that llama.cpp's tools hand over at a time, and so the largest ubatch, unless they are told to.
 const USUAL_BATCH: u32 = 2048;
@@ -52,13 +58,8 @@ pub struct PlanArgs {
     /// The model, a GGUF file (the first one, if it is split)
     pub model: PathBuf,
 
-    /// The most device memory to use, for example 4G or 1500M
-    #[arg(
-        long,
-        value_name = "SIZE",
-        visible_alias = "pipeshard-vram",
-        required_unless_present = "map"
-    )]
+    /// The most device memory to use, for example 4G or 1500M [default: all that --sim has]
+    #[arg(long, value_name = "SIZE", visible_alias = "pipeshard-vram")]
     pub vram: Option<ByteSize>,
 
     /// Tokens of context, of all sequences together; 0 takes what the model was trained for
@@ -82,16 +83,40 @@ pub struct PlanArgs {
     #[arg(long)]
     pub kv_unified: bool,
 
+    /// Layers with a sliding window cache the whole context, as with --swa-full of llama.cpp's tools
+    #[arg(long)]
+    pub swa_full: bool,
+
     /// Tokens of the prompt to predict for, of each sequence [default: three quarters of the context, all of a short one, 16384 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt: Option<u32>,
 
-    /// Tokens of the answer to predict for, of each sequence
+    /// Tokens of the answer to predict for, of each sequence [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub generate: Option<u32>,
+
+    /// Both in one: prompt=2K,generate=512, as PIPESHARD_WORKLOAD says it for runs [default: that variable]
+    #[arg(long, value_name = "WORKLOAD", conflicts_with_all = ["prompt", "generate"])]
+    pub workload: Option<StatedWorkload>,
+
+    /// Tokens that are handed over at a time
     #[arg(
-        long, value_name = "N", default_value_t = GENERATED,
+        long, value_name = "N", default_value_t = USUAL_BATCH, visible_alias = "batch-size",
         value_parser = clap::value_parser!(u32).range(1..)
     )]
-    pub generate: u32,
+    pub batch: u32,
+
+    /// Rows of a batch for which logits are reserved [default: one for each sequence, as llama-server, llama-cli and llama-bench
+    /// do; 0: all, as llama-completion and llama-perplexity do]
+    #[arg(long, value_name = "N")]
+    pub outputs: Option<u32>,
+
+    /// A simulated GPU, as --pipeshard-sim of llama.cpp's tools has it, for example vram=8G,pcie=25G
+    #[arg(
+        long, value_name = "SPEC", visible_alias = "pipeshard-sim",
+        conflicts_with_all = ["profile", "map", "granularity"]
+    )]
+    pub sim: Option<String>,
 
     /// Tokens of a prompt that are computed at a time [default: what suits the budget, as in a run without -ub]
     #[arg(
@@ -192,6 +217,12 @@ pub enum PlanCommandError {
         /// Why.
         error: io::Error,
     },
+    /// The simulated GPU makes no sense.
+    #[error("--sim: {0}")]
+    Sim(#[from] SpecError),
+    /// The workload in the environment, or the place for plans, makes no sense.
+    #[error("{0}")]
+    Environment(String),
     /// The result cannot be printed.
     #[error("cannot print the plan: {0}")]
     Output(#[from] io::Error),
@@ -244,7 +275,18 @@ pub fn run(args: PlanArgs) -> Result<(), PlanCommandError> {
     }
 }
 
-fn machine(args: &PlanArgs) -> Result<PlannedMachine, PlanCommandError> {
+fn threads(args: &PlanArgs) -> u32 {
+    args.threads.unwrap_or_else(default_threads)
+}
+
+fn simulated(args: &PlanArgs) -> Result<Option<SimSpec>, SpecError> {
+    args.sim.as_deref().map(SimSpec::parse).transpose()
+}
+
+pub(crate) fn machine(args: &PlanArgs) -> Result<PlannedMachine, PlanCommandError> {
+    if let Some(spec) = simulated(args)? {
+        return Ok(PlannedMachine::simulated(&spec, threads(args)));
+    }
     let named = args.profile.clone().or_else(|| {
         let file = file_of_user()?;
         Some(file.display().to_string())
@@ -252,11 +294,10 @@ fn machine(args: &PlanArgs) -> Result<PlannedMachine, PlanCommandError> {
     match named {
         Some(named) => PlannedMachine::from_argument(&named).map_err(PlanCommandError::Profile),
         None => {
-            let threads = args.threads.unwrap_or_else(default_threads);
             let cache = Cache::of_user().ok();
             Ok(PlannedMachine::at_hand(
                 cache.as_ref(),
-                &key_of_host(threads),
+                &key_of_host(threads(args)),
             ))
         }
     }
@@ -265,63 +306,115 @@ fn machine(args: &PlanArgs) -> Result<PlannedMachine, PlanCommandError> {
 fn answered(inventory: &Inventory, args: &PlanArgs) -> Result<Answer, PlanCommandError> {
     let machine = machine(args)?;
     let question = question(inventory, args, &machine)?;
-    let budget = args.vram.ok_or(PlanCommandError::NoBudget)?;
+    let budget = budget(args)?;
     let what_if: Option<WhatIf> = args.what_if.as_deref().map(str::parse).transpose()?;
     let what_if = args.what_if.as_deref().zip(what_if.as_ref());
     let model = args.model.display().to_string();
-    let mut answer = answer(model, &question, &machine, budget.0, what_if)?;
+    let mut answer = answer(model, &question, &machine, budget, what_if)?;
     if !args.explain {
         answer.explanation = None;
     }
     Ok(answer)
 }
 
-fn question<'a>(
+/// The budget in bytes.
+pub(crate) fn budget(args: &PlanArgs) -> Result<u64, PlanCommandError> {
+    match (args.vram, simulated(args)?) {
+        (Some(size), _) => Ok(size.0),
+        (None, Some(spec)) => Ok(spec.vram),
+        (None, None) => Err(PlanCommandError::NoBudget),
+    }
+}
+
+/// What the user says of the conversation: by flags, or as runs are told.
+fn workload(args: &PlanArgs) -> Result<StatedWorkload, PlanCommandError> {
+    if args.prompt.is_some() || args.generate.is_some() {
+        return Ok(StatedWorkload {
+            prompt: args.prompt,
+            generate: args.generate,
+        });
+    }
+    if let Some(said) = args.workload {
+        return Ok(said);
+    }
+    let said = std::env::var(WORKLOAD).ok().filter(|said| !said.is_empty());
+    let said = said.map(|said| said.parse::<StatedWorkload>()).transpose();
+    let said = said.map_err(|why| PlanCommandError::Environment(format!("{WORKLOAD}: {why}")));
+    Ok(said?.unwrap_or_default())
+}
+
+/// Plans that runs on this machine keep.
+fn kept(machine: &PlannedMachine) -> Result<Option<PlanCache>, PlanCommandError> {
+    if !machine.runs_here {
+        return Ok(None);
+    }
+    let place = Place::from_env();
+    let place = place.map_err(|why| PlanCommandError::Environment(why.to_string()))?;
+    // where nobody says which folder is the user's, nothing is kept
+    Ok(place.open().unwrap_or_default())
+}
+
+pub(crate) fn question<'a>(
     inventory: &'a Inventory,
     args: &PlanArgs,
     machine: &PlannedMachine,
 ) -> Result<Question<'a>, PlanCommandError> {
-    let context = match args.ctx {
+    let wanted = match args.ctx {
         0 => inventory.context_length,
         wanted => wanted,
     };
-    if context == 0 {
+    if wanted == 0 {
         return Err(PlanCommandError::NoContext);
     }
-    let each = question::padded(context.into(), args.parallel) / u64::from(args.parallel);
-    let prompt = args.prompt.unwrap_or(usual_prompt(each));
-    if u64::from(prompt) >= each {
-        let context = each;
-        return Err(PlanCommandError::PromptTooLong { prompt, context });
-    }
-    // the answer ends where the context does
-    let room = u32::try_from(each - u64::from(prompt)).unwrap_or(u32::MAX);
-    let workload = Workload {
-        prompt,
-        generated: args.generate.min(room),
-        sequences: args.parallel,
+    let context = ContextRequest {
+        context: wanted,
+        batch: args.batch,
         ubatch: args.ubatch.unwrap_or(UBATCHES[0]),
-    };
-    let ubatches: Vec<u32> = match args.ubatch {
-        Some(given) => vec![given],
-        None => (UBATCHES.into_iter())
-            .filter(|&size| size <= USUAL_BATCH)
-            .filter(|&size| size == UBATCHES[0] || u64::from(size) <= each)
-            .collect(),
-    };
-    let largest = ubatches.iter().copied().max().unwrap_or(1);
-    let expected = || match machine.real_card {
-        true => backend_reserve::expected_for(inventory, largest),
-        false => 0,
-    };
-    Ok(Question {
+        ubatch_is_free: args.ubatch.is_none(),
+        sequences: args.parallel,
+        shared_cache: args.kv_unified,
+        full_windows: args.swa_full,
+        outputs: args.outputs.unwrap_or(args.parallel),
         type_k: args.cache_type_k,
         type_v: args.cache_type_v,
-        shared_cache: args.kv_unified,
-        ubatches,
-        reserve: args.reserve.map_or_else(expected, |size| size.0),
-        granularity: args.granularity.0,
-        ..Question::new(inventory, context.into(), workload)
+    };
+    let workload = workload(args)?;
+    if workload.is_too_long(context.each()) {
+        return Err(PlanCommandError::PromptTooLong {
+            prompt: workload.prompt.unwrap_or_default(),
+            context: context.each(),
+        });
+    }
+    let reserve = args.reserve.map(|size| size.0);
+    let expected = |ubatch| match (reserve, machine.real_card) {
+        (None, true) => backend_reserve::expected_for(inventory, ubatch),
+        _ => 0,
+    };
+    let pools = |ubatch| (ubatch, expected(ubatch));
+    let simulated = simulated(args)?;
+    let granularity = simulated.map_or(args.granularity.0, |spec| spec.granularity);
+    let units = units_from_inventory(inventory, default_small_threshold(inventory));
+    let memory = PlanInput::new(units, Vec::new(), u64::MAX);
+    Ok(Question {
+        request: PlanRequest {
+            inventory,
+            context,
+            workload,
+            pools: context.ubatches().into_iter().map(pools).collect(),
+            memory: PlanInput {
+                // a run measures graphs with a buffer of its own, as small as the device allows
+                reserve: reserve.unwrap_or(0) + memory.alignment.next_multiple_of(granularity),
+                granularity,
+                ..memory
+            },
+            forced: None,
+        },
+        reserve,
+        kept: match args.explain {
+            // who wants to know what was tried has it tried
+            true => None,
+            false => kept(machine)?,
+        },
     })
 }
 
@@ -364,6 +457,9 @@ fn flags(args: &PlanArgs) -> String {
     }
     if args.kv_unified {
         flags += " -kvu";
+    }
+    if args.swa_full {
+        flags += " --swa-full";
     }
     flags
 }

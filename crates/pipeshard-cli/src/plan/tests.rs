@@ -13,7 +13,7 @@ struct Tool {
 
 fn args(line: &str) -> Result<PlanArgs, clap::Error> {
     // whatever was measured on the machine that runs the tests
-    let machine = match line.contains("--profile") {
+    let machine = match line.contains("--profile") || line.contains("--sim") {
         true => "",
         false => "--profile assumed",
     };
@@ -99,7 +99,8 @@ fn a_head_on_the_device_is_taken_only_where_its_score_is_better() {
     // a head that fits, but whose logits take room from everything else
     let mut on_host = 0;
     for vram in (24..64).step_by(4) {
-        let line = format!("m.gguf --vram {vram}M --ctx 2048 --granularity 64K --explain");
+        let line =
+            format!("m.gguf --vram {vram}M --ctx 2048 --outputs 0 --granularity 64K --explain");
         let answer = answered(&models::moe(), &args(&line).unwrap()).unwrap();
         let explained = answer.explanation.unwrap();
         let (chosen, all) = (explained.chosen, &explained.ubatches);
@@ -224,9 +225,41 @@ fn a_real_card_keeps_some_memory_for_itself() {
         let asked = answered(&models::dense(), &args).unwrap();
         asked.plan.ledger.reserve
     };
-    assert_eq!(reserve(""), 0);
+    // a buffer to measure graphs with, as small as the driver allows
+    assert_eq!(reserve(""), 2 << 20);
     assert!(reserve("--profile laptop-12g") > 64 << 20);
-    assert_eq!(reserve("--profile laptop-12g --reserve 3M"), 3 << 20);
+    assert_eq!(reserve("--profile laptop-12g --reserve 3M"), 5 << 20);
+}
+
+#[test]
+fn a_workload_can_be_said_in_one_word() {
+    let workload = |line: &str| {
+        let args = args(&format!("m.gguf --vram 1G --ctx 4096 {line}")).unwrap();
+        answered(&models::dense(), &args).unwrap().workload
+    };
+    let said = workload("--workload prompt=2K,generate=512");
+    assert_eq!((said.prompt, said.generated), (2048, 512));
+    let apart = workload("--prompt 2048 --generate 512");
+    assert_eq!(said, apart);
+    assert_eq!(workload("--workload generate=7").prompt, 3072);
+    // sequences that share a cache are not taken to be computed side by side
+    assert_eq!(workload("--parallel 4").sequences, 4);
+    assert_eq!(workload("--parallel 4 --kv-unified").sequences, 1);
+    let why = args("m.gguf --vram 1G --workload 2K")
+        .unwrap_err()
+        .to_string();
+    assert!(why.contains("no workload"), "{why}");
+    assert!(args("m.gguf --vram 1G --workload prompt=1 --prompt 2").is_err());
+}
+
+#[test]
+fn a_simulated_gpu_is_planned_for_as_it_is() {
+    let line = "m.gguf --ctx 512 -t 3 --sim vram=48M,pcie=4G,granularity=4K --explain";
+    let asked = answered(&models::dense(), &args(line).unwrap()).unwrap();
+    assert_eq!(asked.plan.budget, 48 << 20);
+    assert_eq!(asked.plan.ledger.reserve, 4 << 10);
+    assert_eq!(asked.profile.key.threads, 3);
+    assert!(asked.profile.note.contains("simulated GPU"));
 }
 
 #[test]
@@ -266,7 +299,6 @@ fn the_minimum_that_is_named_works() {
 #[test]
 fn bad_arguments_are_explained() {
     for (line, part) in [
-        ("m.gguf", "--vram"),
         ("m.gguf --vram 4X", "'4X' is no size"),
         (
             "m.gguf --vram 1G --cache-type-k q2_K",
@@ -282,6 +314,8 @@ fn bad_arguments_are_explained() {
         assert!(message.contains(part), "{line}: {message}");
     }
     for (line, part) in [
+        ("m.gguf", "give a budget, for example --vram 4G"),
+        ("m.gguf --sim vram=0", "--sim: "),
         ("m.gguf --vram 1G --what-if pci=3G", "--what-if: 'pci'"),
         (
             "m.gguf --vram 1G --profile no/such/file",

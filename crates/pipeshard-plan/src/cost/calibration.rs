@@ -59,13 +59,13 @@ impl Lane {
 
     /// [`Lane::off_by`], where enough passes say that it is too much.
     pub fn too_far_off(&self) -> Option<f64> {
-        self.off_by_more_than(TOLERANCE)
+        self.off_by_enough_passes()
+            .filter(|off| off.abs() > TOLERANCE)
     }
 
-    /// [`Lane::off_by`], where enough passes say that it is more than this part.
-    pub fn off_by_more_than(&self, part: f64) -> Option<f64> {
-        let off = self.off_by()?;
-        (self.passes >= ENOUGH && off.abs() > part).then_some(off)
+    /// [`Lane::off_by`], where there are enough passes.
+    pub fn off_by_enough_passes(&self) -> Option<f64> {
+        self.off_by().filter(|_| self.passes >= ENOUGH)
     }
 
     /// Passes that were recorded.

@@ -38,7 +38,7 @@ impl Plan {
     ///
     /// # Errors
     /// As [`Plan::from_json`].
-    pub(super) fn check(&self) -> Result<(), ReadPlanError> {
+    pub(crate) fn check(&self) -> Result<(), ReadPlanError> {
         if self.schema_version != PLAN_SCHEMA_VERSION {
             let found = self.schema_version;
             return Err(ReadPlanError::Version { found });

@@ -67,8 +67,10 @@ impl<'a> Descent<'a> {
             ubatch: option.ubatch,
             ..wanted.workload
         };
-        input.host_cells_min_rows =
-            costs.device_attends_from(u64::from(workload.prompt), workload.sequences);
+        // what was decided before stays, whatever is known of the machine by now
+        let attends_from =
+            || costs.device_attends_from(u64::from(workload.prompt), workload.sequences);
+        input.host_cells_min_rows = decisions.host_cells_min_rows.unwrap_or_else(attends_from);
         let decisions = Decisions {
             host_cells_min_rows: None,
             ..decisions

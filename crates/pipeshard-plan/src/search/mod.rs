@@ -129,6 +129,17 @@ pub fn adapt(wanted: &SearchInput, decisions: Decisions) -> Result<Found, PlanEr
     Ok(descent.found())
 }
 
+/// The plan that decisions make which were found before, and what it costs now. Nothing is searched for; only the first ubatch of
+/// `wanted` counts.
+///
+/// # Errors
+/// As [`plan`](crate::plan::plan).
+pub fn follow(wanted: &SearchInput, decisions: Decisions) -> Result<Found, PlanError> {
+    let costs = Costs::new(wanted.model, wanted.profile);
+    let option = wanted.ubatches.first().ok_or_else(no_ubatch)?;
+    Ok(Descent::new(wanted, option, &costs, decisions)?.found())
+}
+
 /// Of two errors the one that names the smaller budget.
 fn the_nearer(before: Option<PlanError>, error: PlanError) -> PlanError {
     match (&before, &error) {

@@ -1,0 +1,16 @@
+//! Plans that are kept, so that the same command has the same plan, and what runs have observed for `pipeshard tune`.
+//!
+//! ```text
+//! place         which folder: the user's, another one, or none
+//! files         whole files or none: written beside, then put in place
+//! plans         kept plans; the first writer wins
+//! observations  what passes took; nobody but `pipeshard tune` reads it
+//! ```
+
+mod files;
+mod observations;
+mod place;
+mod plans;
+
+pub use place::{Place, PlaceError, PLAN_CACHE};
+pub use plans::{CannotKeep, Kept, PlanCache};
