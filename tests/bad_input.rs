@@ -56,7 +56,7 @@ fn a_budget_that_is_no_size() {
             &model(),
             &with_budget(budget),
             &[],
-            &["--pipeshard-vram", &format!("'{budget}' is no size")],
+            &["--pipeshard-vram", &format!("invalid size '{budget}'")],
         );
     }
     let eval = Eval::of(&model()).prompts(&[7, 1100]).generate(3);
@@ -65,7 +65,7 @@ fn a_budget_that_is_no_size() {
         &["1100 tokens", "context of 1024", "--ctx 1102"],
     );
     let eval = Eval::of(&model()).arg("vram", "lots").arg("sim", "vram=1G");
-    assert_refused(&eval.run(), &["'lots' is no size"]);
+    assert_refused(&eval.run(), &["invalid size 'lots'"]);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_report_that_would_replace_a_model() {
     std::fs::copy(model(), &copy).expect("a copy");
     let path = copy.display().to_string();
     let flags = [with_budget("60M"), vec!["--pipeshard-report", &path]].concat();
-    let parts = ["--pipeshard-report", "would be written over"];
+    let parts = ["--pipeshard-report", "would be overwritten"];
     assert_tool_refuses(&copy, &flags, &[], &parts);
     let (before, after) = (std::fs::read(model()), std::fs::read(&copy));
     assert!(before.expect("the model") == after.expect("the copy"));
@@ -116,10 +116,10 @@ fn a_simulated_gpu_that_has_no_address_space() {
 #[test]
 fn a_simulated_gpu_that_makes_no_sense() {
     for (spec, part) in [
-        ("vrom=1G", "'vrom' is no property of a simulated GPU"),
+        ("vrom=1G", "'vrom' is not a property of a simulated GPU"),
         ("vram=", "vram of the simulated GPU"),
         ("pcie=25G", "needs to know its memory"),
-        ("vram=1G,pcie=fast", "'fast' is no rate"),
+        ("vram=1G,pcie=fast", "invalid rate 'fast'"),
         ("vram=1G,vram=2G", "given twice"),
     ] {
         let flags = ["--pipeshard", "--pipeshard-sim", spec];
@@ -337,7 +337,7 @@ fn an_allocation_that_fails_in_mid_run() {
             .arg("sim", format!("vram=1G,failalloc={at}"))
             .run();
         let same = same_or_refused(&finished, &stock, &format!("failalloc={at}"));
-        made_do += u32::from(same && finished.said().contains("going on with a budget of"));
+        made_do += u32::from(same && finished.said().contains("continuing with a budget of"));
     }
     assert!(made_do >= 1);
 }

@@ -192,7 +192,10 @@ fn a_wait_that_does_not_exist_cannot_be_left_out() {
     let refused = eval.within(64 * MIB, "").run();
     assert!(refused.failed_cleanly());
     let said = refused.said();
-    assert!(said.contains("PIPESHARD_DEBUG_DROP_WAIT: 'all'"), "{said}");
+    assert!(
+        said.contains("PIPESHARD_DEBUG_DROP_WAIT: invalid value 'all'"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl Setting {
             .arg("batch", 2048)
             .arg("outputs", self.outputs)
             .env("PIPESHARD_PLAN_CACHE", &plans.display().to_string())
-            .env("PIPESHARD_WORKLOAD", self.workload)
+            .env("LLAMA_ARG_PIPESHARD_WORKLOAD", self.workload)
             .env("LLAMA_ARG_PIPESHARD_UBATCH", self.said());
         eval.within(self.vram * MIB, self.machine).answers()
     }

@@ -211,7 +211,10 @@ fn damaged_files_are_refused() {
         following(&model, &path, budget).run()
     };
     let cut = &text[..text.len() / 3];
-    refused(&broken("cut.json", cut), &["no saved plan, or damaged"]);
+    refused(
+        &broken("cut.json", cut),
+        &["not a saved plan, or is damaged"],
+    );
     let edited = text.replacen("blk.0.attn_q", "blk.0.attn_w", 1);
     refused(
         &broken("edited.json", &edited),
@@ -222,11 +225,11 @@ fn damaged_files_are_refused() {
         &broken("old.json", &old),
         &["form 0", "pipeshard plan --save"],
     );
-    refused(&broken("empty.json", ""), &["no saved plan"]);
+    refused(&broken("empty.json", ""), &["not a saved plan"]);
     let missing = following(&model, Path::new("no/such/plan.json"), budget);
     refused(&missing.run(), &["no/such/plan.json", "cannot be read"]);
     let huge = following(&model, &model, budget);
-    refused(&huge.run(), &["no saved plan"]);
+    refused(&huge.run(), &["not a saved plan"]);
 }
 
 #[test]

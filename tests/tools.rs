@@ -202,7 +202,7 @@ fn cells_leave_room_for_the_ubatch_that_was_chosen() {
     let finished = finish(&mut command);
     assert!(finished.succeeded(), "{}", finished.stderr);
     let lines = || finished.stderr.lines();
-    assert!(lines().any(|line| line.contains("ubatches of 1024 tokens suit")));
+    assert!(lines().any(|line| line.contains("the plan uses ubatches of 1024 tokens")));
     // all cells take 284 MiB: those in VRAM leave room for the compute buffers of such an ubatch at the first try
     assert!(!lines().any(|line| line.contains("did not fit")));
     let ubatch = lines().rfind(|line| line.contains("n_ubatch"));

@@ -425,7 +425,7 @@ fn a_trace_that_cannot_be_written_or_read_says_so() {
     let foreign = scratch("traces").join("foreign.json");
     std::fs::write(&foreign, "{\"traceEvents\":[]}").unwrap();
     for (path, what) in [
-        (&foreign, "is no trace of pipeshard's"),
+        (&foreign, "is not a pipeshard trace"),
         (&missing, "cannot read"),
     ] {
         let refused = common::finish(tool(LAB).arg("trace").arg(path));

@@ -28,7 +28,8 @@ extern "C" {
 
 /* A context that is about to be made. */
 struct ggml_sched_hook_context {
-    uint32_t n_ctx;
+    uint32_t n_ctx;         /* tokens in all; what the model was trained for where the user gave none */
+    bool     n_ctx_is_free; /* the user gave none: the provider may set n_ctx */
     uint32_t n_batch;
     uint32_t n_ubatch;
     uint32_t n_seq_max;
@@ -98,7 +99,7 @@ struct ggml_sched_hook {
     void (*weights_gone) (void * user, const void * model);
 
     /* The ubatch of a context that is about to be made: n_ubatch, or what suits the budget where the user gave none. */
-    uint32_t (*ubatch)(void * user, const void * model, const struct ggml_sched_hook_context * context);
+    uint32_t (*ubatch)(void * user, const void * model, struct ggml_sched_hook_context * context);
 
     /* Should the KV cells (or the recurrent state) of this layer, so many bytes, be kept in host memory? */
     bool (*kv_on_host)(void * user, const void * model, const void * owner, int layer, size_t size);

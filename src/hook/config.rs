@@ -46,11 +46,12 @@ const SWITCHES: [&str; 21] = [
 ];
 
 /// The conversation that plans are weighed by.
-pub const WORKLOAD: &str = "PIPESHARD_WORKLOAD";
+pub const WORKLOAD: &str = "LLAMA_ARG_PIPESHARD_WORKLOAD";
 
 /// Variables that turn everything on where nothing else does, as their flags do.
-const IMPLYING: [&str; 4] = [
+const IMPLYING: [&str; 5] = [
     "LLAMA_ARG_PIPESHARD_VRAM",
+    WORKLOAD,
     "LLAMA_ARG_PIPESHARD_REPORT",
     "LLAMA_ARG_PIPESHARD_PLAN",
     "LLAMA_ARG_PIPESHARD_TRACE",
@@ -86,7 +87,7 @@ pub struct Config {
     pub trace_passes: usize,
     /// A plan to follow in place of making one (`LLAMA_ARG_PIPESHARD_PLAN`).
     pub plan: Option<PathBuf>,
-    /// The conversation that plans are weighed by (`PIPESHARD_WORKLOAD`).
+    /// The conversation that plans are weighed by (`LLAMA_ARG_PIPESHARD_WORKLOAD`).
     pub workload: StatedWorkload,
     /// Where plans are kept (`PIPESHARD_PLAN_CACHE`).
     pub plan_cache: Place,
@@ -172,7 +173,7 @@ pub enum ConfigError {
         why: String,
     },
     /// A file that would be written over is a model.
-    #[error("{setting}: {path} is a model (GGUF), which would be written over; give another file")]
+    #[error("{setting}: {path} is a model (GGUF) and would be overwritten; give another file")]
     Overwrites {
         /// The flag and its variable.
         setting: &'static str,
@@ -186,7 +187,7 @@ pub enum ConfigError {
     #[error(transparent)]
     PlanCache(#[from] PlaceError),
     /// Another variable.
-    #[error("{variable}: '{value}' is none of the values it takes ({expected})")]
+    #[error("{variable}: invalid value '{value}' (expected: {expected})")]
     Variable {
         /// Its name.
         variable: &'static str,
@@ -204,13 +205,13 @@ pub enum ConfigError {
         variable: String,
     },
     /// A switch for tests that does not exist.
-    #[error("there is no switch {variable}; docs/development.md lists those that there are")]
+    #[error("unknown switch {variable}; docs/development.md lists all")]
     NoSuchSwitch {
         /// Its name.
         variable: String,
     },
     /// A plan that nobody knows.
-    #[error("PIPESHARD_DEBUG_CANDIDATE: there is no plan '{name}'; there are {names}")]
+    #[error("PIPESHARD_DEBUG_CANDIDATE: unknown plan '{name}'; known: {names}")]
     Candidate {
         /// What it holds.
         name: String,

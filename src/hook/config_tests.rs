@@ -41,7 +41,10 @@ fn values_of_files_for_containers_are_understood() {
         assert!(!attached(value).unwrap(), "{value}");
     }
     let why = attached("maybe").unwrap_err().to_string();
-    assert!(why.contains("LLAMA_ARG_PIPESHARD: 'maybe'"), "{why}");
+    assert!(
+        why.contains("LLAMA_ARG_PIPESHARD: invalid value 'maybe'"),
+        "{why}"
+    );
 }
 
 #[test]
@@ -110,7 +113,7 @@ fn switches_for_tests_are_no_part_of_a_release() {
     let refused = check(false, "PIPESHARD_DEBUG_DROP_WAIT").unwrap_err();
     assert!(refused.contains("PIPESHARD_DEBUG_DROP_WAIT is a switch for tests"));
     let unknown = check(true, "PIPESHARD_DEBUG_DROP_WAITS").unwrap_err();
-    assert!(unknown.contains("no switch PIPESHARD_DEBUG_DROP_WAITS"));
+    assert!(unknown.contains("unknown switch PIPESHARD_DEBUG_DROP_WAITS"));
 }
 
 #[test]
@@ -119,16 +122,17 @@ fn a_workload_and_a_place_for_plans_are_read() {
     assert_eq!(config.workload, StatedWorkload::default());
     assert_eq!(config.plan_cache, Place::Usual);
     let config = read(&[
-        ("PIPESHARD_WORKLOAD", "prompt=2K,generate=512"),
+        ("LLAMA_ARG_PIPESHARD_WORKLOAD", "prompt=2K,generate=512"),
         ("PIPESHARD_PLAN_CACHE", "off"),
     ])
     .unwrap();
     assert_eq!(config.workload.prompt, Some(2048));
     assert_eq!(config.plan_cache, Place::Off);
-    let why = read(&[("PIPESHARD_WORKLOAD", "2K")]).unwrap_err();
+    let why = read(&[("LLAMA_ARG_PIPESHARD_WORKLOAD", "2K")]).unwrap_err();
     let why = why.to_string();
     assert!(
-        why.starts_with("PIPESHARD_WORKLOAD: '2K' is no workload") && why.contains("prompt=2K"),
+        why.starts_with("LLAMA_ARG_PIPESHARD_WORKLOAD: '2K' is no workload")
+            && why.contains("prompt=2K"),
         "{why}"
     );
     let why = read(&[("PIPESHARD_PLAN_CACHE", "here")]).unwrap_err();

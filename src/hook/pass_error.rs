@@ -21,14 +21,14 @@ pub enum PassError {
     FileShrunk(Shrunk),
     /// An image's windows are not where its graph expects them.
     #[error(
-        "the windows of an image are not in the order in which llama.cpp usually puts them, so its embeddings would be wrong: please report it, and leave the encoder to the CPU meanwhile (--no-mmproj-offload)"
+        "the windows of an image are not in the order in which llama.cpp usually puts them, so its embeddings would be wrong: please report it, and use --no-mmproj-offload until then"
     )]
     OtherWindows,
     /// A callback panicked before.
     #[error("nothing is computed after an internal error")]
     Broken,
     /// The router's choice is not where it should be.
-    #[error("which experts were chosen cannot be read back: the router's result has no memory")]
+    #[error("the router's choice of experts cannot be read back: its result has no memory")]
     NoChoice,
     /// The router's choice makes no sense.
     #[error(

@@ -30,16 +30,16 @@ pub fn refusal(registry: &str, kind: Kind, allowed: Allowed) -> Option<String> {
     }
     if kind == Kind::Integrated {
         return Some(
-            "it is integrated and computes from host memory, so that streaming gains nothing there; leave out --pipeshard".to_owned(),
+            "it is integrated and computes from host memory, so streaming gains nothing; leave out --pipeshard".to_owned(),
         );
     }
     if !KNOWN.contains(&registry) {
         let why = match registry {
             "RPC" => "weights would be streamed over the network for every pass",
-            _ => "this backend was never seen to work with it",
+            _ => "this backend was not tested with pipeshard",
         };
         return Some(format!(
-            "{why} ({registry}); leave out --pipeshard, or set PIPESHARD_ANY_DEVICE=1 to try it all the same"
+            "{why} ({registry}); leave out --pipeshard, or set PIPESHARD_ANY_DEVICE=1 to try it anyway"
         ));
     }
     None

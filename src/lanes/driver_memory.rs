@@ -102,7 +102,7 @@ fn own_figure(listed: &[(u32, Option<u64>)], own: &[u32]) -> Result<u64, String>
         .filter(|(pid, _)| own.contains(pid))
         .peekable();
     if ours.peek().is_none() {
-        return Err("this process is not among those that it lists".to_owned());
+        return Err("it does not list this process".to_owned());
     }
     let figure = ours.filter_map(|(_, bytes)| *bytes).max();
     figure.ok_or_else(|| "it does not know how much a process holds".to_owned())
@@ -190,7 +190,7 @@ mod tests {
         let listed = [(1, Some(50)), (4711, Some(30)), (4711, Some(40)), (9, None)];
         assert_eq!(own_figure(&listed, &[4711, 7]), Ok(40));
         let why = own_figure(&listed, &[8]).unwrap_err();
-        assert!(why.contains("not among"), "{why}");
+        assert!(why.contains("does not list"), "{why}");
         let why = own_figure(&listed, &[9]).unwrap_err();
         assert!(why.contains("does not know"), "{why}");
     }

@@ -42,7 +42,7 @@ struct Watched {
 
 /// A file has become shorter than it was when its weights were loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path} has {bytes} bytes left of the {before} that it had when the model was loaded: the weights behind them are lost. Put the file back and load the model again")]
+#[error("{path} has {bytes} bytes left of the {before} that it had when the model was loaded: the weights after them are lost. Put the file back and load the model again")]
 pub struct Shrunk {
     /// The file.
     pub path: String,

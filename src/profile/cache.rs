@@ -16,7 +16,7 @@ pub struct Cache {
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// Nobody says where.
-    #[error("there is no place to keep the profile: set XDG_CACHE_HOME or HOME to a folder, or it is measured each time")]
+    #[error("the profile cannot be kept: set XDG_CACHE_HOME or HOME to a folder, or every run measures it")]
     NoFolder,
     /// The file cannot be written.
     #[error("the profile cannot be kept as {path}: {source}; it will be measured again next time")]
@@ -334,7 +334,7 @@ mod tests {
             );
             let refused = from_file(&path, &key()).unwrap_err().to_string();
             assert!(
-                refused.contains("is no profile of this version"),
+                refused.contains("is not a profile of this version"),
                 "{refused}"
             );
         }

@@ -18,7 +18,7 @@ pub enum ProfileFileError {
     },
     /// The file is no profile.
     #[error(
-        "{path} is no profile of this version: {reason}; `pipeshard profile --json` prints one"
+        "{path} is not a profile of this version: {reason}; `pipeshard profile --json` prints one"
     )]
     Damaged {
         /// The file.

@@ -144,7 +144,7 @@ impl CalibrationCounts {
         let action = match profile {
             ProfileKind::Measured => "pipeshard tune MODEL measures this machine again",
             ProfileKind::Stated => "the profile that was stated does not describe this machine: leave it out, or measure this one",
-            ProfileKind::Assumed => "the profile is that of no machine in particular: measure this one with pipeshard profile MODEL",
+            ProfileKind::Assumed => "the profile describes no particular machine: measure this one with pipeshard profile MODEL",
         };
         Some(format!(
             "{} than predicted, so there may be a better plan; {action}",

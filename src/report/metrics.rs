@@ -170,7 +170,7 @@ impl Report {
             ),
             (
                 "vision_windows_total",
-                "Windows that were attended to side by side, without a mask",
+                "Windows that were attended to in one batch, without a mask",
                 vision.windows_batched,
             ),
             (
@@ -206,17 +206,14 @@ impl Report {
             "Passes whose time was compared with what was predicted for them",
         )
         .each("tier", &kinds.map(|(tier, times)| (tier, times.passes)));
-        text.gauge(
-            "measured_pass_seconds",
-            "What one of these passes took on average",
-        )
-        .each(
-            "tier",
-            &kinds.map(|(tier, times)| (tier, times.measured_seconds_per_pass)),
-        );
+        text.gauge("measured_pass_seconds", "Average time of these passes")
+            .each(
+                "tier",
+                &kinds.map(|(tier, times)| (tier, times.measured_seconds_per_pass)),
+            );
         text.gauge(
             "predicted_pass_seconds",
-            "What was predicted for one of these passes on average",
+            "Average predicted time of these passes",
         )
         .each(
             "tier",
@@ -224,7 +221,7 @@ impl Report {
         );
         text.gauge(
             "measured_pass_cpu_seconds",
-            "What the CPU's part of one of these passes took on average",
+            "Average time of the CPU's part of these passes",
         )
         .each(
             "tier",
@@ -232,7 +229,7 @@ impl Report {
         );
         text.gauge(
             "predicted_pass_cpu_seconds",
-            "What was predicted for the CPU's part of one of these passes on average",
+            "Average predicted time of the CPU's part of these passes",
         )
         .each(
             "tier",
@@ -251,7 +248,7 @@ impl Report {
             ),
             (
                 "replans_total",
-                "Plans made anew for a pass, after the first",
+                "Plans made again for a pass, after the first",
                 self.replans,
             ),
             (
@@ -271,7 +268,7 @@ impl Report {
             ),
             (
                 "errors_total",
-                "What went wrong; the log has the words",
+                "Errors; the log has the messages",
                 self.errors.len() as u64,
             ),
         ];

@@ -79,7 +79,7 @@ impl Report {
             field(
                 text,
                 "",
-                &format!("beside it {context} for the bare device"),
+                &format!("outside the budget: {context} for the bare device"),
             );
         }
         let mut locked = size(self.page_locked_bytes);
@@ -117,12 +117,12 @@ impl Report {
         }
         if experts.beside_cpu > 0 {
             let (number, bytes) = (experts.beside_cpu, size(experts.bytes_beside_cpu));
-            let beside = format!("{number} fetched beside the CPU's; {bytes}");
+            let beside = format!("{number} fetched while the CPU computed others; {bytes}");
             field(text, "shared experts", &beside);
         }
         if self.attentions_over_host_cells > 0 {
             let number = self.attentions_over_host_cells;
-            let over = format!("{number} on the device over cells in host memory");
+            let over = format!("{number} on the device over KV cache in host memory");
             field(text, "attentions", &over);
         }
         if let Some(vision) = &self.vision {
@@ -165,7 +165,7 @@ impl Report {
         let rare = rare.iter().filter(|(number, ..)| *number > 0);
         let rare: Vec<String> = rare.map(|(n, one, many)| count(*n, one, many)).collect();
         if !rare.is_empty() {
-            field(text, "in mid-run", &rare.join(", "));
+            field(text, "while running", &rare.join(", "));
         }
     }
 }

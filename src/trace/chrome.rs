@@ -34,7 +34,7 @@ pub enum TraceError {
         source: io::Error,
     },
     /// The file is something else.
-    #[error("{} is no trace of pipeshard's: {why}. A trace is written with --pipeshard-trace FILE.", path.display())]
+    #[error("{} is not a pipeshard trace: {why}. A trace is written with --pipeshard-trace FILE.", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,

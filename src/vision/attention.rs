@@ -65,7 +65,7 @@ pub enum Declined {
     #[error("the graph has no room for so many windows of different sizes")]
     NoRoom,
     /// The device lacks the operation.
-    #[error("the device cannot attend to windows side by side")]
+    #[error("the device cannot attend to windows in one batch")]
     NotSupported,
 }
 

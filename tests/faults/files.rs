@@ -177,12 +177,20 @@ fn settings_out_of_range() {
     let most = "18446744073709551615";
     for (name, value, part) in [
         ("PIPESHARD_RESERVE", most, "too small"),
-        ("PIPESHARD_RESERVE", "much", "PIPESHARD_RESERVE: 'much'"),
-        ("PIPESHARD_DEBUG_NOISE", "-1", "PIPESHARD_DEBUG_NOISE: '-1'"),
+        (
+            "PIPESHARD_RESERVE",
+            "much",
+            "PIPESHARD_RESERVE: invalid size 'much'",
+        ),
+        (
+            "PIPESHARD_DEBUG_NOISE",
+            "-1",
+            "PIPESHARD_DEBUG_NOISE: invalid value '-1'",
+        ),
         (
             "PIPESHARD_DEBUG_PANIC",
             "main",
-            "PIPESHARD_DEBUG_PANIC: 'main'",
+            "PIPESHARD_DEBUG_PANIC: invalid value 'main'",
         ),
         ("PIPESHARD_DEBUG_LOCK_STEP", "0", ""),
         ("PIPESHARD_DEBUG_LOCK_STEP", most, ""),

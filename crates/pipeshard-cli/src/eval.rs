@@ -250,7 +250,7 @@ impl Run {
 fn budget_changes(args: &EvalArgs) -> Result<Vec<(u32, ByteSize)>, String> {
     let parse = |change: &String| {
         let (at, size) = change.split_once('=').ok_or("expected STEP=SIZE")?;
-        let at = at.parse().map_err(|_| format!("'{at}' is no step"))?;
+        let at = at.parse().map_err(|_| format!("'{at}' is not a step"))?;
         let size = size.parse::<ByteSize>().map_err(|e| e.to_string())?;
         Ok((at, size))
     };

@@ -22,7 +22,7 @@ use clap::{Parser, Subcommand};
         pipeshard plan model.gguf --vram 4G          what would live where\n  \
         pipeshard profile model.gguf                 how fast are this machine's GPU, CPU and link?\n  \
         pipeshard tune model.gguf --vram 4G          measure again, and replace the plan that runs follow\n  \
-        pipeshard bench model.gguf --vram 8G         how fast, beside stock llama.cpp in as much memory?\n  \
+        pipeshard bench model.gguf --vram 8G         how fast, compared with stock llama.cpp in the same memory?\n  \
         pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
         pipeshard trace trace.json                   where the time of a run went"
 )]
@@ -39,13 +39,13 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Measure this machine again, and replace the plan that runs of a command follow
     Tune(Box<tune::TuneArgs>),
-    /// Measure what this machine does per second
+    /// Measure this machine: GPU, CPU, memory and link
     Profile(Box<profile::ProfileArgs>),
-    /// Compare speed with that of stock llama.cpp in as much memory
+    /// Compare speed with stock llama.cpp in the same memory
     Bench(bench::BenchArgs),
     /// Compare answers with those of stock llama.cpp, bit for bit
     Verify(verify::VerifyArgs),
-    /// Evaluate prompts of given lengths and write logits and tokens: one side of a comparison
+    /// Evaluate prompts and write logits and tokens (used by verify)
     #[command(hide = true)]
     Eval(eval::EvalArgs),
     /// Show where time goes in a trace that --pipeshard-trace wrote

@@ -62,7 +62,7 @@ pub enum InventoryError {
     },
     /// The file is a GGUF but no language model with layers.
     #[error(
-        "{} holds no language model that can be planned: {reason}. \
+        "{} is not a language model that can be planned: {reason}. \
          Give the language model itself, not its vision projector, adapter or vocabulary.",
         path.display()
     )]
@@ -75,7 +75,7 @@ pub enum InventoryError {
     /// One piece of a split model is missing or out of place.
     #[error(
         "the model {} is in {count} pieces and {reason}. \
-         Give the first piece (…-00001-of-{count:05}.gguf) with all others beside it.",
+         Give the first piece (…-00001-of-{count:05}.gguf) with all others in the same folder.",
         path.display()
     )]
     Split {

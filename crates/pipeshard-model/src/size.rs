@@ -34,14 +34,14 @@ pub struct ByteSize(pub u64);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseSizeError {
     /// Nothing, or only blanks.
-    #[error("'{0}' is no size: it is empty; write for example 4G, 1500M or a number of bytes")]
+    #[error("invalid size '{0}': it is empty; write 4G, 1500M or a number of bytes")]
     Empty(String),
     /// Does not start with a plain decimal number.
-    #[error("'{0}' is no size: it must start with a number; write for example 4G, 1.5G or 1500M")]
+    #[error("invalid size '{0}': it must start with a number; write 4G, 1.5G or 1500M")]
     NoNumber(String),
     /// The number is followed by something that is no unit.
     #[error(
-        "'{text}' is no size: '{unit}' is no unit; use K, M, G or T (powers of 1024), or no unit for bytes"
+        "invalid size '{text}': unknown unit '{unit}'; use K, M, G or T (powers of 1024), or no unit for bytes"
     )]
     UnknownUnit {
         /// What was typed.
@@ -51,11 +51,11 @@ pub enum ParseSizeError {
     },
     /// A fraction of a byte.
     #[error(
-        "'{0}' is no size: a number of bytes must be whole; add a unit (K, M, G or T) for fractions"
+        "invalid size '{0}': a number of bytes must be whole; add a unit (K, M, G or T) for fractions"
     )]
     FractionOfByte(String),
     /// Does not fit 64 bits.
-    #[error("'{0}' is no size: it is more than the largest one, 16777215T")]
+    #[error("invalid size '{0}': it is more than the largest one, 16777215T")]
     TooLarge(String),
 }
 
@@ -215,18 +215,18 @@ mod tests {
             (".5G", "must start with a number"),
             ("1.G", "must start with a number"),
             ("1.2.3G", "must start with a number"),
-            ("4X", "'X' is no unit"),
-            ("4G4", "'G4' is no unit"),
-            ("0x10", "'x10' is no unit"),
-            ("1e9", "'e9' is no unit"),
-            ("4,5G", "',5G' is no unit"),
+            ("4X", "unknown unit 'X'"),
+            ("4G4", "unknown unit 'G4'"),
+            ("0x10", "unknown unit 'x10'"),
+            ("1e9", "unknown unit 'e9'"),
+            ("4,5G", "unknown unit ',5G'"),
             ("1.5", "must be whole"),
             ("99999999999999999999", "more than the largest"),
             ("16777216T", "more than the largest"),
         ] {
             let message = parse(text).unwrap_err().to_string();
             assert!(
-                message.starts_with(&format!("'{text}' is no size: ")),
+                message.starts_with(&format!("invalid size '{text}': ")),
                 "{message}"
             );
             assert!(message.contains(part), "{message}");

@@ -17,7 +17,7 @@ pub enum SpecError {
     )]
     NoValue(String),
     /// A key that does not exist.
-    #[error("'{0}' is no property of a simulated GPU; there are: {KEYS}")]
+    #[error("'{0}' is not a property of a simulated GPU; known: {KEYS}")]
     UnknownKey(String),
     /// A key that was given before.
     #[error("'{0}' is given twice in the simulated GPU's specification; leave one out")]
@@ -31,7 +31,7 @@ pub enum SpecError {
         source: ParseSizeError,
     },
     /// Not a rate.
-    #[error("{key} of the simulated GPU: '{value}' is no rate; write a number above 0 per second with K, M, G or T (powers of 1000), such as 25G")]
+    #[error("{key} of the simulated GPU: invalid rate '{value}'; write a number above 0 per second with K, M, G or T (powers of 1000), such as 25G")]
     Rate {
         /// The property.
         key: String,
@@ -39,7 +39,7 @@ pub enum SpecError {
         value: String,
     },
     /// Not a duration.
-    #[error("{key} of the simulated GPU: '{value}' is no duration; write a number with ns, us, ms or s, such as 200us")]
+    #[error("{key} of the simulated GPU: invalid duration '{value}'; write a number with ns, us, ms or s, such as 200us")]
     Duration {
         /// The property.
         key: String,
@@ -47,7 +47,7 @@ pub enum SpecError {
         value: String,
     },
     /// Not a whole number.
-    #[error("{key} of the simulated GPU: '{value}' is no whole number{}", if *.least > 0 { " above 0" } else { "" })]
+    #[error("{key} of the simulated GPU: '{value}' is not a whole number{}", if *.least > 0 { " above 0" } else { "" })]
     Number {
         /// The property.
         key: String,

@@ -57,7 +57,7 @@ pub enum PinError {
         address: usize,
     },
     /// The device is gone.
-    #[error("the simulated GPU is gone: it page-locks nothing")]
+    #[error("the simulated GPU is lost and page-locks nothing")]
     Gone,
     /// Not the start and length of a locked range.
     #[error("the {len} bytes of host memory at {address:#x} are not a range that was page-locked")]

@@ -1,4 +1,4 @@
-//! The results as pictures: time to first token by prompt, generation by budget, speedup by prompt.
+//! The results as pictures: time to first token by prompt, generation by budget, speedup by prompt, and both speeds by budget.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -123,6 +123,37 @@ fn speedup(cells: &[Cell]) -> Vec<Panel> {
     keys(cells).into_iter().map(panel).collect()
 }
 
+/// The longest prompt and generation by budget, for readers who look at one picture.
+fn by_budget(cells: &[Cell]) -> Vec<Panel> {
+    let prompts = cells.iter().filter(|c| c.test.work == Work::Prompt);
+    let longest = prompts.map(|c| c.test.tokens).max().unwrap_or(0);
+    let models: BTreeSet<&str> = cells.iter().map(|c| c.model.as_str()).collect();
+    let panel = |model: &str, test: Test, what: &str| Panel {
+        title: format!("{model}: {what}"),
+        x: "VRAM budget, GiB",
+        y: "tokens per second",
+        lines: lines(|approach| {
+            let here = cells.iter().filter(|c| c.model == model && c.test == test);
+            here.filter_map(|c| {
+                let gib = c.budget? as f64 / (1u64 << 30) as f64;
+                Some((gib, c.row(approach)?.speed(c.test).value))
+            })
+            .collect()
+        }),
+    };
+    let panels = models.into_iter().map(|model| {
+        [
+            panel(
+                model,
+                Test::prompt(longest),
+                &format!("prompt of {longest} tokens"),
+            ),
+            panel(model, Test::decode(0, 0), "generation"),
+        ]
+    });
+    panels.flatten().collect()
+}
+
 fn of<'a>(
     cells: &'a [Cell],
     model: &'a str,
@@ -134,7 +165,7 @@ fn of<'a>(
         .filter(move |c| c.model == model && c.budget == budget && c.test.work == work)
 }
 
-/// Writes `ttft.svg`, `tps.svg` and `speedup.svg` into a folder; a picture without a line is left out.
+/// Writes `ttft.svg`, `tps.svg`, `speedup.svg` and `budgets.svg` into a folder; a picture without a line is left out.
 ///
 /// # Errors
 /// Where a file cannot be written.
@@ -143,6 +174,7 @@ pub fn write_all(folder: &Path, cells: &[Cell]) -> Result<(), String> {
         ("ttft.svg", first_token(cells)),
         ("tps.svg", generation(cells)),
         ("speedup.svg", speedup(cells)),
+        ("budgets.svg", by_budget(cells)),
     ] {
         let panels: Vec<Panel> = panels.into_iter().filter(|p| !p.lines.is_empty()).collect();
         if !panels.is_empty() {
@@ -194,6 +226,9 @@ where
         .configure_mesh()
         .x_desc(panel.x)
         .y_desc(panel.y)
+        .x_labels(5)
+        .y_labels(5)
+        .max_light_lines(1)
         .light_line_style(WHITE)
         .label_style(("sans-serif", 11))
         .draw()?;

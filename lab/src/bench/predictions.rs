@@ -48,7 +48,7 @@ fn line(what: &str, mut errors: Vec<Error>) -> Option<String> {
     let worst = errors.last()?;
     let is_met = median <= MEDIAN_ERROR && worst.off.abs() <= WORST_ERROR;
     Some(format!(
-        "Predicted {what}: off by {} at the median of {} and {:+.0} % at worst ({}); at most {} and {} were to be: {}",
+        "Predicted {what}: off by {} at the median of {} and {:+.0} % at worst ({}); target: median <= {}, worst <= {}: {}  (met, missed)",
         percent(median),
         errors.len(),
         worst.off * 100.0,

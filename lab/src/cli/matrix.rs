@@ -35,7 +35,7 @@ pub struct MatrixArgs {
     /// Print the names of the cases and run none
     #[arg(long)]
     pub list: bool,
-    /// Write what became of each case to this file, as JSON
+    /// Write the result of each case to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Take over the cases that passed in an earlier run of the same build, which --json wrote

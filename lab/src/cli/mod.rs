@@ -18,7 +18,7 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:\n  \
         pipeshard-lab synth --shape tiny-llama tiny.gguf a small model of random weights\n  \
         pipeshard-lab matrix                             same answers as stock, feature by feature?\n  \
-        pipeshard-lab grids --quick                      how fast, beside stock llama.cpp, at equal memory?"
+        pipeshard-lab grids --quick                      how fast, compared with stock llama.cpp, at equal memory?"
 )]
 pub struct Cli {
     /// The command.
@@ -29,7 +29,7 @@ pub struct Cli {
 /// The tool's commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Measure pipeshard beside what stock llama.cpp can do with the same memory
+    /// Compare speed with stock llama.cpp in the same memory
     Grids(Box<bench::BenchArgs>),
     /// Check llama.cpp's features one by one: same answers as stock?
     Matrix(matrix::MatrixArgs),

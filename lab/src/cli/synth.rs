@@ -270,7 +270,7 @@ fn list_encoders() -> String {
     });
     let lines: String = lines.collect();
     format!(
-        "Encoders of images and sound for tests, a file beside that of a language model:{lines}"
+        "Encoders of images and sound for tests, each a file next to a language model's:{lines}"
     )
 }
 

@@ -311,7 +311,7 @@ impl Accounts {
         }
         (self.room, self.budget) = (0, possible);
         log::info(&format!(
-            "there is memory again: going on with a budget of {} MiB",
+            "memory is available again: continuing with a budget of {} MiB",
             possible >> 20
         ));
         true
@@ -362,7 +362,7 @@ mod tests {
 
     impl MemorySource for Free {
         fn held_by_process(&mut self) -> Result<u64, String> {
-            Err("nobody knows".to_owned())
+            Err("the driver does not say".to_owned())
         }
 
         fn free(&mut self) -> u64 {

@@ -62,7 +62,7 @@ impl Watch {
 
 fn say(why: &str) {
     log::info(&format!(
-        "the driver does not say how much device memory this process holds ({why}); what other programs take looks like its own"
+        "the driver does not report this process's device memory ({why}); memory of other programs is counted as the backend's"
     ));
 }
 
@@ -84,7 +84,7 @@ pub(super) mod tests {
                     self.looks.pop_front();
                     Ok(own)
                 }
-                _ => Err("nobody knows".to_owned()),
+                _ => Err("the driver does not say".to_owned()),
             }
         }
 

@@ -282,7 +282,7 @@ pub fn failed(
     match tenant.planner.attempts.failed(may_learn, in_use) {
         Failed::NotHere => false,
         Failed::ForGood { missing, .. } if !in_use && accounts.expected.give_way(missing) => {
-            log::info("the context has no room beside the encoder and its largest image; expecting smaller ones");
+            log::info("no room for the context, the encoder and its largest image; planning for smaller images");
             tenant.planner.replan();
             true
         }
@@ -301,9 +301,7 @@ pub fn failed(
             if !in_use {
                 accounts.ledger.forget_class_peaks();
             }
-            log::info(
-                "the context did not fit as planned; planning it again with what is known now",
-            );
+            log::info("the context did not fit as planned; planning again with what was measured");
             tenant.planner.replan();
             true
         }

@@ -51,7 +51,7 @@ pub fn expected(
     };
     if !announced.device.is_null() && announced.device != device.raw() {
         log::info(&format!(
-            "images and sound are encoded on another device than {}: there the budget does not hold",
+            "images and sound are encoded on another device than {}, where the budget does not hold",
             device.name()
         ));
         return;
@@ -170,7 +170,7 @@ pub unsafe fn wanted(
             }
             Err(why) => {
                 let why = format!(
-                    "{why}; the encoder's weights stay in the device's memory, beside the language model"
+                    "{why}; the encoder's weights stay in device memory, next to the language model's"
                 );
                 log::warn(&why);
                 telemetry.counters.note_error(why);

@@ -84,7 +84,7 @@ unsafe fn add(
     weights.add(model, described, tensors, device, granularity, config)?;
     if let Some(why) = weights.locking_off() {
         log::warn(&format!(
-            "{why}; what is streamed goes through a small staging ring instead, which is slower"
+            "{why}; streamed weights go through a small staging ring, which is slower"
         ));
         telemetry.counters.page_lock_refused = Some(why);
     }

@@ -451,7 +451,7 @@ fn look_at_backend(accounts: &mut Accounts, tenant: &mut Tenant, sched: usize) {
             accounts.reserve.take_room_back(before);
             let device = accounts.device().map(|d| d.name()).unwrap_or_default();
             log::warn(&format!(
-                "the backend of {device} holds {} MiB on its own account, more than the budget leaves it: {error}",
+                "the backend of {device} holds {} MiB for itself, more than the budget leaves: {error}",
                 accounts.reserve.held() >> 20
             ));
         }

@@ -13,12 +13,47 @@ use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
 use crate::profile::{file_of_user, obtain, Cache, ProfileError, Request};
 use pipeshard_model::inventory::{DType, Inventory};
+use pipeshard_model::size::ByteSize;
 use pipeshard_plan::plan::{estimate_excess, place_kv, Decisions, Placement, PlanError, PlanInput};
 use pipeshard_plan::profile::{operations, Effort, Profile};
-use pipeshard_plan::request::{Adapted, PlanRequest};
+use pipeshard_plan::request::{Adapted, ContextRequest, PlanRequest};
 use pipeshard_plan::search::{adapt, follow, Found, SearchInput, UbatchOption};
 use std::cell::Cell;
 use std::time::Instant;
+
+/// The context as it is wanted, with as many tokens as suit the budget where the user gave none. A second try of the same context gets
+/// the same.
+pub fn fitting(
+    config: &Config,
+    accounts: &Accounts,
+    tenant: &Tenant,
+    (model, wanted): (usize, ContextSize),
+) -> ContextSize {
+    let followed = &tenant.planner.followed;
+    let (true, Some(known)) = (
+        wanted.context_is_free && !config.debug.like_stock && !followed.is_given(),
+        tenant.weights.model(model),
+    ) else {
+        return wanted;
+    };
+    let Some(request) = wanted.request(true) else {
+        return wanted;
+    };
+    let budget = accounts.budget();
+    let context = request.fitting(&known.inventory, budget);
+    if context < wanted.context && !tenant.planner.attempts.current().tried() {
+        let chosen = ContextRequest { context, ..request };
+        let layers = chosen.kv(&known.inventory, wanted.ubatch);
+        // worth a look: the tool was not asked for it
+        log::warn(&format!(
+            "a context of {context} tokens suits this budget: its KV cache takes {} of {} (-c for another; the model was trained for {})",
+            ByteSize(layers.iter().map(|layer| layer.bytes).sum()),
+            ByteSize(budget),
+            wanted.context
+        ));
+    }
+    ContextSize { context, ..wanted }
+}
 
 /// A context is about to be made: tokens per ubatch.
 pub fn context_wanted(
@@ -64,7 +99,7 @@ pub fn context_wanted(
             tenant.planner.replan();
             if found.ubatch != wanted.ubatch {
                 log::info(&format!(
-                    "ubatches of {} tokens suit this budget (-ub {} for llama.cpp's own size)",
+                    "the plan uses ubatches of {} tokens (-ub {} for llama.cpp's default)",
                     found.ubatch, wanted.ubatch
                 ));
             }
@@ -91,7 +126,7 @@ pub fn context_wanted(
         other => {
             // llama.cpp makes the context all the same; what does not fit is said then
             if let Err(why) = other {
-                log::warn(&format!("nothing was searched for: {why}"));
+                log::warn(&format!("no plan was searched: {why}"));
             }
             predict_nothing(tenant, telemetry);
             wanted.ubatch
@@ -315,7 +350,7 @@ fn profile(
     );
     let cache = Cache::of_user();
     if let (Err(why), None) = (&cache, &config.sim) {
-        log::warn(&format!("the profile of this machine is not kept: {why}"));
+        log::warn(&format!("the profile of this machine was not saved: {why}"));
     }
     let file = file_of_user();
     let announced = Cell::new(false);
@@ -368,7 +403,9 @@ fn describe(found: &Found) -> String {
     };
     let decode = match found.plan.fetched_experts {
         0 => decode,
-        count => format!("{count} of a token's experts are fetched beside the CPU's"),
+        count => {
+            format!("the device fetches {count} of a token's experts, the CPU computes the others")
+        }
     };
     format!(
         "planned: {decode}; a ring of {} MiB; {:.3} s for a prompt and {:.1} tokens/s are expected ({} plans priced)",

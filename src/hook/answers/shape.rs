@@ -128,7 +128,7 @@ fn lower_budget(
     }
     let lowered = accounts.lower_budget(wanted.ledger.total());
     log::warn(&format!(
-        "{why}; going on with a budget of {} MiB",
+        "{why}; continuing with a budget of {} MiB",
         lowered >> 20
     ));
     counters.note_error(why.to_string());

@@ -12,6 +12,8 @@ use serde::Serialize;
 pub struct ContextSize {
     /// Tokens in all.
     pub context: u32,
+    /// The user gave none: these are what the model was trained for.
+    pub context_is_free: bool,
     /// Tokens that are handed over at a time.
     pub batch: u32,
     /// Tokens per ubatch.

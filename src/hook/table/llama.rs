@@ -109,13 +109,15 @@ pub(super) unsafe extern "C" fn weights_gone(user: *mut c_void, model: *const c_
 pub(super) unsafe extern "C" fn ubatch(
     user: *mut c_void,
     model: *const c_void,
-    context: *const ffi::ggml_sched_hook_context,
+    context: *mut ffi::ggml_sched_hook_context,
 ) -> u32 {
     let shared = shared_of(user);
-    let context = &*context;
-    shared.guard("ubatch", context.n_ubatch, || {
+    let context = &mut *context;
+    let as_it_is = (context.n_ubatch, context.n_ctx);
+    let (ubatch, tokens) = shared.guard("ubatch", as_it_is, || {
         let wanted = ContextSize {
             context: context.n_ctx,
+            context_is_free: context.n_ctx_is_free,
             batch: context.n_batch,
             ubatch: context.n_ubatch,
             ubatch_is_free: config::ubatch_is_free(),
@@ -137,9 +139,14 @@ pub(super) unsafe extern "C" fn ubatch(
             telemetry,
             ..
         } = parts;
-        let wanted = (model as usize, wanted);
-        search::context_wanted(config, accounts, tenant, telemetry, wanted, proof)
-    })
+        let model = model as usize;
+        let wanted = search::fitting(config, accounts, tenant, (model, wanted));
+        let asked = (model, wanted);
+        let ubatch = search::context_wanted(config, accounts, tenant, telemetry, asked, proof);
+        (ubatch, wanted.context)
+    });
+    context.n_ctx = tokens;
+    ubatch
 }
 
 pub(super) unsafe extern "C" fn kv_on_host(

@@ -45,7 +45,7 @@ impl Shared {
                     rescue();
                 }));
                 if rescued.is_err() {
-                    log::error("what the internal error left behind could not be let go of");
+                    log::error("resources could not be released after the internal error");
                 }
                 otherwise
             }

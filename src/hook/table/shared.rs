@@ -27,7 +27,7 @@ impl Shared {
 }
 
 fn abandoned() {
-    log::warn("a batch that was begun was neither computed nor given up; going on without it");
+    log::warn("a batch was started but neither computed nor dropped; continuing without it");
 }
 
 /// The shared state behind the table's `user` pointer.

@@ -172,7 +172,7 @@ impl PageLocks {
             self.refused.clone_from(&why);
             if let Some(why) = &why {
                 log::warn(&format!(
-                    "{why}; what is streamed goes through a small staging ring instead, which is slower"
+                    "{why}; streamed weights go through a small staging ring, which is slower"
                 ));
             }
         }

@@ -23,7 +23,7 @@ use std::path::PathBuf;
     pipeshard bench model.gguf --vram 4G --depth 16384 --rounds 3 --json > result.json\n\n\
     Stock llama.cpp runs with --fit, held to the memory that pipeshard took, from a mapped file and from page-locked memory, with each \
     ubatch of --stock-ubatch. The driver's context counts on both sides. Other placements (-ot, --n-cpu-moe) can be better than --fit: \
-    append their llama-bench flags behind -- to add a row with them.")]
+    append their llama-bench flags after -- to add a row with them.")]
 pub struct BenchArgs {
     /// The model (GGUF)
     pub model: PathBuf,
@@ -39,10 +39,10 @@ pub struct BenchArgs {
     /// Tokens that are in the context before both
     #[arg(short = 'd', long, default_value_t = 0)]
     pub depth: u32,
-    /// Times that every row is measured; rows take turns
+    /// Measurements of every row; rows take turns
     #[arg(short = 'r', long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
-    /// Tokens per ubatch on both sides (default: what the plan chooses, and those of --stock-ubatch)
+    /// Tokens per ubatch, on both sides (default: the plan's choice, and those of --stock-ubatch)
     #[arg(long, alias = "ub")]
     pub ubatch: Option<u32>,
     /// The ubatches that stock is tried with

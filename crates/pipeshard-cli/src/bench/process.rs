@@ -82,7 +82,7 @@ impl Tool {
         let path = own.with_file_name(format!("llama-bench{}", std::env::consts::EXE_SUFFIX));
         if !path.exists() {
             return Err(format!(
-                "{} is missing: pipeshard measures with the llama-bench beside it; build both with `make build`",
+                "{} is missing: pipeshard runs the llama-bench in its own folder; build both with `make build`",
                 path.display()
             ));
         }
@@ -124,7 +124,7 @@ impl Tool {
             .map_err(|e| format!("{}: {e}", self.path.display()))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         free_in(&text).ok_or_else(|| {
-            "llama.cpp knows no GPU here, so there is no VRAM to compare in: put the backend's library beside the tools, or try the command \
+            "llama.cpp finds no GPU, so there is no VRAM to compare in: put the backend's library next to the tools, or try the command \
              with --sim vram=1G"
                 .to_owned()
         })

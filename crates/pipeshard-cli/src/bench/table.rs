@@ -76,7 +76,7 @@ pub fn of(comparison: &Comparison) -> String {
     let held = ByteSize(comparison.stock_held_to);
     lines.push(match comparison.measured_memory {
         true => format!(
-            "stock was held to {held}, which is what pipeshard took with a budget of {}",
+            "stock was limited to {held}, the peak of pipeshard with a budget of {}",
             ByteSize(comparison.budget)
         ),
         false => format!(
@@ -84,7 +84,7 @@ pub fn of(comparison: &Comparison) -> String {
         ),
     });
     lines.push(format!(
-        "{} tokens of prompt, {} generated, {} in the context before; ± is half of the way from the slowest to the fastest round",
+        "{} tokens of prompt, {} generated, {} in the context before; ± is half the range of the rounds",
         comparison.prompt, comparison.generate, comparison.depth
     ));
     lines.join("\n")

@@ -86,7 +86,7 @@ fn why(explained: &Explanation) -> String {
     let others = explained.ubatches.iter();
     let others = others.filter(|other| !is_chosen(chosen, other));
     let Some(next) = others.min_by(|a, b| a.score.total_cmp(&b.score)) else {
-        return format!("There is no other choice than ubatch {}.", chosen.ubatch);
+        return format!("Only ubatch {} is possible.", chosen.ubatch);
     };
     let head = match (chosen.output_on_host, next.output_on_host) {
         (true, false) => " with the output head on the device",

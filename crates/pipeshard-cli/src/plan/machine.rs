@@ -95,7 +95,7 @@ impl PlannedMachine {
         let learned = self.profile.learned_of(&model_label(inventory));
         let shown = learned.map_or_else(String::new, |learned| {
             format!(
-                " By {} passes of this model the CPU takes {:.2} times as long.",
+                " CPU slowdown factor from {} passes of this model: {:.2}.",
                 learned.passes, learned.cpu
             )
         });

@@ -62,7 +62,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "SIZE", visible_alias = "pipeshard-vram")]
     pub vram: Option<ByteSize>,
 
-    /// Tokens of context, of all sequences together; 0 takes what the model was trained for
+    /// Context size in tokens, for all sequences together; 0: as a run without -c chooses it
     #[arg(
         short = 'c',
         long,
@@ -72,7 +72,7 @@ pub struct PlanArgs {
     )]
     pub ctx: u32,
 
-    /// Sequences that are computed side by side; the context is divided among them
+    /// Parallel sequences; the context is divided among them
     #[arg(
         long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..)
@@ -87,15 +87,15 @@ pub struct PlanArgs {
     #[arg(long)]
     pub swa_full: bool,
 
-    /// Tokens of the prompt to predict for, of each sequence [default: three quarters of the context, all of a short one, 16384 at most]
+    /// Prompt tokens per sequence to predict for [default: three quarters of the context, all of a short one, 16384 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt: Option<u32>,
 
-    /// Tokens of the answer to predict for, of each sequence [default: 64]
+    /// Answer tokens per sequence to predict for [default: 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub generate: Option<u32>,
 
-    /// Both in one: prompt=2K,generate=512, as PIPESHARD_WORKLOAD says it for runs [default: that variable]
+    /// Both in one: prompt=2K,generate=512, as LLAMA_ARG_PIPESHARD_WORKLOAD says it for runs [default: that variable]
     #[arg(long, value_name = "WORKLOAD", conflicts_with_all = ["prompt", "generate"])]
     pub workload: Option<StatedWorkload>,
 
@@ -118,7 +118,7 @@ pub struct PlanArgs {
     )]
     pub sim: Option<String>,
 
-    /// Tokens of a prompt that are computed at a time [default: what suits the budget, as in a run without -ub]
+    /// Tokens per ubatch [default: the plan's choice, as in a run without -ub]
     #[arg(
         long, value_name = "N", visible_alias = "ubatch-size",
         value_parser = clap::value_parser!(u32).range(1..)
@@ -138,19 +138,19 @@ pub struct PlanArgs {
     #[arg(long, value_name = "FILE")]
     pub profile: Option<String>,
 
-    /// Threads of the CPU, by which the profile that was measured here is found [default: one per core]
+    /// CPU threads; they select the measured profile [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
     pub threads: Option<u32>,
 
-    /// What would be different, for example pcie=12G,vram=8G (also cpu, dram, membw, flops, launch)
+    /// Compare with a changed machine, such as pcie=12G,vram=8G (also cpu, dram, membw, flops, launch)
     #[arg(long, value_name = "CHANGES", conflicts_with = "map")]
     pub what_if: Option<String>,
 
-    /// What the device's backend keeps for itself [default: expected for a real card's profile, else 0]
+    /// Memory that the backend takes for itself [default: estimated for a real card's profile, else 0]
     #[arg(long, value_name = "SIZE")]
     pub reserve: Option<ByteSize>,
 
-    /// What the device's driver rounds allocations up to
+    /// The driver rounds allocations up to a multiple of this
     #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = granularity)]
     pub granularity: ByteSize,
 
@@ -162,7 +162,7 @@ pub struct PlanArgs {
     #[arg(long, conflicts_with = "map")]
     pub json: bool,
 
-    /// Print bytes by class and a map of the layers, too
+    /// Also print bytes by class and a map of the layers
     #[arg(long, conflicts_with_all = ["json", "map"])]
     pub details: bool,
 
@@ -191,7 +191,7 @@ pub enum PlanCommandError {
     NoContext,
     /// Prompt and answer are longer than the context.
     #[error(
-        "a prompt of {prompt} tokens does not fit the context of {context} for each sequence: give a larger --ctx or a smaller \
+        "a prompt of {prompt} tokens does not fit the context of {context} per sequence: give a larger --ctx or a smaller \
          --prompt"
     )]
     PromptTooLong {
@@ -366,7 +366,7 @@ pub(crate) fn question<'a>(
     if wanted == 0 {
         return Err(PlanCommandError::NoContext);
     }
-    let context = ContextRequest {
+    let mut context = ContextRequest {
         context: wanted,
         batch: args.batch,
         ubatch: args.ubatch.unwrap_or(UBATCHES[0]),
@@ -378,6 +378,9 @@ pub(crate) fn question<'a>(
         type_k: args.cache_type_k,
         type_v: args.cache_type_v,
     };
+    if args.ctx == 0 {
+        context.context = context.fitting(inventory, budget(args)?);
+    }
     let workload = workload(args)?;
     if workload.is_too_long(context.each()) {
         return Err(PlanCommandError::PromptTooLong {

@@ -138,7 +138,7 @@ fn what_runs_of_a_model_have_shown_counts_for_it_alone() {
     };
     let taught = file.display().to_string();
     let (note, tps) = told(&models::dense(), &taught);
-    let shows = "By 1048576 passes of this model the CPU takes 3.00 times as long.";
+    let shows = "CPU slowdown factor from 1048576 passes of this model: 3.00.";
     assert!(note.ends_with(shows), "{note}");
     assert!(tps < told(&models::dense(), "assumed").1);
     let (note, tps) = told(&models::moe(), &taught);
@@ -299,7 +299,7 @@ fn the_minimum_that_is_named_works() {
 #[test]
 fn bad_arguments_are_explained() {
     for (line, part) in [
-        ("m.gguf --vram 4X", "'4X' is no size"),
+        ("m.gguf --vram 4X", "invalid size '4X'"),
         (
             "m.gguf --vram 1G --cache-type-k q2_K",
             "use one of f32, f16",

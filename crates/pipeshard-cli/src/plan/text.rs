@@ -238,25 +238,24 @@ fn layers(text: &mut String, answer: &Answer) -> std::fmt::Result {
             .any(|(_, c)| c.iter().any(|c| c.0.contains(sign)))
     };
     if shown("/") {
-        let note =
-            "a/b: a for prompts, b while generating; CPU: computed where it lies, in host memory";
+        let note = "a/b: a for prompts, b for decode; CPU: computed by the CPU from host memory";
         writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
     }
     if shown("slots") {
-        let note = "slots: used in the ring of slots, where the last prompt has left it";
+        let note = "slots: still in the streaming ring from the last prompt";
         writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
     }
     if shown("+CPU") || shown("+slots") {
-        let note = "a+b: some of its weights are treated one way, some the other";
+        let note = "a+b: some weights as a, the others as b";
         writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
     }
     if shown("+fetched") {
         let note =
-            "fetched: the device computes some of the experts that a token chooses meanwhile";
+            "fetched: the device fetches and computes some of a token's experts while the CPU computes the rest";
         writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
     }
     if shown("%") {
-        let note = "40% + a: that share of the bytes is resident, the rest as said";
+        let note = "40% + a: 40% of the bytes are resident, the rest as a";
         writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
     }
     Ok(())
@@ -363,7 +362,7 @@ fn step(answer: &Answer) -> String {
 fn generation(answer: &Answer) -> String {
     match answer.workload.sequences {
         0 | 1 => "generation".to_owned(),
-        more => format!("generation, {more} sequences together"),
+        more => format!("generation, all {more} sequences"),
     }
 }
 

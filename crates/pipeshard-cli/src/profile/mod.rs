@@ -40,7 +40,7 @@ pub struct ProfileArgs {
     /// The model, a GGUF file: only its header is read
     pub model: Option<PathBuf>,
 
-    /// Measure longer and more finely, whatever is known already
+    /// Measure more operations, batch sizes and repetitions, even if known
     #[arg(long)]
     pub full: bool,
 
@@ -48,7 +48,7 @@ pub struct ProfileArgs {
     #[arg(long, conflicts_with_all = ["full", "refresh"])]
     pub show: bool,
 
-    /// Measure again what is known already
+    /// Measure again, even if known
     #[arg(long)]
     pub refresh: bool,
 
@@ -56,7 +56,7 @@ pub struct ProfileArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Write a picture: rooflines and what was reached
+    /// Write an SVG with rooflines and measured points
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
 
@@ -64,7 +64,7 @@ pub struct ProfileArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
     pub threads: Option<u32>,
 
-    /// Device memory that measuring may hold, at most [default: what is free]
+    /// The most device memory to use for measuring [default: free memory]
     #[arg(long, value_name = "SIZE", visible_alias = "pipeshard-vram")]
     pub vram: Option<ByteSize>,
 
@@ -76,7 +76,7 @@ pub struct ProfileArgs {
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_type_v: String,
 
-    /// The profile of a simulated GPU, which is what its specification states
+    /// Print the profile that a simulated GPU states
     #[arg(long, value_name = "SPEC", conflicts_with_all = ["full", "refresh"])]
     pub sim: Option<String>,
 
@@ -108,7 +108,7 @@ pub enum ProfileCommandError {
     Sim(#[from] SpecError),
     /// There is no GPU.
     #[error(
-        "ggml knows no GPU here: put the backend's library beside the tools, or give --sim vram=8G"
+        "ggml finds no GPU: put the backend's library next to the tools, or give --sim vram=8G"
     )]
     NoDevice,
     /// Nothing is known yet.

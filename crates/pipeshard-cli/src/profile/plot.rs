@@ -90,7 +90,7 @@ fn paint(profile: &Profile, text: &mut String) -> Result<(), Box<dyn std::error:
         )?;
     chart
         .configure_mesh()
-        .x_desc("operations per byte of weights or KV cells")
+        .x_desc("operations per byte of weights or KV cache")
         .y_desc("operations per second")
         .x_label_formatter(&|x| format!("{x}"))
         .y_label_formatter(&|y| format!("{y:.0e}"))

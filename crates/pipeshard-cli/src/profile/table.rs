@@ -114,7 +114,7 @@ fn rates(profile: &Profile) -> Table {
     row("hand-over to the GPU", time(paid.to_gpu));
     row("tiny operation of the GPU", time(paid.launch));
     row("tiny operation of the CPU", time(paid.cpu_op));
-    row("CPU behind a rest, more", time(paid.cpu_wake));
+    row("CPU after a rest, extra", time(paid.cpu_wake));
     row("pass in which nothing is computed", time(paid.pass));
     for (name, line) in [("GPU", profile.gpu), ("CPU", profile.cpu)] {
         let best = [si(line.bytes, "B/s"), String::new()];
@@ -132,11 +132,16 @@ fn learned(text: &mut String, profile: &Profile) {
         return;
     }
     let mut table = plain();
-    table.set_header(["  by its own runs", "CPU", "link beside it", "passes"]);
+    table.set_header([
+        "  from runs",
+        "CPU slowdown",
+        "link during CPU work",
+        "passes",
+    ]);
     for known in &profile.learned {
         table.add_row([
             format!("  {}", known.model),
-            format!("{:.2} times as long", known.cpu),
+            format!("{:.2}", known.cpu),
             known
                 .link_beside_cpu
                 .map_or("–".to_owned(), |link| si(link, "B/s")),

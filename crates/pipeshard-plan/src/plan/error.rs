@@ -24,7 +24,7 @@ pub enum Contribution {
 impl Contribution {
     fn label(self) -> &'static str {
         match self {
-            Contribution::Resident => "weights that must stay on the device",
+            Contribution::Resident => "weights that cannot be offloaded",
             Contribution::Slots => "slots for the two largest neighbouring weight groups",
             Contribution::Kv => "KV cache",
             Contribution::Scratch => "compute buffers",
@@ -91,7 +91,7 @@ pub enum PlanError {
     /// The sizes add up to more than 64 bits hold.
     #[error(
         "cannot plan: the sizes of the model's tensors add up to more than any device could hold; \
-         the file is damaged or not what it claims to be"
+         the file is damaged or not a model"
     )]
     Overflow,
 }

@@ -6,7 +6,7 @@ use super::types::{Plan, UnitId, PLAN_SCHEMA_VERSION};
 #[derive(Debug, thiserror::Error)]
 pub enum ReadPlanError {
     /// Not the JSON of a plan.
-    #[error("this is no plan: {0}. Make it again with pipeshard plan --json.")]
+    #[error("this is not a plan: {0}. Make it again with pipeshard plan --json.")]
     Json(#[from] serde_json::Error),
     /// A plan of another form.
     #[error(
@@ -79,7 +79,7 @@ impl Plan {
                 ));
             }
             if tier.name.chars().any(char::is_control) {
-                return Some("a tier's name is no text".to_owned());
+                return Some("a tier's name is not a string".to_owned());
             }
         }
         let ledger = &self.ledger;
@@ -147,11 +147,11 @@ mod tests {
         let more = refusal(|plan| plan.tiers[0].placements.push(Placement::Host));
         assert!(more.contains("a tier places"), "{more}");
         let colours = refusal(|plan| plan.tiers[0].name = "\u{1b}[31m".to_owned());
-        assert!(colours.contains("no text"), "{colours}");
+        assert!(colours.contains("not a string"), "{colours}");
         let units = refusal(|plan| plan.units[0].bytes = u64::MAX);
         assert!(units.contains("add up"), "{units}");
         assert!(refusal(|plan| plan.ledger.kv = u64::MAX).contains("add up"));
         let cut = Plan::from_json(b"{\"schema_version\":1").unwrap_err();
-        assert!(cut.to_string().contains("this is no plan"), "{cut}");
+        assert!(cut.to_string().contains("this is not a plan"), "{cut}");
     }
 }

@@ -148,10 +148,12 @@ pub struct SavedPlan {
 #[derive(Debug, thiserror::Error)]
 pub enum SavedPlanError {
     /// Not the JSON of a saved plan.
-    #[error("it is no saved plan, or damaged: {0}. Write it again with pipeshard plan --save")]
+    #[error(
+        "it is not a saved plan, or is damaged: {0}. Write it again with pipeshard plan --save"
+    )]
     Json(#[from] serde_json::Error),
     /// JSON of something else.
-    #[error("it is no saved plan but '{0}'. Write one with pipeshard plan --save")]
+    #[error("it is not a saved plan but '{0}'. Write one with pipeshard plan --save")]
     Kind(String),
     /// A saved plan of another form.
     #[error(
@@ -185,7 +187,7 @@ pub enum SavedPlanError {
     },
     /// What the plan places is not there to be placed.
     #[error(
-        "it places {tensor}, which -ot, --n-cpu-moe or the way the model was loaded took out of the planner's hands; leave out \
+        "it places {tensor}, which -ot, --n-cpu-moe or the way the model was loaded placed already; leave out \
          either"
     )]
     NotPlaced {

@@ -358,7 +358,7 @@ fn check(input: &PlanInput) -> Result<(), PlanError> {
     let invalid = |what: String| Err(PlanError::InvalidInput(what));
     if !input.alignment.is_power_of_two() {
         return invalid(format!(
-            "the alignment of {} bytes is no power of two",
+            "the alignment of {} bytes is not a power of two",
             input.alignment
         ));
     }

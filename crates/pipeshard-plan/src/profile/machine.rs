@@ -131,7 +131,7 @@ pub enum WhatIfError {
     #[error("'{0}' is neither a machine ({names}) nor of the form key=value, such as pcie=12G", names = names())]
     NoValue(String),
     /// A key that does not exist.
-    #[error("'{0}' cannot be different; there are: vram, pcie, cpu, dram, membw, flops, launch")]
+    #[error("'{0}' cannot be changed; known: vram, pcie, cpu, dram, membw, flops, launch")]
     UnknownKey(String),
     /// Twice the same.
     #[error("'{0}' is given twice; leave one out")]
@@ -140,7 +140,7 @@ pub enum WhatIfError {
     #[error("vram: {0}")]
     Size(#[from] pipeshard_model::size::ParseSizeError),
     /// A rate that is none.
-    #[error("{key}: '{value}' is no rate; write a number above 0 per second with K, M, G or T (powers of 1000), such as 12G")]
+    #[error("{key}: invalid rate '{value}'; write a number above 0 per second with K, M, G or T (powers of 1000), such as 12G")]
     Rate {
         /// The key.
         key: String,
@@ -148,7 +148,7 @@ pub enum WhatIfError {
         value: String,
     },
     /// A time that is none.
-    #[error("launch: '{0}' is no duration; write a number with ns, us, ms or s, such as 3us")]
+    #[error("launch: invalid duration '{0}'; write a number with ns, us, ms or s, such as 3us")]
     Duration(String),
 }
 
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn wrong_texts_are_refused_with_a_reason() {
         assert!(refused("pcie").contains("laptop-12g"));
-        assert!(refused("pci=12G").contains("there are: vram"));
+        assert!(refused("pci=12G").contains("known: vram"));
         assert!(refused("pcie=12G,pcie=13G").contains("twice"));
         assert!(refused("laptop-12g,desktop-16g").contains("twice"));
         assert!(refused("pcie=fast").contains("such as 12G"));

@@ -212,7 +212,7 @@ impl fmt::Display for Op {
                 if type_k != type_v {
                     write!(f, "+{type_v}")?;
                 }
-                write!(f, ", {cells} cells")
+                write!(f, ", {cells} tokens in the KV cache")
             }
         }
     }

@@ -1,12 +1,19 @@
 //! A context as llama.cpp is about to make it.
 
 use crate::cost::Workload;
-use crate::plan::{KvLayer, UBATCHES};
+use crate::plan::{estimate_scratch, KvLayer, UBATCHES};
 use crate::request::workload::StatedWorkload;
-use pipeshard_model::inventory::{kv_bytes, DType, Inventory};
+use pipeshard_model::inventory::{kv_bytes, DType, Inventory, Role};
 
 /// llama.cpp rounds the context of each sequence up to this many tokens.
 const CONTEXT_PADDING: u64 = 256;
+/// The smallest context that is chosen where the user gave none, and the step in which it grows: as llama.cpp's `--fit` has them.
+const LEAST_CONTEXT: u32 = 4096;
+const CONTEXT_STEP: u32 = 1024;
+/// The KV cache of a chosen context takes this share of the budget at most, unless everything fits: 1 / 4.
+const KV_SHARE: u64 = 4;
+/// What the backend takes for itself is allowed this share of the budget where everything is to fit: 1 / 16.
+const BACKEND_SHARE: u64 = 16;
 
 /// What llama.cpp is told about a context.
 #[derive(Debug, Clone, Copy)]
@@ -90,6 +97,44 @@ impl ContextRequest {
         bytes.collect()
     }
 
+    /// Tokens of the context where the user gave none, in a budget of so many bytes: those that the model was trained for (which
+    /// `self.context` is) if everything fits with them or their KV cache takes a quarter of the budget at most, else the most for
+    /// which that holds, and 4,096 at least.
+    pub fn fitting(&self, inventory: &Inventory, budget: u64) -> u32 {
+        let embeddings_stay = |role: Role| role == Role::TokenEmbedding && !inventory.tied_output;
+        let weights = inventory.tensors.iter();
+        let weights = weights.filter(|tensor| !embeddings_stay(tensor.role));
+        let weights: u64 = weights.map(|tensor| tensor.device_bytes).sum();
+        let fits = |tokens: u32| {
+            let context = ContextRequest {
+                context: tokens,
+                ..*self
+            };
+            let layers = context.kv(inventory, self.ubatch);
+            let kv: u64 = layers.iter().map(|layer| layer.bytes).sum();
+            let each = u32::try_from(context.each()).unwrap_or(u32::MAX);
+            let outputs = self.outputs_of(self.ubatch);
+            let scratch = estimate_scratch(inventory, self.ubatch, each, outputs);
+            let all = weights.saturating_add(kv).saturating_add(scratch);
+            kv <= budget / KV_SHARE || all <= budget - budget / BACKEND_SHARE
+        };
+        if self.context <= LEAST_CONTEXT || fits(self.context) {
+            return self.context;
+        }
+        let (mut most, mut beyond) = (
+            LEAST_CONTEXT / CONTEXT_STEP,
+            self.context.div_ceil(CONTEXT_STEP),
+        );
+        while beyond - most > 1 {
+            let middle = most.midpoint(beyond);
+            match fits(middle * CONTEXT_STEP) {
+                true => most = middle,
+                false => beyond = middle,
+            }
+        }
+        most * CONTEXT_STEP
+    }
+
     /// The conversation in it. Sequences that have a part of the cache each are taken to be computed side by side; of those that
     /// share one, as in llama-server unless told otherwise, one.
     pub fn workload(&self, said: StatedWorkload) -> Workload {
@@ -122,6 +167,37 @@ mod tests {
             type_k: f16,
             type_v: f16,
         }
+    }
+
+    #[test]
+    fn a_context_that_nobody_asked_for_leaves_most_of_the_budget_to_weights() {
+        let mut model = models::dense();
+        for tensor in &mut model.tensors {
+            tensor.device_bytes *= 1000;
+        }
+        let bytes = |tokens: u32| -> u64 {
+            let layers = context(tokens, 1).kv(&model, 512);
+            layers.iter().map(|layer| layer.bytes).sum()
+        };
+        let trained = context(1 << 17, 1);
+        // a quarter of the budget, to the step
+        let budget = 4 * bytes(20 * 1024);
+        assert_eq!(trained.fitting(&model, budget), 20 * 1024);
+        assert_eq!(trained.fitting(&model, budget - 1), 19 * 1024);
+        assert_eq!(trained.fitting(&model, 1 << 20), 4096, "no less");
+        assert_eq!(trained.fitting(&model, 64 * bytes(1 << 17)), 1 << 17);
+        assert_eq!(context(2048, 1).fitting(&model, 1), 2048, "no more");
+        let mut last = 0;
+        for mib in (1..400).step_by(7) {
+            let found = trained.fitting(&model, mib << 20);
+            assert!(found >= last, "{mib} MiB: {found} after {last}");
+            last = found;
+        }
+        // more than a quarter where all of it fits
+        let small = models::dense();
+        let weights: u64 = small.tensors.iter().map(|t| t.device_bytes).sum();
+        let found = trained.fitting(&small, 2 * weights);
+        assert!(found < 1 << 17 && bytes(found) > weights / 2, "{found}");
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "DIR", default_value = "/dev/shm/pipeshard-models")]
     models_dir: PathBuf,
 
-    /// A further grid, in place of prompts and generation with an empty context
+    /// Another grid, instead of prompts and generation with an empty context
     #[arg(long, value_name = "GRID")]
     grid: Option<GridKind>,
 
@@ -76,7 +76,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "grid")]
     contexts: Option<Vec<ByteSize>>,
 
-    /// Sequences side by side, for --grid batches
+    /// Parallel sequences, for --grid batches
     #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "grid", default_values = ["1", "4", "16", "64"])]
     batches: Vec<u32>,
 
@@ -108,7 +108,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["0"])]
     depth: Vec<u32>,
 
-    /// Repetitions in each process, more of what is over in a moment [default: 3]
+    /// Repetitions in each process, more for short tests [default: 3]
     #[arg(short, long, value_name = "N")]
     repetitions: Option<u32>,
 
@@ -143,6 +143,10 @@ pub struct BenchArgs {
     /// Where results go: tables, CSV, JSON, pictures, and a log of every command
     #[arg(long, value_name = "DIR", default_value = "pipeshard-bench")]
     out: PathBuf,
+
+    /// Measure nothing: draw the pictures of the results in --out again
+    #[arg(long)]
+    render: bool,
 
     /// The folder with llama-bench [default: that of this program]
     #[arg(long, value_name = "DIR")]
@@ -319,6 +323,9 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
         let simulated = args.sim.as_ref().map(|spec| spec.0.as_str());
         return link::probe(simulated, file.as_deref());
     }
+    if args.render {
+        return render(&args.out);
+    }
     let settings = args.settings()?;
     let progress = Bar::new();
     let results = runner::run(&settings, &progress)?;
@@ -361,6 +368,22 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
     plot::write_all(&settings.folder, &cells)?;
     progress.line(&format!("results are in {}", settings.folder.display()));
     Ok(())
+}
+
+/// Draws the pictures of a folder with results.
+fn render(folder: &std::path::Path) -> Result<(), String> {
+    let path = folder.join("summary.json");
+    let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let text = std::fs::read_to_string(&path).map_err(|e| said(&e))?;
+    let summary: serde_json::Value = serde_json::from_str(&text).map_err(|e| said(&e))?;
+    let machine: crate::bench::types::Machine =
+        serde_json::from_value(summary["machine"].clone()).map_err(|e| said(&e))?;
+    let results = folder.join("results.jsonl");
+    let store = crate::bench::store::Store::open(&results).map_err(|e| e.to_string())?;
+    let models: std::collections::BTreeSet<String> =
+        store.measurements.iter().map(|m| m.model.clone()).collect();
+    let models: Vec<String> = models.into_iter().collect();
+    plot::write_all(folder, &cells(&store.measurements, &models, &machine))
 }
 
 #[cfg(test)]
