@@ -302,7 +302,7 @@ impl Tower {
     /// In the budget that refusals lead to, and that.
     fn in_the_smallest_budget(&self) -> Result<(Run, u64), String> {
         let mut budget = MIB;
-        for _ in 0..8 {
+        for _ in 0..16 {
             let run = self.within(budget);
             if run.finished.succeeded() {
                 return Ok((run, budget));

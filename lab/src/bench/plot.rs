@@ -24,6 +24,16 @@ struct Panel {
     x: &'static str,
     y: &'static str,
     lines: Vec<Line>,
+    scale: Scale,
+}
+
+/// How values are laid out on both axes.
+#[derive(Clone, Copy)]
+enum Scale {
+    /// By powers, for what doubles from one point to the next.
+    Log,
+    /// From zero on.
+    Linear,
 }
 
 fn colour(approach: Approach) -> RGBColor {
@@ -70,6 +80,7 @@ fn first_token(cells: &[Cell]) -> Vec<Panel> {
         title: format!("{model}, {}", budget_text(Some(budget))),
         x: "tokens of the prompt",
         y: "time to first token, s",
+        scale: Scale::Log,
         lines: lines(|approach| {
             of(cells, model, Some(budget), Work::Prompt)
                 .filter_map(|c| Some((f64::from(c.test.tokens), c.row(approach)?.time.median)))
@@ -85,6 +96,7 @@ fn generation(cells: &[Cell]) -> Vec<Panel> {
         title: model.to_owned(),
         x: "budget, GiB",
         y: "generated tokens per second",
+        scale: Scale::Log,
         lines: lines(|approach| {
             let of_model = cells.iter().filter(|c| c.model == model);
             let decodes = of_model.filter(|c| c.test == Test::decode(0, 0));
@@ -104,6 +116,7 @@ fn speedup(cells: &[Cell]) -> Vec<Panel> {
         title: format!("{model}, {}", budget_text(Some(budget))),
         x: "tokens of the prompt",
         y: "pipeshard, times as fast",
+        scale: Scale::Log,
         lines: lines(|approach| {
             of(cells, model, Some(budget), Work::Prompt)
                 .filter_map(|c| {
@@ -132,6 +145,7 @@ fn by_budget(cells: &[Cell]) -> Vec<Panel> {
         title: format!("{model}: {what}"),
         x: "VRAM budget, GiB",
         y: "tokens per second",
+        scale: Scale::Linear,
         lines: lines(|approach| {
             let here = cells.iter().filter(|c| c.model == model && c.test == test);
             here.filter_map(|c| {
@@ -204,11 +218,18 @@ fn draw(path: &Path, panels: &[Panel]) -> Result<(), Box<dyn std::error::Error>>
             .margin(8)
             .x_label_area_size(34)
             .y_label_area_size(48);
-        // both axes by powers: prompts and budgets double
-        let x = ((x.0 * 0.85)..(x.1 * 1.15)).log_scale();
-        let y = ((y.0 * 0.7)..(y.1 * 1.6)).log_scale();
-        let mut chart = chart.build_cartesian_2d(x, y)?;
-        draw_panel(&mut chart, panel)?;
+        match panel.scale {
+            Scale::Log => {
+                let x = ((x.0 * 0.85)..(x.1 * 1.15)).log_scale();
+                let y = ((y.0 * 0.7)..(y.1 * 1.6)).log_scale();
+                draw_panel(&mut chart.build_cartesian_2d(x, y)?, panel)?;
+            }
+            // the legend has room above the lines
+            Scale::Linear => {
+                let (x, y) = (0.0..(x.1 * 1.05), 0.0..(y.1 * 1.4));
+                draw_panel(&mut chart.build_cartesian_2d(x, y)?, panel)?;
+            }
+        }
     }
     root.present()?;
     Ok(())
@@ -228,6 +249,8 @@ where
         .y_desc(panel.y)
         .x_labels(5)
         .y_labels(5)
+        .x_label_formatter(&|value| value.to_string())
+        .y_label_formatter(&|value| value.to_string())
         .max_light_lines(1)
         .light_line_style(WHITE)
         .label_style(("sans-serif", 11))

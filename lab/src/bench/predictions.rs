@@ -48,7 +48,7 @@ fn line(what: &str, mut errors: Vec<Error>) -> Option<String> {
     let worst = errors.last()?;
     let is_met = median <= MEDIAN_ERROR && worst.off.abs() <= WORST_ERROR;
     Some(format!(
-        "Predicted {what}: off by {} at the median of {} and {:+.0} % at worst ({}); target: median <= {}, worst <= {}: {}  (met, missed)",
+        "Predicted {what}: off by {} at the median of {} and {:+.0} % at worst ({}); target: median <= {}, worst <= {}: {}",
         percent(median),
         errors.len(),
         worst.off * 100.0,
@@ -120,7 +120,7 @@ mod tests {
         let text = render(&all);
         let expected =
             "Predicted TTFT: off by 10 % at the median of 3 and -50 % at worst (m, 100 B, pp512); \
-                        at most 10 % and 25 % were to be: NOT met";
+                        target: median <= 10 %, worst <= 25 %: NOT met";
         assert!(text.contains(expected), "{text}");
         assert!(
             text.contains("TPS: off by 20 % at the median of 1 and +20 % at worst"),

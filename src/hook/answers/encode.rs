@@ -106,8 +106,7 @@ pub fn open(
         let budget = accounts.budget();
         let error = PlanError::BudgetTooSmall {
             budget,
-            // weights of the language model are packed in another way then
-            minimum: minimum + accounts.granularity(),
+            minimum,
             contributors: Vec::new(),
         };
         return Err(refused.sentence(budget, &error));
