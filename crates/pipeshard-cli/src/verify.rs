@@ -11,21 +11,21 @@ use std::process::Command;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pipeshard verify model.gguf --vram 4G\n  \
     pipeshard verify model.gguf --vram 40M --sim vram=1G --reference cpu\n\n\
-    The reference is stock llama.cpp on the same device with everything in VRAM (gpu), or on the CPU alone (cpu). On the \
-    simulated GPU all of them agree to the last bit; on a real one, kernels that are fused within a piece of the graph are not \
-    fused across pieces, so stock llama.cpp with part of the model on the CPU does not agree with itself to the last bit \
-    either: compare with --reference same, which keeps what the plan leaves on the host on the CPU in stock llama.cpp too.")]
+    The reference is stock llama.cpp with the same placement (same): what the plan leaves on the host is on the CPU there, too. \
+    Others are stock with everything in VRAM (gpu), and on the CPU alone (cpu). On the simulated GPU all of them agree to the \
+    last bit; on a real one stock with part of a model on the CPU does not agree with itself in VRAM to the last bit, for \
+    kernels that are fused within a piece of the graph are not fused across pieces.")]
 pub struct VerifyArgs {
     /// The model (GGUF)
     pub model: PathBuf,
     /// The budget
-    #[arg(long)]
+    #[arg(long, visible_alias = "pipeshard-vram")]
     pub vram: ByteSize,
     /// Simulate the GPU, for example vram=1G,pcie=25G
     #[arg(long)]
     pub sim: Option<String>,
-    /// What to compare with: cpu, gpu or same (the same placement in stock llama.cpp)
-    #[arg(long, default_value = "gpu")]
+    /// What to compare with: same (the same placement in stock llama.cpp), gpu or cpu
+    #[arg(long, default_value = "same")]
     pub reference: String,
     /// Prompt lengths in tokens
     #[arg(
@@ -35,16 +35,16 @@ pub struct VerifyArgs {
     )]
     pub prompts: Vec<u32>,
     /// Tokens to generate after each prompt
-    #[arg(long, default_value_t = 8)]
+    #[arg(short = 'n', long, default_value_t = 8)]
     pub generate: u32,
     /// Context length
-    #[arg(long, default_value_t = 1024)]
+    #[arg(short = 'c', long, default_value_t = 1024, visible_alias = "ctx-size")]
     pub ctx: u32,
     /// Tokens per ubatch
     #[arg(long, default_value_t = 512)]
     pub ubatch: u32,
     /// Threads of the CPU
-    #[arg(long, default_value_t = 2)]
+    #[arg(short = 't', long, default_value_t = 2)]
     pub threads: i32,
     /// The largest difference of a logit that still passes; 0 asks for identical bits
     #[arg(long, default_value_t = 0.0)]

@@ -240,6 +240,16 @@ fn what_is_forced_has_a_name_and_mostly_a_plan_of_its_own() {
     }
 }
 
+fn usual_ubatch() -> UbatchOption {
+    UbatchOption {
+        ubatch: 512,
+        scratch: MIB,
+        pools: 0,
+        kv: None,
+        output_on_host: false,
+    }
+}
+
 /// A mixture of experts with half of them on the host, on a machine whose link and CPU get so many bytes per second while both read.
 fn fetched(together: f64) -> Found {
     let (model, profile, input) = half_on_host(together);
@@ -264,13 +274,7 @@ fn room_for_fetched_experts_goes_back_to_weights_that_turn_out_to_fit() {
     let small = run(&model, &profile, &input, talk(64, 64));
     assert!(small.plan.fetched_experts > 0);
     input.budget = small.plan.full_budget;
-    let option = UbatchOption {
-        ubatch: 512,
-        scratch: MIB,
-        pools: 0,
-        kv: None,
-        output_on_host: false,
-    };
+    let option = usual_ubatch();
     let wanted = SearchInput {
         input: &input,
         model: shape(&model),
@@ -314,13 +318,7 @@ fn tensors_are_spread_singly_where_a_small_ring_holds_copies_back() {
     let large: u64 = model.tensors.iter().map(|tensor| tensor.bytes).sum();
     let input = input(&model, 512, large * 3 / 5);
     let costs = Costs::new(shape(&model), &profile);
-    let option = UbatchOption {
-        ubatch: 512,
-        scratch: MIB,
-        pools: 0,
-        kv: None,
-        output_on_host: false,
-    };
+    let option = usual_ubatch();
     let wanted = SearchInput {
         input: &input,
         model: shape(&model),
