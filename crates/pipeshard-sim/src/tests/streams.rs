@@ -1,7 +1,5 @@
 //! Streams, events, and when memory is read and written.
 
-use std::thread;
-
 use super::super::{counters, failure, revive, timeline, EntryKind, SimCounters};
 use super::*;
 
