@@ -7,6 +7,7 @@
 //! when. [`vision`] knows encoders of images and sound; [`rewrite`] is what changes of graphs have in common.
 
 pub mod arena;
+mod files;
 pub mod hook;
 pub mod lanes;
 pub mod measure;

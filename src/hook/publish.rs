@@ -204,7 +204,7 @@ fn plan_use(context: &ContextPlan) -> PlanUse {
 pub fn plans(runtime: &Runtime) -> Option<String> {
     let context = runtime.tenant.planner.context()?;
     serde_json::to_string(&serde_json::json!({
-        "source": context.source,
+        "source": context.source.name(),
         "workload": context.asked.workload,
         "planned": context.planned,
         "running": runtime.tenant.residency.carved(),

@@ -2,12 +2,10 @@
 //!
 //! ```text
 //! place         which folder: the user's, another one, or none
-//! files         whole files or none: written beside, then put in place
 //! plans         kept plans; the first writer wins
 //! observations  what passes took; nobody but `pipeshard tune` reads it
 //! ```
 
-mod files;
 mod observations;
 mod place;
 mod plans;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::files;
 use super::plans::{CannotKeep, PlanCache};
+use crate::files;
 use pipeshard_plan::profile::ProfileKey;
 use pipeshard_plan::request::Observation;
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::files;
+use crate::files;
 use pipeshard_plan::request::{Adapted, KeptPlan, PlanKey};
 
 /// A folder of kept plans and observations.

@@ -1,10 +1,10 @@
 //! Where profiles are kept: JSON under the user's cache directory, one file per key.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::files;
 use pipeshard_plan::profile::{read, Profile, ProfileKey};
-use tempfile::NamedTempFile;
 
 /// A folder of profiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,8 +146,8 @@ impl Cache {
             path: path.clone(),
             source,
         };
-        let file = self.written(profile).map_err(fail)?;
-        file.persist(&path).map_err(|e| fail(e.error))?;
+        let written = text(profile).and_then(|text| files::replace(&path, &text));
+        written.map_err(fail)?;
         Ok(path)
     }
 
@@ -161,28 +161,22 @@ impl Cache {
             path: path.clone(),
             source,
         };
-        let file = self.written(&profile).map_err(fail)?;
-        match file.persist_noclobber(&path) {
-            Ok(_) => Ok(profile),
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-                match self.load(&profile.key) {
-                    Found::Profile(first) => Ok(*first),
-                    Found::Nothing | Found::Damaged(_) => {
-                        error.file.persist(&path).map_err(|e| fail(e.error))?;
-                        Ok(profile)
-                    }
-                }
+        let text = text(&profile).map_err(fail)?;
+        if files::write_first(&path, &text).map_err(fail)? {
+            return Ok(profile);
+        }
+        match self.load(&profile.key) {
+            Found::Profile(first) => Ok(*first),
+            Found::Nothing | Found::Damaged(_) => {
+                files::replace(&path, &text).map_err(fail)?;
+                Ok(profile)
             }
-            Err(error) => Err(fail(error.error)),
         }
     }
+}
 
-    fn written(&self, profile: &Profile) -> io::Result<NamedTempFile> {
-        std::fs::create_dir_all(&self.folder)?;
-        let mut file = NamedTempFile::new_in(&self.folder)?;
-        file.write_all(&serde_json::to_vec_pretty(profile)?)?;
-        Ok(file)
-    }
+fn text(profile: &Profile) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec_pretty(profile)?)
 }
 
 #[cfg(test)]

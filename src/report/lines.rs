@@ -1,12 +1,11 @@
-//! A report as three lines: what is where, how much device memory that took, and how fast it was beside what was predicted.
+//! A report as three lines: what is where, how much device memory that took, and how fast it was compared with the prediction.
 
 use pipeshard_model::size::ByteSize;
+use pipeshard_plan::cost::ENOUGH_PASSES;
 
 use super::calibration::{seconds, CalibrationCounts, PassTimes, Predicted, ProfileKind};
 use super::types::{Report, UnitCounts};
 
-/// Passes from which on a difference means something.
-const ENOUGH: u64 = 8;
 /// What is off by less is said to be as predicted.
 const NOTABLE: f64 = 0.1;
 
@@ -114,7 +113,7 @@ fn expected(predicted: &Predicted, why: Option<&str>) -> String {
     )
 }
 
-/// What passes took beside what was predicted for them; none where too few were compared.
+/// What passes took compared with the prediction for them; none where too few were compared.
 fn drift(times: &CalibrationCounts, profile: ProfileKind) -> Option<String> {
     let kinds = [("prompts", &times.prompt), ("generation", &times.decode)];
     let told = kinds
@@ -133,10 +132,10 @@ fn drift(times: &CalibrationCounts, profile: ProfileKind) -> Option<String> {
 }
 
 fn one(kind: &str, times: &PassTimes) -> Option<(String, bool)> {
-    let off = times.off_by.filter(|_| times.passes >= ENOUGH)?;
+    let off = times.off_by.filter(|_| times.passes >= ENOUGH_PASSES)?;
     let took = seconds(times.measured_seconds_per_pass);
     let notable = off.abs() > NOTABLE;
-    let beside = match (notable, off > 0.0) {
+    let compared = match (notable, off > 0.0) {
         (false, _) => "as predicted".to_owned(),
         (true, true) => format!("{:.0} % slower than predicted", off * 100.0),
         (true, false) => format!(
@@ -145,7 +144,7 @@ fn one(kind: &str, times: &PassTimes) -> Option<(String, bool)> {
             (1.0 / (1.0 + off) - 1.0) * 100.0
         ),
     };
-    Some((format!("{kind} {took} a pass, {beside}"), notable))
+    Some((format!("{kind} {took} a pass, {compared}"), notable))
 }
 
 #[cfg(test)]
@@ -230,7 +229,7 @@ mod tests {
     #[test]
     fn too_few_passes_say_nothing() {
         let mut few = times(0.5, false);
-        few.passes = ENOUGH - 1;
+        few.passes = ENOUGH_PASSES - 1;
         let report = Report {
             calibration: Some(CalibrationCounts {
                 decode: few,

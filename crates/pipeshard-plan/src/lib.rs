@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cost;
+mod digest;
 pub mod plan;
 pub mod profile;
 pub mod request;

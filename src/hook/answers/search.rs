@@ -21,9 +21,25 @@ use pipeshard_plan::search::{adapt, follow, Found, SearchInput, UbatchOption};
 use std::cell::Cell;
 use std::time::Instant;
 
+/// A context is about to be made: tokens per ubatch, and of context.
+pub fn context_wanted(
+    config: &Config,
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    telemetry: &mut Telemetry,
+    (model, wanted): (usize, ContextSize),
+    proof: NoPass<'_>,
+) -> (u32, u32) {
+    tenant.planner.attempts.begin(model);
+    let wanted = fitting(config, accounts, tenant, (model, wanted));
+    let asked = (model, wanted);
+    let ubatch = ubatch_wanted(config, accounts, tenant, telemetry, asked, proof);
+    (ubatch, wanted.context)
+}
+
 /// The context as it is wanted, with as many tokens as suit the budget where the user gave none. A second try of the same context gets
 /// the same.
-pub fn fitting(
+fn fitting(
     config: &Config,
     accounts: &Accounts,
     tenant: &Tenant,
@@ -55,8 +71,8 @@ pub fn fitting(
     ContextSize { context, ..wanted }
 }
 
-/// A context is about to be made: tokens per ubatch.
-pub fn context_wanted(
+/// Tokens per ubatch of the context that is about to be made.
+fn ubatch_wanted(
     config: &Config,
     accounts: &mut Accounts,
     tenant: &mut Tenant,
@@ -64,7 +80,6 @@ pub fn context_wanted(
     (model, wanted): (usize, ContextSize),
     _: NoPass<'_>,
 ) -> u32 {
-    tenant.planner.attempts.begin(model);
     let began = Instant::now();
     observing::passes(config, tenant, &mut telemetry.clock);
     telemetry.counters.planning += began.elapsed();

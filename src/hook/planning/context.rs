@@ -5,7 +5,6 @@ use pipeshard_model::inventory::{DType, Inventory};
 use pipeshard_plan::cost::{ModelShape, Prediction, Workload};
 use pipeshard_plan::plan::{Decisions, Plan};
 use pipeshard_plan::request::{Adapted, ContextRequest, PlanKey};
-use serde::Serialize;
 
 /// The context that is about to be made.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +57,7 @@ impl ContextSize {
 }
 
 /// Where decisions come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlanSource {
     /// This run has searched for them.
     Searched,

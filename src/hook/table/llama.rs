@@ -139,11 +139,8 @@ pub(super) unsafe extern "C" fn ubatch(
             telemetry,
             ..
         } = parts;
-        let model = model as usize;
-        let wanted = search::fitting(config, accounts, tenant, (model, wanted));
-        let asked = (model, wanted);
-        let ubatch = search::context_wanted(config, accounts, tenant, telemetry, asked, proof);
-        (ubatch, wanted.context)
+        let wanted = (model as usize, wanted);
+        search::context_wanted(config, accounts, tenant, telemetry, wanted, proof)
     });
     context.n_ctx = tokens;
     ubatch

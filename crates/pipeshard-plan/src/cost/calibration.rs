@@ -1,7 +1,7 @@
 //! Predicted against measured, pass by pass.
 
 /// Passes from which on a difference means something.
-const ENOUGH: u64 = 8;
+pub const ENOUGH_PASSES: u64 = 8;
 /// The part by which the measured time may differ from the predicted one.
 const TOLERANCE: f64 = 0.25;
 
@@ -65,7 +65,7 @@ impl Lane {
 
     /// [`Lane::off_by`], where there are enough passes.
     pub fn off_by_enough_passes(&self) -> Option<f64> {
-        self.off_by().filter(|_| self.passes >= ENOUGH)
+        self.off_by().filter(|_| self.passes >= ENOUGH_PASSES)
     }
 
     /// Passes that were recorded.

@@ -34,7 +34,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use calibration::{Calibration, Lane, PassSeconds};
+pub use calibration::{Calibration, Lane, PassSeconds, ENOUGH_PASSES};
 pub use forecast::Forecast;
 pub use learning::{learn, Observed};
 pub use script::MANY_EMBEDDINGS;

@@ -4,13 +4,12 @@
 //! compared with what is there; a plan for something else is refused with a reason.
 
 use std::collections::HashMap;
-use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::read::ReadPlanError;
 use super::types::{FixedPlan, Placement, Plan, Unit, UnitClass, UnitId, PLAN_SCHEMA_VERSION};
+use crate::digest::hex;
 use pipeshard_model::inventory::{Inventory, TensorInfo};
 
 /// Version of the JSON form of [`SavedPlan`], the plan in it aside.
@@ -76,15 +75,7 @@ impl ModelIdentity {
             .map(|t| format!("{}\t{}\t{:?}\n", t.name, t.type_name, t.shape))
             .collect();
         lines.sort_unstable();
-        let mut hasher = Sha256::new();
-        hasher.update(format!("{}\n", self.architecture));
-        lines.iter().for_each(|line| hasher.update(line));
-        let digest = hasher.finalize();
-        digest.iter().fold(String::new(), |mut text, byte| {
-            // writing to a String cannot fail
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        hex(format!("{}\n{}", self.architecture, lines.concat()))
     }
 
     /// How to call the model in a message.

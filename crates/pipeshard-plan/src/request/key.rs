@@ -3,24 +3,15 @@
 use std::fmt::Write;
 
 use super::ask::{Adapted, Decided, PlanRequest};
+use crate::digest::hex;
 use crate::plan::Unit;
 use crate::profile::{model_label, Origin, Profile, ProfileKey};
 use crate::search::Found;
 use pipeshard_model::inventory::Inventory;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 /// Version of the JSON form of [`KeptPlan`]; a file of another one is no plan.
 pub const KEPT_PLAN_SCHEMA: u32 = 1;
-
-fn hex(bytes: impl AsRef<[u8]>) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().fold(String::new(), |mut text, byte| {
-        // writing to a String cannot fail
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
 
 /// JSON, or nothing where a value has none, which no profile and no inventory is.
 fn json(value: &impl Serialize) -> String {

@@ -58,7 +58,7 @@ impl Observation {
         }
     }
 
-    /// What these passes show of a machine beside its profile; none where they depend on neither the CPU nor the link, or where the
+    /// What these passes show of a machine besides its profile; none where they depend on neither the CPU nor the link, or where the
     /// plan is not one of this model.
     pub fn shows(&self, inventory: &Inventory, profile: &Profile) -> Option<Learned> {
         let used = inventory.using_experts(self.experts_used);

@@ -2,7 +2,8 @@
 
 mod progress;
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -15,7 +16,9 @@ use crate::bench::models::ModelSpec;
 use crate::bench::placements;
 use crate::bench::runner;
 use crate::bench::settings::Settings;
+use crate::bench::store::Store;
 use crate::bench::sweep::{middle_first, GridKind, Sweep, CANDIDATES};
+use crate::bench::types::Machine;
 use crate::bench::verdicts::{verdicts, Met};
 use crate::bench::{link, plot, predictions, table};
 use pipeshard_model::size::ByteSize;
@@ -371,17 +374,16 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
 }
 
 /// Draws the pictures of a folder with results.
-fn render(folder: &std::path::Path) -> Result<(), String> {
+fn render(folder: &Path) -> Result<(), String> {
     let path = folder.join("summary.json");
     let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let text = std::fs::read_to_string(&path).map_err(|e| said(&e))?;
     let summary: serde_json::Value = serde_json::from_str(&text).map_err(|e| said(&e))?;
-    let machine: crate::bench::types::Machine =
+    let machine: Machine =
         serde_json::from_value(summary["machine"].clone()).map_err(|e| said(&e))?;
     let results = folder.join("results.jsonl");
-    let store = crate::bench::store::Store::open(&results).map_err(|e| e.to_string())?;
-    let models: std::collections::BTreeSet<String> =
-        store.measurements.iter().map(|m| m.model.clone()).collect();
+    let store = Store::open(&results).map_err(|e| e.to_string())?;
+    let models: BTreeSet<String> = store.measurements.iter().map(|m| m.model.clone()).collect();
     let models: Vec<String> = models.into_iter().collect();
     plot::write_all(folder, &cells(&store.measurements, &models, &machine))
 }

@@ -22,13 +22,13 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// Writes the file, or replaces it.
-pub(super) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let file = written(folder_of(path), text)?;
     file.persist(path).map(|_| ()).map_err(|e| e.error)
 }
 
 /// Writes the file unless there is one. False if there was.
-pub(super) fn write_first(path: &Path, text: &[u8]) -> io::Result<bool> {
+pub(crate) fn write_first(path: &Path, text: &[u8]) -> io::Result<bool> {
     let file = written(folder_of(path), text)?;
     match file.persist_noclobber(path) {
         Ok(_) => Ok(true),
@@ -38,7 +38,7 @@ pub(super) fn write_first(path: &Path, text: &[u8]) -> io::Result<bool> {
 }
 
 /// What a file holds; none where there is none.
-pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let mut text = Vec::new();
     match std::fs::File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -52,7 +52,7 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// The files of a folder whose names begin and end so, the oldest first; none where the folder cannot be read.
-pub(super) fn list(folder: &Path, begin: &str, end: &str) -> Vec<std::path::PathBuf> {
+pub(crate) fn list(folder: &Path, begin: &str, end: &str) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<_> = entries
         .map(|entry| entry.path())
@@ -67,7 +67,7 @@ pub(super) fn list(folder: &Path, begin: &str, end: &str) -> Vec<std::path::Path
 }
 
 /// Removes a file; that it is gone already is no error.
-pub(super) fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
