@@ -24,7 +24,7 @@
 use super::sync::{current_thread, Condvar, Mutex, MutexGuard, ThreadId};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a thread that has not begun to split its graph may do nothing before it counts as one that has given up without saying
 /// so. From there on ggml says how it ends.
@@ -428,6 +428,17 @@ impl<S> Gate<S> {
     /// Locks the state when no pass is being submitted and no other thread has a graph that refers to the arena, or makes a context:
     /// its shape may change. What the calling thread had prepared is given up.
     pub fn alone(&self) -> Alone<'_, S> {
+        Alone(self.wait_alone(None).0)
+    }
+
+    /// The same, if it can be had by then.
+    pub fn alone_by(&self, deadline: Instant) -> Option<Alone<'_, S>> {
+        let (locked, in_time) = self.wait_alone(Some(deadline));
+        in_time.then(|| Alone(locked))
+    }
+
+    /// The lock, and whether it is alone: not so where the deadline has passed.
+    fn wait_alone(&self, deadline: Option<Instant>) -> (Locked<'_, S>, bool) {
         let mut locked = self.lock();
         locked.end_preparing();
         let busy = |locked: &Locked<'_, S>| {
@@ -435,12 +446,20 @@ impl<S> Gate<S> {
             held.pass.is_some() || !held.preparing.threads.is_empty() || locked.others_make()
         };
         if !busy(&locked) {
-            return Alone(locked);
+            return (locked, true);
         }
         locked.held.preparing.waiting += 1;
+        let mut in_time = true;
         while busy(&locked) {
             let seen = locked.held.preparing.steps;
-            let late = self.step.wait_for(&mut locked.held, PATIENCE).timed_out();
+            let left = deadline.map(|by| by.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                in_time = false;
+                break;
+            }
+            let patience = left.map_or(PATIENCE, |left| left.min(PATIENCE));
+            let late = self.step.wait_for(&mut locked.held, patience).timed_out();
+            let late = late && patience == PATIENCE;
             let stands_still = locked.held.pass.is_none() && locked.held.preparing.steps == seen;
             // a graph that llama.cpp could not build, say: should it run after all, its pass fails
             if late && stands_still && locked.held.preparing.end(|of| !of.split) {
@@ -449,6 +468,6 @@ impl<S> Gate<S> {
         }
         locked.held.preparing.waiting -= 1;
         self.step.notify_all();
-        Alone(locked)
+        (locked, in_time)
     }
 }

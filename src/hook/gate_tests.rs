@@ -4,7 +4,7 @@ use super::gate::{Gate, Watched};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn gate() -> Arc<Gate<()>> {
     Arc::new(Gate::new((), || ()))
@@ -44,6 +44,36 @@ fn a_shape_changes_when_nobody_else_prepares() {
     for other in others {
         other.join().expect("it only waits");
     }
+}
+
+#[test]
+fn who_has_no_time_to_wait_does_not() {
+    let gate = gate();
+    let late = gate.alone_by(Instant::now());
+    assert!(late.is_some(), "there is nothing to wait for");
+    drop(late);
+    let over = Arc::new(AtomicBool::new(false));
+    let other = {
+        let (gate, over) = (Arc::clone(&gate), Arc::clone(&over));
+        thread::spawn(move || {
+            gate.in_turn().begin_preparing(1);
+            while !over.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            gate.plain().end_preparing();
+        })
+    };
+    while gate.watched().preparing == 0 {
+        thread::yield_now();
+    }
+    assert!(gate.alone_by(Instant::now()).is_none());
+    let soon = Instant::now() + Duration::from_millis(1);
+    assert!(gate.alone_by(soon).is_none());
+    let watched = gate.watched();
+    assert_eq!((watched.preparing, watched.waiting), (1, 0));
+    over.store(true, Ordering::SeqCst);
+    drop(gate.alone());
+    other.join().expect("it only waits");
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //!
 //! | name | signature | |
 //! |---|---|---|
-//! | `pipeshard_set_budget` | `bool (uint64_t bytes)` | changes the budget before the next batch; false: it would be too small |
+//! | `pipeshard_set_budget` | `bool (uint64_t bytes)` | changes the budget: memory has been given back when it returns; false: nothing has changed, and the log says why |
+//! | `pipeshard_http` | `char * (const char * path, const char * body, int32_t * status)` | what llama-server answers with `--pipeshard-control`, for its own process; free it with `pipeshard_free` |
 //! | `pipeshard_report` | `char * (void)` | the report so far as JSON; free it with `pipeshard_free` |
 //! | `pipeshard_metrics` | `char * (void)` | the same in Prometheus' text format, for `GET /metrics` of llama-server |
 //! | `pipeshard_props` | `char * (void)` | the object that `GET /props` of llama-server shows |
@@ -15,12 +16,11 @@
 //! | `pipeshard_reset_simulated_device` | `void (void)` | starts those counters afresh |
 //! | `pipeshard_free` | `void (char *)` | |
 
-use super::answers::context;
 use super::config::{Config, ConfigError};
+use super::control;
 use super::log;
 use super::planning::saved::PlanFile;
 use super::publish;
-use super::runtime::Runtime;
 use super::table::{table, PanicAt, Shared};
 use crate::report::Report;
 use pipeshard_sim as sim;
@@ -198,6 +198,7 @@ unsafe extern "C" fn get_proc_address(
 ) -> *mut c_void {
     match CStr::from_ptr(name).to_bytes() {
         b"pipeshard_set_budget" => set_budget as *mut c_void,
+        b"pipeshard_http" => http as *mut c_void,
         b"pipeshard_report" => report as *mut c_void,
         b"pipeshard_metrics" => metrics as *mut c_void,
         b"pipeshard_props" => props as *mut c_void,
@@ -215,23 +216,32 @@ unsafe extern "C" fn set_budget(bytes: u64) -> bool {
         let Some(shared) = SHARED.get() else {
             return false;
         };
-        let mut runtime = shared.gate.idle();
-        let (parts, proof) = runtime.parts();
-        let Runtime {
-            accounts,
-            tenant,
-            telemetry,
-            ..
-        } = parts;
-        match context::set_budget(accounts, tenant, telemetry, bytes, proof) {
-            Ok(()) => true,
-            Err(why) => {
-                log::error(&why);
-                false
-            }
-        }
+        let changed = control::change_budget(&shared.gate, bytes, None);
+        changed
+            .inspect_err(|why| log::error(&why.to_string()))
+            .is_ok()
     };
     std::panic::catch_unwind(|| log::after(work)).unwrap_or(false)
+}
+
+/// The answer to a request of `--pipeshard-control`; its status is written to `status`.
+unsafe extern "C" fn http(
+    path: *const c_char,
+    body: *const c_char,
+    status: *mut i32,
+) -> *mut c_char {
+    if path.is_null() || body.is_null() || status.is_null() {
+        return std::ptr::null_mut();
+    }
+    let (path, body) = (CStr::from_ptr(path), CStr::from_ptr(body));
+    let gate = SHARED.get().map(|shared| &shared.gate);
+    let answer =
+        || log::after(|| control::answer(gate, &path.to_string_lossy(), &body.to_string_lossy()));
+    text(|| {
+        let answer = answer();
+        *status = answer.status;
+        Some(answer.body)
+    })
 }
 
 /// A text for C, or null. The caller gives it back with `pipeshard_free`.

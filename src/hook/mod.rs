@@ -20,12 +20,14 @@
 //! | answers | [`answers`] | to each question, over the parts |
 //! | runtime | [`runtime`] | the parts, put together |
 //! | top | [`publish`] | the report |
+//! | | [`control`] | what the host of the process asks for while it runs: the budget |
 //! | | [`table`] | the C callbacks: guard, panic boundary, nothing else |
 //! | | [`library`] | what ggml's loader finds in libpipeshard.so, and the handshake |
 
 pub mod accounts;
 pub mod answers;
 pub mod config;
+mod control;
 pub mod encoders;
 pub mod gate;
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! those who want to know everything ([`Report::render_table`]), and while the process runs as Prometheus' text ([`Report::to_prometheus`]).
 
 mod calibration;
+mod limits;
 mod lines;
 mod metrics;
 mod table;
@@ -14,6 +15,7 @@ mod vision;
 mod write;
 
 pub use calibration::{CalibrationCounts, PassTimes, Predicted, ProfileKind};
+pub use limits::{BudgetChanged, Limits};
 pub use timeline::{LaneDuringGap, LinkGap, TierTimeline, TimelineSummary};
 pub use types::{
     ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, PlanUse, Report, SavedPlanUse,

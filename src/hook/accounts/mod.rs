@@ -207,6 +207,18 @@ impl Accounts {
         std::mem::replace(&mut self.budget, bytes)
     }
 
+    /// Another budget for a question, which is not kept to. Returns the one before.
+    pub fn try_budget(&mut self, bytes: u64) -> u64 {
+        std::mem::replace(&mut self.budget, bytes)
+    }
+
+    /// Bytes that this process has taken of the device since it was opened, by the driver's figure.
+    pub fn taken_by_driver(&mut self) -> u64 {
+        let booked = self.ledger.now().total();
+        let booked = booked.saturating_sub(self.reserve.held());
+        self.watch.as_mut().map_or(0, |watch| watch.taken(booked))
+    }
+
     /// Bytes by which device allocations are rounded up.
     pub fn granularity(&self) -> u64 {
         let simulated = self.config.sim.as_ref();

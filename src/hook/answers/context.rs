@@ -308,30 +308,6 @@ pub fn failed(
     }
 }
 
-/// Changes the budget; residents move before the next pass.
-pub fn set_budget(
-    accounts: &mut Accounts,
-    tenant: &mut Tenant,
-    telemetry: &mut Telemetry,
-    bytes: u64,
-    _: NoPass<'_>,
-) -> Result<(), String> {
-    let before = accounts.set_budget(bytes);
-    match plan(&tenant.plan_input(accounts, 0)) {
-        Ok(made) => {
-            tenant.planner.set(made);
-            tenant.planner.decide_again();
-            tenant.residency.void_graphs();
-            telemetry.counters.budget_changes += 1;
-            Ok(())
-        }
-        Err(error) => {
-            accounts.set_budget(before);
-            Err(error.to_string())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

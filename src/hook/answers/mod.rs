@@ -3,7 +3,8 @@
 //! | file | when |
 //! |---|---|
 //! | [`loading`] | models come and go |
-//! | [`context`] | contexts come and go: KV, compute buffers, retries, the budget |
+//! | [`budget`] | the budget changes |
+//! | [`context`] | contexts come and go: KV, compute buffers, retries |
 //! | [`encoder`] | encoders of images and sound come and go, and compute |
 //! | [`encode`] | one that takes turns with the language model computes |
 //! | [`refused`] | what is said where an encoder has no room |
@@ -17,6 +18,7 @@
 //! What may only run while no pass is being submitted, or while nobody refers to the arena, takes the proof of it
 //! ([`super::gate`]). Nobody here locks anything.
 
+pub mod budget;
 pub mod context;
 pub mod encode;
 pub mod encoder;

@@ -1,0 +1,276 @@
+//! What the host of the process asks for while it runs: how much memory there has to be, and another budget.
+//!
+//! llama-server hands requests below `/pipeshard` on (`--pipeshard-control`); a program that uses llama.h calls the same functions by
+//! name, see [`super::library`]. All of them may be called from any thread, also while others compute.
+
+use super::answers::budget::{self, BudgetError};
+use super::gate::Gate;
+use super::runtime::Runtime;
+use crate::report::{BudgetChanged, Limits};
+use pipeshard_model::size::ByteSize;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// Why a request is not granted.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The budget cannot be that.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    /// Passes that are under way did not end in time.
+    #[error(
+        "the budget was not changed: the batch that is being computed did not end within {0} ms; allow more time"
+    )]
+    Deadline(u128),
+    /// A callback panicked before.
+    #[error("pipeshard has failed in this process (the log says how); restart it")]
+    Broken,
+}
+
+/// What is possible now. Waits for nothing.
+///
+/// # Errors
+/// No model is loaded.
+pub fn limits(gate: &Gate<Runtime>) -> Result<Limits, BudgetError> {
+    let mut runtime = gate.plain();
+    let Runtime {
+        accounts, tenant, ..
+    } = &mut *runtime;
+    budget::limits(accounts, tenant)
+}
+
+/// Changes the budget when passes that are under way are over, within `patience`, if there is a limit to it.
+///
+/// # Errors
+/// Nothing has changed then.
+pub fn change_budget(
+    gate: &Gate<Runtime>,
+    bytes: u64,
+    patience: Option<Duration>,
+) -> Result<BudgetChanged, ControlError> {
+    let asked = Instant::now();
+    let mut alone = match patience {
+        None => gate.alone(),
+        Some(patience) => {
+            // a deadline beyond what the clock can say is none
+            let by = asked.checked_add(patience);
+            let alone = by.map_or_else(|| Some(gate.alone()), |by| gate.alone_by(by));
+            alone.ok_or(ControlError::Deadline(patience.as_millis()))?
+        }
+    };
+    if alone.is_broken() {
+        return Err(ControlError::Broken);
+    }
+    let waited = asked.elapsed();
+    let (parts, proof) = alone.parts();
+    let Runtime {
+        config,
+        accounts,
+        tenant,
+        encoders,
+        telemetry,
+        ..
+    } = parts;
+    budget::change(
+        config,
+        accounts,
+        tenant,
+        encoders,
+        telemetry,
+        (bytes, proof),
+    )?;
+    let moved = asked.elapsed() - waited;
+    let now = budget::limits(accounts, tenant)?;
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+    Ok(BudgetChanged {
+        now,
+        waited_ms: milliseconds(waited),
+        moved_ms: milliseconds(moved),
+    })
+}
+
+/// An answer to a request.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP's.
+    pub status: i32,
+    /// JSON.
+    pub body: String,
+}
+
+impl Answer {
+    fn of(status: i32, body: &impl Serialize) -> Self {
+        match serde_json::to_string(body) {
+            Ok(body) => Answer { status, body },
+            Err(error) => Answer {
+                status: 500,
+                body: format!("{{\"error\":{{\"code\":500,\"message\":\"{error}\"}}}}"),
+            },
+        }
+    }
+
+    /// As llama-server writes errors.
+    fn error(status: i32, kind: &str, message: &str, minimum: Option<u64>) -> Self {
+        #[derive(Serialize)]
+        struct Error<'a> {
+            code: i32,
+            message: &'a str,
+            #[serde(rename = "type")]
+            kind: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            minimum: Option<u64>,
+        }
+        #[derive(Serialize)]
+        struct Body<'a> {
+            error: Error<'a>,
+        }
+        let error = Error {
+            code: status,
+            message,
+            kind,
+            minimum,
+        };
+        Answer::of(status, &Body { error })
+    }
+
+    fn refused(why: &ControlError) -> Self {
+        let (status, kind, minimum) = match why {
+            ControlError::Budget(BudgetError::TooSmall { minimum, .. }) => {
+                (409, "budget_too_small", Some(*minimum))
+            }
+            ControlError::Budget(BudgetError::NothingLoaded) => (409, "nothing_loaded", None),
+            ControlError::Budget(BudgetError::Failed(_)) => (500, "server_error", None),
+            ControlError::Deadline(_) => (409, "deadline", None),
+            ControlError::Broken => (500, "server_error", None),
+        };
+        Answer::error(status, kind, &why.to_string(), minimum)
+    }
+}
+
+/// A size in bytes, or as on the command line.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Bytes(u64),
+    Text(String),
+}
+
+/// The body of `POST /pipeshard/budget`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BudgetRequest {
+    size: Size,
+    #[serde(default)]
+    deadline_ms: Option<u64>,
+    /// Which child a router means; nothing to us.
+    #[serde(default, rename = "model")]
+    _model: Option<String>,
+}
+
+impl BudgetRequest {
+    fn bytes(&self) -> Result<u64, String> {
+        match &self.size {
+            Size::Bytes(bytes) => Ok(*bytes),
+            Size::Text(text) => match text.parse::<ByteSize>() {
+                Ok(size) => Ok(size.0),
+                Err(error) => Err(error.to_string()),
+            },
+        }
+    }
+}
+
+/// The answer to a request for `path` with a body, which is empty for GET. `gate`: none where pipeshard is off.
+pub fn answer(gate: Option<&Gate<Runtime>>, path: &str, body: &str) -> Answer {
+    let Some(gate) = gate else {
+        let off = "pipeshard is off: start the server with --pipeshard-vram";
+        return Answer::error(501, "not_supported_error", off, None);
+    };
+    match (path, body) {
+        ("/pipeshard", "") => match limits(gate) {
+            Ok(limits) => Answer::of(200, &limits),
+            Err(why) => Answer::refused(&why.into()),
+        },
+        ("/pipeshard/budget", body) => {
+            let invalid = |why: &str| Answer::error(400, "invalid_request_error", why, None);
+            let request = match serde_json::from_str::<BudgetRequest>(body) {
+                Ok(request) => request,
+                Err(error) => {
+                    let usage = r#"the body is JSON such as {"size": "6G", "deadline_ms": 100}"#;
+                    return invalid(&format!("{usage}: {error}"));
+                }
+            };
+            let bytes = match request.bytes() {
+                Ok(bytes) => bytes,
+                Err(why) => return invalid(&why),
+            };
+            let patience = request.deadline_ms.map(Duration::from_millis);
+            match change_budget(gate, bytes, patience) {
+                Ok(changed) => Answer::of(200, &changed),
+                Err(why) => Answer::refused(&why),
+            }
+        }
+        _ => Answer::error(404, "not_found_error", "there is no such request", None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hook::config::Config;
+
+    fn gate() -> Gate<Runtime> {
+        Gate::new(Runtime::new(Config::default(), None), || ())
+    }
+
+    fn asked(path: &str, body: &str) -> (i32, serde_json::Value) {
+        let gate = gate();
+        let answer = answer(Some(&gate), path, body);
+        (answer.status, serde_json::from_str(&answer.body).unwrap())
+    }
+
+    #[test]
+    fn before_a_model_is_loaded_there_is_nothing_to_change() {
+        for (path, body) in [("/pipeshard", ""), ("/pipeshard/budget", "{\"size\": 1}")] {
+            let (status, says) = asked(path, body);
+            assert_eq!(
+                (status, &says["error"]["type"]),
+                (409, &"nothing_loaded".into())
+            );
+        }
+    }
+
+    #[test]
+    fn a_request_that_makes_no_sense_is_told_how_to_be_made() {
+        for body in [
+            "",
+            "6G",
+            "{}",
+            "{\"size\": \"6X\"}",
+            "{\"size\": -1}",
+            "{\"size\": \"6G\", \"when\": 3}",
+            "{\"size\": \"6G\", \"deadline_ms\": \"soon\"}",
+        ] {
+            let (status, says) = asked("/pipeshard/budget", body);
+            assert_eq!(status, 400, "{body} {says}");
+            assert_eq!(says["error"]["code"], 400);
+        }
+        assert_eq!(asked("/pipeshard/else", "").0, 404);
+    }
+
+    #[test]
+    fn where_pipeshard_is_off_it_says_so() {
+        let off = answer(None, "/pipeshard", "");
+        assert_eq!(off.status, 501);
+        assert!(off.body.contains("--pipeshard-vram"), "{}", off.body);
+    }
+
+    #[test]
+    fn a_deadline_of_five_hundred_million_years_is_none() {
+        let gate = gate();
+        let forever = change_budget(&gate, 1, Some(Duration::MAX));
+        assert!(matches!(
+            forever,
+            Err(ControlError::Budget(BudgetError::NothingLoaded))
+        ));
+    }
+}
