@@ -233,7 +233,7 @@ pub(super) mod tests {
             driver: "550.54.15".to_owned(),
             cpu: "Intel(R) Xeon(R) Platinum 8480+".to_owned(),
             threads: 16,
-            build: "0.1.0 b11549".to_owned(),
+            build: "0.2.0 b11549".to_owned(),
         };
         profile.link.pinned.spread = 0.004;
         profile.link.register = Quantity::stated(4.2e9);
