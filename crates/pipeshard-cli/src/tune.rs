@@ -300,7 +300,7 @@ mod tests {
             shape: PassShape {
                 rows: 1,
                 sequences: 1,
-                cells: 512,
+                kv_tokens: 512,
                 outputs: 1,
             },
             passes: 1000,

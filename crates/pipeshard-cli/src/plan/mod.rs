@@ -197,7 +197,7 @@ pub enum PlanCommandError {
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: u32,
-        /// Cells of each sequence.
+        /// Tokens of context of each sequence.
         context: u64,
     },
     /// The profile cannot be used.

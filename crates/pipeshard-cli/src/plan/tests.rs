@@ -124,7 +124,7 @@ fn what_runs_of_a_model_have_shown_counts_for_it_alone() {
     profile.learn(Learned {
         model: model_label(&models::dense()),
         cpu: 3.0,
-        link_beside_cpu: None,
+        link_during_cpu: None,
         passes: 1 << 20,
     });
     std::fs::write(&file, serde_json::to_vec(&profile).unwrap()).unwrap();

@@ -148,7 +148,7 @@ pub fn run(args: &ProfileArgs) -> Result<(), ProfileCommandError> {
         false => render(&profile),
     };
     match io::stdout().lock().write_all(text.as_bytes()) {
-        // whoever read it has read enough
+        // the reader closed the pipe: it has read enough
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }

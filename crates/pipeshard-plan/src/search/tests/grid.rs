@@ -47,10 +47,10 @@ impl Case<'_> {
     fn kv(&self, ubatch: u32) -> Vec<KvLayer> {
         let f16 = DType::from_name("f16").unwrap();
         let layers = self.model.kv.layers.iter().map(|layer| {
-            let cells = layer.cells(self.context, ubatch.into(), 1);
+            let kv_tokens = layer.kv_tokens(self.context, ubatch.into(), 1);
             KvLayer {
                 layer: layer.layer,
-                bytes: kv_bytes(layer, cells, f16, f16),
+                bytes: kv_bytes(layer, kv_tokens, f16, f16),
             }
         });
         layers.collect()
