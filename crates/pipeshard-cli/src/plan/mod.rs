@@ -2,9 +2,9 @@
 
 mod answer;
 mod explain;
-mod layers;
 mod machine;
 mod map;
+mod phases;
 mod question;
 mod text;
 
