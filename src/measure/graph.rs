@@ -156,6 +156,39 @@ impl<'b> Graph<'b> {
         self.add(raw, buffer, offset)
     }
 
+    /// Rows `ids` of a table, as f32.
+    pub fn rows_of(
+        &self,
+        table: Tensor,
+        ids: Tensor,
+        (buffer, offset): (&'b Buffer, u64),
+    ) -> Result<Tensor, MeasureError> {
+        // SAFETY: both are this graph's; ids are within the table, as callers fill them.
+        let raw = unsafe { ffi::ggml_get_rows(self.context, table.0, ids.0) };
+        self.add(raw, buffer, offset)
+    }
+
+    /// Stores rows of f32 to the rows `ids` of a cache.
+    pub fn store_rows(
+        &self,
+        cache: Tensor,
+        values: Tensor,
+        ids: Tensor,
+    ) -> Result<Tensor, MeasureError> {
+        self.count()?;
+        // SAFETY: all are this graph's and have rows of one length; ids are within the cache, as callers fill them. The result is a
+        // view of the cache, which has its place, and the graph has room for it: it was counted.
+        unsafe {
+            let raw = ffi::ggml_set_rows(self.context, cache.0, values.0, ids.0);
+            if (*raw).buffer.is_null() {
+                ffi::ggml_backend_view_init(raw);
+            }
+            (*raw).flags |= ffi::GGML_TENSOR_FLAG_COMPUTE as i32;
+            ffi::ggml_graph_add_node(self.graph, raw);
+            Ok(Tensor(raw))
+        }
+    }
+
     /// Attention of queries `[head, tokens, heads]` to a cache, with a mask `[kv_tokens, tokens]`.
     pub fn attention(
         &self,

@@ -11,6 +11,7 @@ mod engine;
 mod error;
 mod graph;
 mod host;
+mod host_work;
 mod overheads;
 mod place;
 #[cfg(test)]
@@ -29,7 +30,7 @@ use traffic::Traffic;
 
 use crate::lanes::device::{Buffer, Device, Memory};
 use pipeshard_plan::profile::{
-    Curve, Effort, HostMemory, Link, Op, Overheads, Processor, Quantity, Roofline,
+    Curve, Effort, HostCosts, HostMemory, Link, Op, Overheads, Processor, Quantity, Roofline,
 };
 
 const MIB: u64 = 1 << 20;
@@ -101,6 +102,8 @@ pub struct Measured {
     pub memory: HostMemory,
     /// What is paid besides.
     pub overheads: Overheads,
+    /// What the host does next to products.
+    pub host: HostCosts,
     /// The CPU's limits.
     pub cpu: Roofline,
     /// The device's limits.
@@ -128,6 +131,7 @@ pub fn measure(
     let mut link = session.traffic.measure(device, span, pace)?;
     progress(1, steps);
     let (memory, cpu_wake) = session.memory(&mut link)?;
+    let host = session.host_work()?;
     progress(2, steps);
     // what it costs to wake threads and to wait depends on what else runs at that moment, and so does the link
     let mut overheads = vec![session.overheads()?];
@@ -159,6 +163,7 @@ pub fn measure(
         link,
         memory,
         overheads,
+        host,
         cpu,
         gpu,
         curves,
@@ -404,6 +409,12 @@ impl<'s> Session<'s> {
             }
         }
         Ok((memory, wake))
+    }
+
+    fn host_work(&self) -> Result<HostCosts, MeasureError> {
+        let table = self.arenas.host_part(Part::Weights);
+        let rest = self.arenas.host_part(Part::Output);
+        host_work::measure(&Engine::of_cpu(1)?, (table, rest), self.pace())
     }
 
     fn overheads(&self) -> Result<Overheads, MeasureError> {

@@ -7,7 +7,8 @@ use super::engine::Engine;
 use super::error::MeasureError;
 use super::graph::Graph;
 use super::place::Room;
-use pipeshard_plan::profile::{Overheads, Quantity, ASSUMED_PASS};
+use pipeshard_plan::constants::machine::ASSUMED_PASS;
+use pipeshard_plan::profile::{Overheads, Quantity};
 use pipeshard_sys as ffi;
 
 /// Floats of the tiny tensors: 16 KiB, which is what a token's activations are.

@@ -116,6 +116,14 @@ fn every_kind_is_measured_and_everything_is_given_back() {
         assert!(rate.median > 0.0, "{link:?}");
     }
     assert!(measured.memory.cpu.median > 0.0 && measured.memory.cpu_copy_busy.median > 0.0);
+    let host = measured.host;
+    assert!(host.embedding > 0.0 && host.embedding < 1e-6, "{host:?}");
+    assert!(host.store_row + host.store_float > 0.0, "{host:?}");
+    assert_ne!(
+        host,
+        pipeshard_plan::profile::HostCosts::ASSUMED,
+        "measured, not assumed"
+    );
     let paid = measured.overheads;
     for time in [paid.to_gpu, paid.launch, paid.cpu_op, paid.pass] {
         assert!(time.median > 0.0 && time.median < 0.1, "{paid:?}");

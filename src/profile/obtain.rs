@@ -167,6 +167,7 @@ fn measured(
         link: measured.link,
         memory: measured.memory,
         overheads: measured.overheads,
+        host: measured.host,
         cpu: measured.cpu,
         gpu: measured.gpu,
         curves: measured.curves,
@@ -203,6 +204,14 @@ fn round(profile: &mut Profile) {
     ] {
         figure(&mut quantity.median);
         figure(&mut quantity.spread);
+    }
+    for seconds in [
+        &mut profile.host.embedding,
+        &mut profile.host.shared_embedding,
+        &mut profile.host.store_row,
+        &mut profile.host.store_float,
+    ] {
+        figure(seconds);
     }
     for roofline in [&mut profile.cpu, &mut profile.gpu] {
         figure(&mut roofline.bytes);

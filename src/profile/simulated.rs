@@ -1,6 +1,7 @@
 //! The profile of a simulated GPU, which is what its specification states.
 
-use pipeshard_plan::profile::{Profile, ProfileKey, Rates, ASSUMED_CPU, ASSUMED_DRAM_SHARE};
+use pipeshard_plan::constants::machine::{ASSUMED_CPU, ASSUMED_DRAM_SHARE};
+use pipeshard_plan::profile::{Profile, ProfileKey, Rates};
 use pipeshard_sim::SimSpec;
 
 /// The profile of a simulated GPU, from its specification. Where that says nothing about the CPU, 50 GB/s are assumed; CPU

@@ -1,7 +1,7 @@
 //! A report as three lines: what is where, how much device memory that took, and how fast it was compared with the prediction.
 
 use pipeshard_model::size::ByteSize;
-use pipeshard_plan::cost::ENOUGH_PASSES;
+use pipeshard_plan::constants::runs::ENOUGH_PASSES;
 
 use super::calibration::{seconds, CalibrationCounts, PassTimes, Predicted, ProfileKind};
 use super::types::{Report, UnitCounts};

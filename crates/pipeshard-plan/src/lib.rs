@@ -2,6 +2,7 @@
 //!
 //! | module | does | knows of |
 //! |---|---|---|
+//! | [`constants`] | every number that the others assume | nothing |
 //! | [`plan`] | a pure function from inventory, budget, KV and scratch to a plan | the model |
 //! | [`profile`] | what a machine does per second, as a value | the model |
 //! | [`cost`] | a pure function from plan, model and profile to seconds per pass, and to a conversation's | plan, profile |
@@ -12,6 +13,7 @@
 //! llama.cpp.
 #![forbid(unsafe_code)]
 
+pub mod constants;
 pub mod cost;
 mod digest;
 pub mod plan;

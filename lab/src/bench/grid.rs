@@ -20,6 +20,8 @@ pub struct Grid {
     pub fit_ubatches: Vec<u32>,
     /// Ubatches that pipeshard is given besides choosing its own, ascending.
     pub our_ubatches: Vec<u32>,
+    /// Tokens of single passes that pipeshard alone is measured with, ascending: one is never slower than two.
+    pub rows: Vec<u32>,
     /// Tokens to generate; fewer where that would take too long.
     pub decode: u32,
     /// Seconds that one generation may take, by estimate.
@@ -229,6 +231,13 @@ impl Grid {
         for &test in decode {
             steps.push(Step::Run(run(test)));
         }
+        for &rows in self
+            .rows
+            .iter()
+            .filter(|&rows| !self.prompts.contains(rows))
+        {
+            steps.push(Step::Run(run(Test::prompt(rows))));
+        }
     }
 
     fn fit_steps(
@@ -282,6 +291,7 @@ mod tests {
             ubatches: vec![512, 2048],
             fit_ubatches: vec![2048],
             our_ubatches: vec![2048],
+            rows: vec![1, 2],
             decode: 16,
             decode_seconds: 1.0,
             depths: vec![0],
@@ -314,6 +324,11 @@ mod tests {
                 assert_eq!(count.count(), 1, "{budget} {approach:?}");
             }
         }
+        let passes = |step: &&Step| match step {
+            Step::Run(job) => job.tests == [Test::prompt(1)] || job.tests == [Test::prompt(2)],
+            _ => false,
+        };
+        assert_eq!(steps.iter().filter(passes).count(), 4, "for each budget");
         let duels = |step: &&Step| matches!(step, Step::Duel { round: 2, .. });
         assert_eq!(steps.iter().filter(duels).count(), 2);
         let searches = |step: &&Step| matches!(step, Step::Search { .. });

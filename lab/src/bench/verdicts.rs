@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::analysis::{Cell, Ratio};
 use super::targets::{Figure, Kind, Target, TARGETS};
-use super::types::{budget_text, Approach};
+use super::types::{budget_text, Approach, Test};
 
 impl Figure {
     fn at_most(self) -> bool {
@@ -197,7 +197,45 @@ pub fn verdicts(cells: &[Cell], is_mixture: impl Fn(&str) -> bool) -> Vec<Verdic
     let all = TARGETS.iter().map(|target| (target, verdict(target)));
     all.filter(|(target, verdict)| !target.further || verdict.met != Met::NotMeasured)
         .map(|(_, verdict)| verdict)
+        .chain(one_token_or_two(cells))
         .collect()
+}
+
+/// A pass of one token is never slower than a pass of two: it could be computed as that. None where neither was measured.
+fn one_token_or_two(cells: &[Cell]) -> Option<Verdict> {
+    let of = |cell: &Cell, tokens| {
+        (cell.test == Test::prompt(tokens)).then(|| cell.row(Approach::Pipeshard).cloned())?
+    };
+    let pairs = cells.iter().filter_map(|cell| {
+        let one = of(cell, 1)?;
+        let two = cells.iter().find_map(|other| {
+            let same = other.model == cell.model && other.budget == cell.budget;
+            same.then(|| of(other, 2))?
+        })?;
+        Some((two.times(&one), cell))
+    });
+    let pairs: Vec<(Ratio, &Cell)> = pairs.collect();
+    let (worst, cell) = pairs
+        .iter()
+        .max_by(|a, b| a.0.value.total_cmp(&b.0.value))?;
+    let close = |(ratio, _): &(Ratio, &Cell)| ratio.value - ratio.deviation <= 1.0;
+    let met = pairs.iter().filter(|(ratio, _)| ratio.value <= 1.0).count();
+    Some(Verdict {
+        what: "one token or two".to_owned(),
+        target: "≤ 1.00× a pass of two".to_owned(),
+        worst: format!(
+            "{:.2}× ±{:.0} %",
+            worst.value,
+            worst.deviation / worst.value * 100.0
+        ),
+        at: format!("{}, {}", cell.model, budget_text(cell.budget)),
+        cells: (met, pairs.len()),
+        met: match (met == pairs.len(), pairs.iter().all(close)) {
+            (true, _) => Met::Yes,
+            (false, true) => Met::WithinSpread,
+            (false, false) => Met::No,
+        },
+    })
 }
 
 #[cfg(test)]
@@ -257,6 +295,23 @@ mod tests {
         assert_eq!(verdict.met, Met::No);
         assert!(verdict.worst.contains("101.00 %"), "{verdict:?}");
         assert!(verdict.at.contains("pp512"), "{verdict:?}");
+    }
+
+    #[test]
+    fn one_token_is_not_slower_than_two() {
+        let pass = |tokens, seconds: &[f64]| {
+            let mut m = measured(Approach::Pipeshard, "", 1, seconds);
+            m.test = Test::prompt(tokens);
+            m
+        };
+        let judged = |one: &[f64], two: &[f64]| {
+            let verdicts = judge(&[pass(1, one), pass(2, two)], "one token or two");
+            verdicts.iter().map(|v| v.met).collect::<Vec<_>>()
+        };
+        assert_eq!(judged(&[1.0, 1.0], &[1.1, 1.1]), [Met::Yes]);
+        assert_eq!(judged(&[1.3, 1.3], &[1.0, 1.0]), [Met::No]);
+        assert_eq!(judged(&[1.01, 1.2], &[1.0, 1.2]), [Met::WithinSpread]);
+        assert!(judge(&[pass(1, &[1.0])], "one token or two").is_empty());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use crate::hook::helpers::Helpers;
 use half::slice::HalfFloatSliceExt;
-use pipeshard_plan::cost::MANY_EMBEDDINGS;
+use pipeshard_plan::constants::graph::MANY_EMBEDDINGS;
 use pipeshard_sys as ffi;
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;

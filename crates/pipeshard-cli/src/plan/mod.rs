@@ -26,8 +26,9 @@ use pipeshard::profile::{default_threads, file_of_user, key_of_host, Cache};
 use pipeshard_gguf::{inventory_of, InventoryError};
 use pipeshard_model::inventory::{DType, Inventory};
 use pipeshard_model::size::ByteSize;
+use pipeshard_plan::constants::conversation::UBATCHES;
 use pipeshard_plan::plan::{
-    default_small_threshold, units_from_inventory, PlanError, PlanInput, SavedPlan, UBATCHES,
+    default_small_threshold, units_from_inventory, PlanError, PlanInput, SavedPlan,
 };
 use pipeshard_plan::profile::{WhatIf, WhatIfError};
 use pipeshard_plan::request::{ContextRequest, PlanRequest, StatedWorkload};

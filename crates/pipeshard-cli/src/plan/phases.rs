@@ -117,7 +117,7 @@ pub fn rows(plan: &Plan, phase: Phase) -> Vec<Row> {
         };
         share.add(unit.bytes, unit.layer.filter(|_| named));
     }
-    let copied = phase.rows() >= plan.host_cells_min_rows;
+    let copied = phase.rows() >= plan.host_kv_min_rows;
     for kv in &plan.kv {
         let share = match (kv.device, copied) {
             (true, _) => &mut rows[5].vram,
@@ -302,7 +302,7 @@ mod tests {
     fn a_cache_on_the_host_is_streamed_or_left_to_the_cpu_by_the_rows_of_a_pass() {
         let mut plan = plan(&input(1 << 40)).unwrap();
         plan.kv[7].device = false;
-        plan.host_cells_min_rows = 32;
+        plan.host_kv_min_rows = 32;
         let cache = |phase| rows(&plan, phase).pop().unwrap();
         assert_eq!(cache(PROMPT).vram.text(), "7 MiB, layers 0-6");
         assert_eq!(cache(PROMPT).streamed.text(), "1 MiB, layer 7");

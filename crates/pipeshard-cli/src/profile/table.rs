@@ -116,6 +116,16 @@ fn rates(profile: &Profile) -> Table {
     row("tiny operation of the CPU", time(paid.cpu_op));
     row("CPU after a rest, extra", time(paid.cpu_wake));
     row("pass in which nothing is computed", time(paid.pass));
+    let stated = |seconds| time(Quantity::stated(seconds));
+    row(
+        "an element of an embedding, CPU",
+        stated(profile.host.embedding),
+    );
+    row(
+        "storing KV on the host, a token",
+        stated(profile.host.store_row),
+    );
+    row("  and each of its floats", stated(profile.host.store_float));
     for (name, line) in [("GPU", profile.gpu), ("CPU", profile.cpu)] {
         let best = [si(line.bytes, "B/s"), String::new()];
         row(&format!("{name}, the most it reads"), best);

@@ -1,9 +1,6 @@
 //! Predicted against measured, pass by pass.
 
-/// Passes from which on a difference means something.
-pub const ENOUGH_PASSES: u64 = 8;
-/// The part by which the measured time may differ from the predicted one.
-const TOLERANCE: f64 = 0.25;
+use crate::constants::runs::{ENOUGH_PASSES, TOLERANCE};
 
 /// What a pass takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

@@ -7,22 +7,9 @@
 use super::calibration::PassSeconds;
 use super::table::{or, Costs};
 use super::types::{ModelShape, PassCost, PassShape};
+use crate::constants::runs::{DEPENDS, HALVINGS, LEAST_LINK, MOST_CPU, PART, ROUNDS};
 use crate::plan::Plan;
 use crate::profile::{model_label, Learned, Profile};
-
-/// How often one is looked for with what was found for the other.
-const ROUNDS: u32 = 3;
-/// Halvings of the range in which the link's rate is looked for.
-const HALVINGS: u32 = 8;
-/// The CPU's part of a pass says something where it is at least this share of it.
-const PART: f64 = 0.1;
-/// Of what the profile says that the link moves beside the CPU, it moves at least this share. Where a plan hardly waits for copies a
-/// little time more would be a link that hardly moves: it was spent on something else then.
-const LEAST_LINK: f64 = 0.5;
-/// What the CPU takes is within this factor of what was measured, in either direction.
-const MOST_CPU: f64 = 4.0;
-/// A pass depends on the link if the slowest and the fastest one make it differ by this part.
-const DEPENDS: f64 = 0.02;
 
 /// Passes of one shape that a run had under one plan.
 #[derive(Debug, Clone, Copy)]

@@ -34,10 +34,9 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use calibration::{Calibration, Lane, PassSeconds, ENOUGH_PASSES};
+pub use calibration::{Calibration, Lane, PassSeconds};
 pub use forecast::Forecast;
 pub use learning::{learn, Observed};
-pub use script::MANY_EMBEDDINGS;
 pub use table::Costs;
 pub use types::{Limit, ModelShape, PassCost, PassShape, Prediction, Workload};
 

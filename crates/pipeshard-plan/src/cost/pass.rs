@@ -8,9 +8,6 @@ use crate::plan::Plan;
 use crate::profile::Processor;
 use std::collections::VecDeque;
 
-/// Seconds without work behind which the CPU has rested.
-const RESTED: f64 = 0.1;
-
 const NOTHING: PassCost = PassCost {
     seconds: 0.0,
     gpu: 0.0,
@@ -59,6 +56,7 @@ impl Costs<'_> {
             clock: 0.0,
             cpu_over: 0.0,
             wake: self.profile.overheads.cpu_wake.median,
+            rest: self.profile.host.rest,
         };
         let ahead = |copy: &Copy| start == Start::Filled && copy.first_lap && copy.choice.is_none();
         for (at, _) in script.copies.iter().enumerate().filter(|(_, c)| ahead(c)) {
@@ -192,6 +190,8 @@ struct Lanes<'s> {
     cpu_over: f64,
     /// Seconds more that it takes behind a rest.
     wake: f64,
+    /// Seconds without work that are a rest.
+    rest: f64,
 }
 
 impl Lanes<'_> {
@@ -274,7 +274,7 @@ impl Lanes<'_> {
             _ if backlog > 0.0 => backlog + act.seconds * (1.0 - backlog / act.copy_busy),
             _ => act.seconds,
         };
-        let seconds = match self.clock - self.cpu_over >= RESTED {
+        let seconds = match self.clock - self.cpu_over >= self.rest {
             true => seconds + self.wake,
             false => seconds,
         };

@@ -5,9 +5,6 @@ use super::table::Costs;
 use super::types::{PassCost, PassShape, Prediction, Workload};
 use crate::plan::Plan;
 
-/// Seconds that sampling takes for each token of the vocabulary.
-const SAMPLING: f64 = 1e-9;
-
 /// Passes that differ only in the tokens before them.
 struct Alike {
     rows: u32,
@@ -65,7 +62,7 @@ impl Costs<'_> {
 
     fn sampling(&self, sequences: u32) -> f64 {
         let vocabulary = f64::from(self.model.inventory.vocabulary_size);
-        SAMPLING * vocabulary * f64::from(sequences)
+        self.profile.host.sampling * vocabulary * f64::from(sequences)
     }
 
     /// All passes of prompts of `each` tokens, one behind the other, `tokens` in all.

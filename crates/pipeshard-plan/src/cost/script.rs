@@ -3,30 +3,11 @@
 use super::steps::{OpId, Rows, Step, Work};
 use super::table::{at, or, Costs, Times};
 use super::types::PassShape;
+use crate::constants::graph::{MANY_EMBEDDINGS, MANY_TOKENS, STORES};
 use crate::plan::{Placement, Plan, Tier, UnitClass};
 use crate::profile::{Op, Processor};
 use pipeshard_model::inventory::{expected_distinct, DType};
 
-/// Seconds that the host takes to decide whether a token may look at another, when it fills the mask.
-pub(super) const MASK_LOOK: f64 = 4e-9;
-/// Seconds that the host takes for an element that it copies from a row of the mask to the next one.
-const MASK_COPY: f64 = 0.5e-9;
-/// Seconds that the host takes for an element of an embedding, which one thread looks up, and for one of many, which some share.
-pub(super) const EMBEDDING_ELEMENT: f64 = 1.1e-9;
-const SHARED_EMBEDDING_ELEMENT: f64 = 0.35e-9;
-/// Tokens from which on threads share them: waking some is worth it.
-pub const MANY_EMBEDDINGS: u32 = 256;
-/// A batch of a prompt, by which it is decided where it attends to KV cache in host memory.
-const MANY_TOKENS: u32 = 64;
-/// Seconds of the host to submit the copy of two experts.
-const SUBMIT_EXPERTS: f64 = 3e-6;
-/// Stores to a layer's cache: keys and values.
-const STORES: f64 = 2.0;
-/// Seconds of a store for a token, and for each of its floats: ggml leaves stores to one thread, and each goes to a row of its own.
-/// Measured on the hosts of an H100 and of an H200, ms a layer with both stores: 0.45 for 512 tokens of 1,024 floats, 5.0 for 4,096
-/// of them, 4.5 for 4,096 of 512 floats.
-const STORE_ROW: f64 = 0.4e-6;
-const STORE_FLOAT: f64 = 0.15e-9;
 /// Bytes of a logit.
 const LOGIT: f64 = 4.0;
 
@@ -262,7 +243,9 @@ impl Costs<'_> {
             false => link,
         };
         Some(Shared {
-            seconds: (copies / 2.0).ceil() * SUBMIT_EXPERTS + both + times.gpu * share,
+            seconds: (copies / 2.0).ceil() * self.profile.host.submit_experts
+                + both
+                + times.gpu * share,
             device: times.gpu * share,
             fetched_bytes,
             cpu_bytes: times.bytes * rest,
@@ -278,7 +261,8 @@ impl Costs<'_> {
     fn store(&self, attention: &Step, rows: u32) -> Act {
         // what attention takes besides are queries, as many as it leaves
         let stored = attention.takes - attention.leaves;
-        let floats = STORES * STORE_ROW + STORE_FLOAT * stored;
+        let host = &self.profile.host;
+        let floats = STORES * host.store_row + host.store_float * stored;
         let seconds = STORES * self.profile.overheads.cpu_op.median + floats * f64::from(rows);
         Act {
             on: Processor::Cpu,
@@ -335,19 +319,21 @@ impl Costs<'_> {
     pub(super) fn before(&self, shape: PassShape) -> f64 {
         let (rows, sequences) = (f64::from(shape.rows), f64::from(shape.sequences.max(1)));
         let own = rows / sequences;
+        let host = &self.profile.host;
         let mask = match self.model.inventory.kv.layers.is_empty() {
             true => 0.0,
             // the first token of a sequence is compared with all tokens, the others begin with the row before theirs
             false => {
                 let kv_tokens = shape.kv_tokens as f64 + own;
-                sequences * kv_tokens * MASK_LOOK + (rows - sequences) * kv_tokens * MASK_COPY
+                sequences * kv_tokens * host.mask_look
+                    + (rows - sequences) * kv_tokens * host.mask_copy
             }
         };
         let width = f64::from(self.model.inventory.embedding_length);
         let embedded = rows * width;
         let element = match shape.rows >= MANY_EMBEDDINGS {
-            true => SHARED_EMBEDDING_ELEMENT,
-            false => EMBEDDING_ELEMENT,
+            true => host.shared_embedding,
+            false => host.embedding,
         };
         let moved = at(embedded * 4.0, self.profile.link.pinned.median);
         self.profile.overheads.pass.median + mask + embedded * element + moved

@@ -3,17 +3,10 @@
 //! The order is that of the model's tensors. Attention itself, which reads no weights, comes in front of its output
 //! projection. A norm is a step of its own because the device computes it wherever its neighbours are.
 
+use crate::constants::graph::{AROUND_ATTENTION, AROUND_ROUTER, SMALL_OPERATIONS};
 use crate::profile::{Heads, Op};
 use pipeshard_model::inventory::{Inventory, Role, TensorInfo};
 use std::collections::HashMap;
-
-/// Small operations of a layer beside its products and its attention: norms, rotations, stores to the cache, sums, the
-/// activation. ggml's kernels fuse some of them.
-const SMALL_OPERATIONS: f64 = 10.0;
-/// Of these, so many stand around attention: rotations and stores.
-const AROUND_ATTENTION: f64 = 4.0;
-/// What choosing experts and weighing their results takes besides.
-const AROUND_ROUTER: f64 = 5.0;
 
 /// Index of a distinct operation.
 pub(super) type OpId = u16;

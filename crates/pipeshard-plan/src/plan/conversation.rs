@@ -1,13 +1,6 @@
 //! The conversation that plans are weighed by where the user describes none.
 
-/// Sizes of the ubatch that a plan may choose, llama.cpp's own first.
-pub const UBATCHES: [u32; 4] = [512, 1024, 2048, 4096];
-/// Tokens that are generated.
-pub const GENERATED: u32 = 64;
-/// The most tokens of its prompt.
-const LONGEST_PROMPT: u32 = 16384;
-/// Contexts of so few tokens are made for one prompt.
-const SHORT_CONTEXT: u64 = 128;
+use crate::constants::conversation::{LONGEST_PROMPT, SHORT_CONTEXT};
 
 /// Tokens of the prompt in a context of so many: three quarters, all of a short one, at most [`LONGEST_PROMPT`].
 pub fn usual_prompt(context: u64) -> u32 {

@@ -46,7 +46,7 @@ mod units;
 #[cfg(test)]
 mod tests;
 
-pub use conversation::{usual_prompt, GENERATED, UBATCHES};
+pub use conversation::usual_prompt;
 pub use decisions::Decisions;
 pub use error::{Contribution, Contributor, PlanError};
 pub use estimate::{estimate_excess, estimate_scratch};

@@ -6,14 +6,7 @@ use super::fetching::FetchShape;
 use super::memory::DeviceMemory;
 use super::types::{KvLayer, KvPlacement, Plan, PlanInput, Ring, UnitId, PLAN_SCHEMA_VERSION};
 use super::{order, ring, tiers};
-
-/// The derived ring takes this share of the room for weights, within the limits below. It is no loss: short batches use what it
-/// holds, and between two prompts or ubatches, while the host prepares the next, the link fills it.
-const RING_SHARE: u64 = 4;
-/// The derived ring holds this many of the largest group, if it can.
-const RING_GROUPS: u64 = 3;
-/// The derived ring is no larger than this, unless [`RING_GROUPS`] need it.
-const RING_MAX: u64 = 1536 << 20;
+use crate::constants::ring::{RING_GROUPS, RING_MAX, RING_SHARE};
 
 /// Plans as [`plan`](super::plan) does, whatever an earlier plan decided.
 pub(super) fn plan_freely(input: &PlanInput) -> Result<Plan, PlanError> {

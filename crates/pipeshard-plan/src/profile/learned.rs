@@ -7,14 +7,8 @@
 use std::borrow::Cow;
 
 use super::types::{Learned, Processor, Profile};
+use crate::constants::runs::{CONVINCING, FEW, MANY};
 use pipeshard_model::inventory::Inventory;
-
-/// Operations of so many tokens take the CPU as many times as long as passes of single tokens did.
-const FEW: f64 = 4.0;
-/// Operations of at least so many are limited by arithmetic, and take what was measured.
-const MANY: f64 = 64.0;
-/// So many passes count as much as all that was known before: fewer may have been disturbed, by another program for example.
-const CONVINCING: f64 = 32.0;
 
 impl Learned {
     /// Whether its figures can be those of a machine.

@@ -7,14 +7,8 @@ use std::str::FromStr;
 
 use super::stated::{shared, Rates};
 use super::types::{Curve, Origin, Processor, Profile, ProfileKey, Quantity, Roofline};
+use crate::constants::machine::{CPU_SHARE, DRAM_SHARE, FLOPS_SHARE, LINK_SHARE, MEMBW_SHARE};
 use pipeshard_model::size::ByteSize;
-
-const LINK_SHARE: f64 = 0.85;
-const DRAM_SHARE: f64 = 0.8;
-/// Of the host's memory the CPU alone reads a little less than it and the copy lane together.
-const CPU_SHARE: f64 = 0.72;
-const MEMBW_SHARE: f64 = 0.9;
-const FLOPS_SHARE: f64 = 0.6;
 
 /// A machine by the data sheets of its parts.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -5,6 +5,7 @@
 //! one that takes longer. Machines that are not here have profiles that are stated ([`Rates`], [`Machine`], [`WhatIf`]).
 
 mod curve;
+mod host;
 mod learned;
 mod machine;
 mod of_model;
@@ -14,12 +15,13 @@ mod stated;
 mod types;
 
 pub use curve::Work;
+pub use host::HostCosts;
 pub use learned::model_label;
 pub use machine::{Machine, WhatIf, WhatIfError, MACHINES};
 pub use of_model::Heads;
 pub use operations::{operations, usual_operations, Effort};
 pub use read::read;
-pub use stated::{Rates, ASSUMED_CPU, ASSUMED_DRAM_SHARE, ASSUMED_PASS};
+pub use stated::Rates;
 pub use types::{
     Curve, HostMemory, Learned, Link, Op, Origin, Overheads, Point, Processor, Profile, ProfileKey,
     Quantity, Roofline, PROFILE_SCHEMA_VERSION,

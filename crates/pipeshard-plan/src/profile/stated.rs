@@ -1,22 +1,14 @@
 //! Profiles that nobody measured: of machines that are not here, and where nothing is known.
 
+use super::host::HostCosts;
 use super::types::{
     HostMemory, Link, Origin, Overheads, Profile, ProfileKey, Quantity, Roofline,
     PROFILE_SCHEMA_VERSION,
 };
-
-/// Bytes of weights that a CPU reads per second, where nobody says: a desktop with two memory channels.
-pub const ASSUMED_CPU: f64 = 50e9;
-/// What both readers of the host's memory get together, as a multiple of what the CPU alone does.
-pub const ASSUMED_DRAM_SHARE: f64 = 1.15;
-/// Floating-point operations of a CPU per byte that it reads.
-const CPU_FLOPS_PER_BYTE: f64 = 8.0;
-/// What a hand-over to the CPU, one to the device, a small CPU operation, and an empty pass cost, in seconds.
-const ASSUMED_TO_CPU: f64 = 25e-6;
-const ASSUMED_TO_GPU: f64 = 20e-6;
-const ASSUMED_CPU_OP: f64 = 4e-6;
-/// What a pass costs on the host where it was not measured, in seconds.
-pub const ASSUMED_PASS: f64 = 0.2e-3;
+use crate::constants::machine::{
+    ASSUMED_CPU, ASSUMED_CPU_OP, ASSUMED_DRAM_SHARE, ASSUMED_PASS, ASSUMED_TO_CPU, ASSUMED_TO_GPU,
+    CPU_FLOPS_PER_BYTE,
+};
 
 /// Rates of a machine, all of them stated. Bytes, floating-point operations and seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -85,6 +77,7 @@ impl Rates {
                 flops: self.flops,
                 launch: self.launch,
             },
+            host: HostCosts::ASSUMED,
             curves: Vec::new(),
             learned: Vec::new(),
         }

@@ -1,5 +1,6 @@
 //! The values that a profile consists of.
 
+use super::host::HostCosts;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -273,6 +274,9 @@ pub struct Profile {
     pub memory: HostMemory,
     /// What is paid besides.
     pub overheads: Overheads,
+    /// What the host does next to products; assumed in profiles of older builds.
+    #[serde(default)]
+    pub host: HostCosts,
     /// The CPU's limits.
     pub cpu: Roofline,
     /// The device's limits.

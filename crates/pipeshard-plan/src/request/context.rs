@@ -1,7 +1,8 @@
 //! A context as llama.cpp is about to make it.
 
+use crate::constants::conversation::UBATCHES;
 use crate::cost::Workload;
-use crate::plan::{estimate_scratch, KvLayer, UBATCHES};
+use crate::plan::{estimate_scratch, KvLayer};
 use crate::request::workload::StatedWorkload;
 use pipeshard_model::inventory::{kv_bytes, DType, Inventory, Role};
 

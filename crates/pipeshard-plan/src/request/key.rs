@@ -46,6 +46,7 @@ fn identity(profile: &Profile, inventory: &Inventory) -> String {
             &profile.link,
             &profile.memory,
             &profile.overheads,
+            &profile.host,
             profile.learned_of(&model_label(inventory)),
         )),
     })

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::plan::{usual_prompt, GENERATED};
+use crate::constants::conversation::GENERATED;
+use crate::plan::usual_prompt;
 use serde::{Deserialize, Serialize};
 
 /// Tokens of the prompt and of the answer, of each sequence. What is not said is the usual: three quarters of the context, 16384 at

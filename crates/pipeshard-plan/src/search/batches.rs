@@ -1,26 +1,10 @@
 //! What short batches do: stream through part of the ring, or all of it.
 
 use super::descent::Descent;
+use crate::constants::preference::{BATCH_GAIN, CONVERSATION_WEIGHT, HARMLESS};
+use crate::constants::tried::{BATCHES, FETCHED_ROWS, MORE_FETCHED, SHARES, THRESHOLDS};
 use crate::cost::PassShape;
 use crate::plan::{BatchFetch, Decisions, Placement, Plan, StreamShare, UnitClass};
-
-/// Shares of the ring that are tried, in percent.
-pub(super) const SHARES: [u32; 13] = [0, 10, 20, 30, 40, 50, 60, 65, 70, 75, 80, 90, 100];
-/// Batch sizes that may have a share of their own.
-const BATCHES: [u32; 4] = [2, 4, 8, 16];
-/// Batches of up to so many tokens may have their experts divided between the device and the CPU.
-const FETCHED_ROWS: [u32; 5] = [2, 4, 7, 8, 16];
-/// So many more experts than for a single token are worth trying for each of several.
-const MORE_FETCHED: u32 = 2;
-/// How much more a change of the conversation's score counts than the same change of a batch's time.
-const CONVERSATION_WEIGHT: f64 = 10.0;
-/// Batch sizes from which on everything may be streamed.
-const THRESHOLDS: [u32; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
-
-/// What decisions about other batches than the conversation's have to gain for these, as a share of their time.
-const BATCH_GAIN: f64 = 0.002;
-/// What they may cost the conversation, all together, as a share of its score.
-const HARMLESS: f64 = 0.002;
 
 impl Descent<'_> {
     /// How much generation streams while the CPU computes.

@@ -2,16 +2,11 @@
 
 use super::score::{weigh, weigh_like, Weighed};
 use super::types::{Found, SearchInput, Tried, UbatchOption, UbatchScore};
+use crate::constants::preference::GAIN;
+use crate::constants::tried::{REPEATED, ROUNDS};
 use crate::cost::{Costs, Prediction, Workload};
 use crate::plan::{plan, Decisions, Plan, PlanError, PlanInput};
 use std::collections::HashSet;
-
-/// What a candidate has to gain on the best one, as a share of the score: less is noise of the arithmetic.
-pub(super) const GAIN: f64 = 0.0005;
-/// Times that all moves are gone through, at most.
-const ROUNDS: usize = 4;
-/// Proposals of a move that repeats, at most.
-const REPEATED: usize = 64;
 
 /// One decision to vary.
 pub(super) struct Move {

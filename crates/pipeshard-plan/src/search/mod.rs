@@ -28,13 +28,10 @@ mod tests;
 
 pub use types::{Candidate, Found, SearchInput, Tried, UbatchOption, UbatchScore};
 
-use self::descent::{Descent, GAIN};
+use self::descent::Descent;
+use crate::constants::preference::{GAIN, GAIN_ON_USUAL};
 use crate::cost::Costs;
 use crate::plan::{Decisions, PlanError};
-
-/// Where everything fits, another size of the ubatch than the first has to gain so much: else the model is computed as llama.cpp
-/// computes it by itself.
-const GAIN_ON_USUAL: f64 = 0.004;
 
 /// Searches for the best decisions.
 ///

@@ -1,6 +1,7 @@
 //! What is tried, as data: a descent goes through a list of moves, and keeps what helps.
 
 use super::descent::{Descent, Move};
+use crate::constants::tried::RINGS;
 use crate::plan::Decisions;
 
 const fn once(name: &'static str, propose: fn(&Descent) -> Vec<Decisions>) -> Move {
@@ -37,8 +38,6 @@ pub(super) const ADAPTING: [Move; 4] = [WHOLE, SHARE, RING, FETCHING];
 pub(super) const SHARES: [Move; 1] = [SHARE];
 
 const MIB: u64 = 1 << 20;
-/// Sizes of the ring that are tried, in MiB, besides the derived one.
-pub(super) const RINGS: [u64; 9] = [64, 128, 256, 384, 512, 768, 1024, 1536, 2048];
 
 impl Descent<'_> {
     /// Where the budget holds all weights: the decisions that leave them all the room.

@@ -1,6 +1,7 @@
 //! What is given room first.
 
 use super::descent::Descent;
+use crate::constants::tried::{KV_STEPS, LAYER_STEPS};
 use crate::plan::{estimate_excess, spread, Decisions, UnitClass, UnitId};
 
 /// Classes that are weighed against each other.
@@ -10,10 +11,6 @@ pub(super) const CLASSES: [UnitClass; 4] = [
     UnitClass::Output,
     UnitClass::Experts,
 ];
-/// Numbers of layers on the host that are tried.
-const LAYER_STEPS: usize = 16;
-/// Numbers of layers with their KV on the host that are tried.
-const KV_STEPS: usize = 8;
 
 /// Units of a layer and class, which the CPU computes in one go.
 #[derive(Debug, Clone)]

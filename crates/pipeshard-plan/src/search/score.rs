@@ -1,13 +1,8 @@
 //! What a search makes as small as it can.
 
+use crate::constants::preference::{TOKEN_WEIGHT, USUAL_PASS};
 use crate::cost::{Costs, PassCost, Prediction, Workload};
 use crate::plan::{Placement, Plan, UnitClass};
-
-/// How much more a change of the time per token counts than the same change of the time to the first one.
-const TOKEN_WEIGHT: f64 = 2.0;
-/// A prompt of fewer tokens counts for half, one of so many for the other half. The same for every size of the ubatch, or their
-/// scores could not be compared.
-const USUAL_PASS: u32 = 512;
 
 impl Prediction {
     /// The time to the first token and the time per token, weighed by their ratios, so that neither is bought with a multiple of the

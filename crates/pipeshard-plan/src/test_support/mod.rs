@@ -2,11 +2,12 @@
 
 pub mod priced;
 
+use crate::constants::machine::ASSUMED_DRAM_SHARE;
 use crate::cost::ModelShape;
 use crate::plan::{self, Placement, Plan, PlanInput};
 use crate::profile::{
-    HostMemory, Link, Origin, Overheads, Profile, ProfileKey, Quantity, Rates, Roofline,
-    ASSUMED_DRAM_SHARE, PROFILE_SCHEMA_VERSION,
+    HostCosts, HostMemory, Link, Origin, Overheads, Profile, ProfileKey, Quantity, Rates, Roofline,
+    PROFILE_SCHEMA_VERSION,
 };
 use pipeshard_model::inventory::{DType, Inventory};
 
@@ -81,6 +82,7 @@ impl Machine {
                 flops: self.gpu_flops,
                 launch: self.launch,
             },
+            host: HostCosts::ASSUMED,
             curves: Vec::new(),
             learned: Vec::new(),
         }

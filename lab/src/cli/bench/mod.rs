@@ -108,6 +108,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = count)]
     our_ubatch: Option<Vec<u32>>,
 
+    /// Passes of so many tokens that pipeshard is measured with alone; 0: none [default: 1,2; quick: none]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    rows: Option<Vec<u32>>,
+
     /// Tokens to generate; fewer where that would take too long [default: 128; further grids: 64]
     #[arg(short = 'n', long, value_name = "N", value_parser = count)]
     generate: Option<u32>,
@@ -224,6 +228,7 @@ impl BenchArgs {
             ubatches: list(&self.ubatches, &[512, 2048, 4096], &[4096]),
             fit_ubatches: list(&self.fit_ubatch, &[512, 2048], &[2048]),
             our_ubatches: list(&self.our_ubatch, &[2048, 4096], &[2048]),
+            rows: list(&self.rows, &[1, 2], &[]),
             decode: self.generate.unwrap_or(128),
             decode_seconds: if quick { 2.0 } else { 4.0 },
             depths: self.depth.clone(),

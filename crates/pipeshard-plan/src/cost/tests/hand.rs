@@ -2,9 +2,9 @@
 
 use crate::cost::lane::Lane;
 use crate::cost::pass::Start;
-use crate::cost::script::{EMBEDDING_ELEMENT, MASK_LOOK};
 use crate::cost::{pass_cost, Costs, Limit, PassCost, PassShape};
 use crate::plan::{self, Placement, Plan, StreamGroup};
+use crate::profile::HostCosts;
 use crate::profile::Processor;
 use crate::test_support::{all_resident, place, shape, Machine};
 use pipeshard_model::inventory::Inventory;
@@ -38,7 +38,8 @@ const ONE: PassShape = PassShape {
 };
 
 /// What the host does before a pass of [`ONE`].
-const BEFORE_ONE: f64 = 101.0 * MASK_LOOK + 1024.0 * EMBEDDING_ELEMENT;
+const BEFORE_ONE: f64 =
+    101.0 * HostCosts::ASSUMED.mask_look + 1024.0 * HostCosts::ASSUMED.embedding;
 
 fn cost(machine: Machine, inventory: &Inventory, plan: &Plan, pass: PassShape) -> PassCost {
     pass_cost(plan, &shape(inventory), &machine.profile(), pass)

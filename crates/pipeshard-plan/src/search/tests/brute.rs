@@ -1,10 +1,10 @@
 //! What a search finds against the best of everything that could be resident.
 
 use super::*;
+use crate::constants::tried::RINGS;
+use crate::constants::tried::SHARES;
 use crate::cost::Costs;
 use crate::plan::StreamShare;
-use crate::search::batches::SHARES;
-use crate::search::moves::RINGS;
 
 /// Large units by layer and class.
 fn blocks(plan: &Plan) -> Vec<Vec<UnitId>> {

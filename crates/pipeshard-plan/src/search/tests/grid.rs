@@ -1,8 +1,9 @@
-//! Two properties of every search, over models, machines, contexts and budgets: the score never gets worse with a larger budget, and
-//! no fixed size of the ubatch beats the one that is chosen.
+//! Three properties of every search, over models, machines, contexts and budgets: the score never gets worse with a larger budget, no
+//! fixed size of the ubatch beats the one that is chosen, and a pass of one token is not slower than a pass of two.
 
 use super::*;
-use crate::plan::{estimate_scratch, usual_prompt};
+use crate::cost::{Costs, PassShape};
+use crate::plan::{estimate_scratch, usual_prompt, Plan};
 use crate::profile::Machine;
 use crate::test_support::plan_input;
 use pipeshard_model::inventory::{kv_bytes, DType};
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 const BUDGET: f64 = 1.005;
 /// How much worse it may be than with a fixed size of the ubatch.
 const FIXED: f64 = 1.01;
+/// How much longer a pass of one token may take than a pass of two.
+const ONE_ROW: f64 = 1.01;
 
 /// A small model with a large vocabulary, sliding windows, and the embedding as its head.
 fn gemma(layers: u32) -> Inventory {
@@ -77,6 +80,19 @@ impl Case<'_> {
         search(&wanted).ok()
     }
 
+    /// Seconds of a pass of so many tokens behind the usual prompt.
+    fn pass(&self, plan: &Plan, rows: u32) -> f64 {
+        let costs = Costs::new(shape(self.model), &self.profile);
+        let kv_tokens = usual_prompt(self.context).into();
+        let shape = PassShape {
+            rows,
+            sequences: 1,
+            kv_tokens,
+            outputs: 1,
+        };
+        costs.pass(plan, shape).seconds
+    }
+
     /// From the smallest budget that works to a fifth more than what everything needs, in so many equal ratios.
     fn budgets(&self, steps: u32) -> Vec<u64> {
         let everything = plan(&plan_input(self.model, 1 << 44, self.context, 512)).unwrap();
@@ -95,6 +111,7 @@ struct Report {
     /// Ratios of scores, the worst ones first, and where.
     budgets: Vec<(f64, String)>,
     fixed: Vec<(f64, String)>,
+    rows: Vec<(f64, String)>,
     slowest: Duration,
     all: Duration,
 }
@@ -123,6 +140,8 @@ impl Report {
                 )
             };
             let place = format!("{} {} MiB: {}", case.name, budget >> 20, says(&found));
+            let [one, two] = [1, 2].map(|rows| case.pass(&found.plan, rows));
+            self.rows.push((one / two, place.clone()));
             if let Some((score, smaller)) = best {
                 let place = format!("{} MiB beats {place}", smaller >> 20);
                 self.budgets.push((found.score / score, place));
@@ -143,6 +162,7 @@ impl Report {
         for (what, list, most) in [
             ("larger budgets", &mut self.budgets, BUDGET),
             ("fixed ubatches", &mut self.fixed, FIXED),
+            ("single tokens", &mut self.rows, ONE_ROW),
         ] {
             list.sort_by(|a, b| b.0.total_cmp(&a.0));
             let worse = list.iter().filter(|(ratio, _)| *ratio > most).count();
@@ -161,7 +181,11 @@ impl Report {
             self.slowest
         );
         assert!(self.points > 0);
-        for (list, most) in [(&self.budgets, BUDGET), (&self.fixed, FIXED)] {
+        for (list, most) in [
+            (&self.budgets, BUDGET),
+            (&self.fixed, FIXED),
+            (&self.rows, ONE_ROW),
+        ] {
             let worst = list.first().map_or(1.0, |(ratio, _)| *ratio);
             assert!(worst <= most, "{worst} {:?}", list.first());
         }
