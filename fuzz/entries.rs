@@ -257,17 +257,17 @@ fn use_inventory(inventory: &Inventory) {
     let units = units_from_inventory(inventory, default_small_threshold(inventory));
     let context = u64::from(inventory.context_length).next_multiple_of(256);
     let kv = inventory.kv.layers.iter().map(|layer| {
-        let cells = layer.cells(context, 512, 1);
+        let kv_tokens = layer.kv_tokens(context, 512, 1);
         KvLayer {
             layer: layer.layer,
-            bytes: pipeshard_model::inventory::kv_bytes(layer, cells, f16, q8_0),
+            bytes: pipeshard_model::inventory::kv_bytes(layer, kv_tokens, f16, q8_0),
         }
     });
     let kv: Vec<KvLayer> = kv.collect();
-    let cells = u32::try_from(context).unwrap_or(u32::MAX);
+    let kv_tokens = u32::try_from(context).unwrap_or(u32::MAX);
     for budget in [0, 1 << 30, u64::MAX] {
         use_input(&PlanInput {
-            scratch: estimate_scratch(inventory, 512, cells, 512),
+            scratch: estimate_scratch(inventory, 512, kv_tokens, 512),
             scratch_estimated: true,
             ..PlanInput::new(units.clone(), kv.clone(), budget)
         });

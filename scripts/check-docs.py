@@ -5,6 +5,7 @@
 * Every flag `--pipeshard…` and every variable `PIPESHARD_…` in the code stands in docs/options.md, and the other way round;
   the switches `PIPESHARD_DEBUG_…` stand in docs/development.md. Every flag of the `pipeshard` tool stands in its command's
   section of docs/options.md, and the other way round.
+* Every variable of the tools has a flag, or docs/options.md says why it has none.
 * Every message that docs/troubleshooting.md lists, unless it is marked as llama.cpp's, is one of the code.
 * README.md and docs/benchmarks.md stay short.
 * Words that hide what is meant are not used outside of code.
@@ -166,6 +167,34 @@ class Check:
             for flag in sorted(set(FLAG.findall(text)) - flags):
                 self.fault(name, f"no code knows the flag {flag}")
 
+    def reasons(self):
+        """A variable of the tools has a flag, or docs/options.md says why it has none."""
+        page = self.page("docs/options.md")
+        sections = {part.split("\n", 1)[0]: part for part in re.split(r"(?m)^## ", page)}
+        rows = lambda title: re.findall(r"(?m)^\|(.+)\|$", sections.get(title, ""))[2:]
+        columns = lambda row: [column.strip() for column in row.split("|")]
+        explained = set()
+        for row in map(columns, rows("Environment variables without a flag")):
+            for variable in VARIABLE.findall(row[0]):
+                if variable.startswith("LLAMA_ARG_"):
+                    self.fault("docs/options.md", f"{variable} has no flag, although llama.cpp gives each LLAMA_ARG_ one")
+                if len(row) < 4 or not row[3]:
+                    self.fault("docs/options.md", f"nothing says why {variable} has no flag")
+                explained.add(variable)
+        building = sections.get("Building, demo and tests", "")
+        if not building.split("\n", 1)[-1].lstrip().startswith("No flags: "):
+            self.fault("docs/options.md", "nothing says why what is for building and tests has no flags")
+        explained |= set(VARIABLE.findall(building))
+        patches = "".join(file.read_text() for file in self.root.glob("patches/*.patch"))
+        given = dict(re.findall(r"\{ \"(--pipeshard(?:-[a-z]+)*)\", +\"([A-Z_]+)\"", patches))
+        told = {row[0].split("`")[1].split(" ")[0]: row[1].strip("`") for row in map(columns, rows("Flags of llama.cpp's tools"))}
+        for flag in sorted(given.keys() | told.keys()):
+            if given.get(flag) != told.get(flag):
+                self.fault("docs/options.md", f"{flag} is {given.get(flag)} in the patches, {told.get(flag)} on the page")
+        for variable in sorted(set(VARIABLE.findall(page)) - explained - set(given.values())):
+            if not variable.startswith(SWITCH):
+                self.fault("docs/options.md", f"{variable} has neither a flag nor a reason why not")
+
     def messages(self):
         code = "\n".join(self.code())
         code = re.sub(r'\\\n\s*|"\s*\n\+\s*"', "", code)  # texts that go on in the next line, in Rust and in patches
@@ -224,6 +253,7 @@ def main():
     check.words()
     check.names()
     check.commands()
+    check.reasons()
     check.messages()
     for fault in check.faults:
         print(fault, file=sys.stderr)

@@ -15,7 +15,7 @@ evaluate() {
     local model=$scratch/model.gguf
     # one thread: the end of a scope of threads is seen by nobody where the standard library is not instrumented
     "$@" synth --shape tiny-llama --threads 1 --force "$model" >/dev/null
-    local common=(eval "$model" --threads=1 --prompt=1,40 --generate=4 --ctx=256 --ubatch=64 --contexts=2)
+    local common=(eval "$model" --threads=1 --prompt-tokens=1,40 --generate=4 --ctx=256 --ubatch=64 --contexts=2)
     "$@" "${common[@]}" --vram=12M --sim=vram=64M,pin=off,delay=50us,seed=7 >"$scratch/small"
     "$@" "${common[@]}" --vram=32M --budget-at=1=20M,3=32M --sim=vram=64M,delay=50us,seed=7 >"$scratch/changes"
     "$@" "${common[@]}" >"$scratch/stock"

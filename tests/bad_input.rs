@@ -235,15 +235,82 @@ fn no_gpu_and_none_simulated() {
         ("CUDA_VISIBLE_DEVICES", ""),
         ("GGML_VK_VISIBLE_DEVICES", ""),
     ];
-    assert_tool_refuses(
-        &model(),
-        &["--pipeshard"],
-        &without_gpus,
-        &[
-            "no GPU was found",
-            "--pipeshard-sim",
-            "leave out --pipeshard",
-        ],
+    let flags = ["--pipeshard-vram=64M"];
+    let finished = completion(&model(), &flags, &without_gpus);
+    assert_refused(&finished, &["pipeshard: off, because no GPU was found"]);
+    // the whole of it once, with what works; the report at the end is short
+    let said = finished.said();
+    assert_eq!(said.matches("no GPU was found").count(), 2, "{said}");
+    assert_eq!(said.matches("runs on the CPU").count(), 1, "{said}");
+    let as_it_says = completion(&model(), &[], &without_gpus);
+    assert!(as_it_says.succeeded(), "{}", as_it_says.said());
+}
+
+/// `pipeshard` on a machine without a GPU, and without anything that was measured there.
+fn without_gpu(words: &[&str]) -> Finished {
+    let home = scratch("no-gpu");
+    let mut command = tool("pipeshard-lab");
+    command.args(words).env("XDG_CACHE_HOME", &home);
+    command.env("CUDA_VISIBLE_DEVICES", "");
+    command.env("GGML_VK_VISIBLE_DEVICES", "");
+    finish(&mut command)
+}
+
+#[test]
+fn commands_without_a_gpu_name_one_that_works() {
+    let model = model();
+    let model = model.to_str().expect("a path of the tests");
+    for (command, words) in [
+        ("profile", &["-m", model][..]),
+        ("tune", &["-m", model, "--vram", "60M"]),
+        (
+            "verify",
+            &[
+                "-m",
+                model,
+                "--vram",
+                "60M",
+                "--prompt-tokens",
+                "7",
+                "-n",
+                "1",
+            ],
+        ),
+        (
+            "bench",
+            &[
+                "-m", model, "--vram", "60M", "-p", "8", "-n", "1", "-r", "1",
+            ],
+        ),
+    ] {
+        let finished = without_gpu(&[&[command], words].concat());
+        let said = finished.said();
+        assert!(finished.failed_cleanly(), "{command}: {said}");
+        assert_eq!(said.matches("no GPU").count(), 1, "{command}: {said}");
+        assert!(
+            said.contains("error: no GPU was found"),
+            "{command}: {said}"
+        );
+        let named = finished.stderr.lines();
+        let named = named
+            .clone()
+            .find_map(|line| line.strip_prefix("  pipeshard "));
+        let named: Vec<&str> = named
+            .unwrap_or_else(|| panic!("{said}"))
+            .split(' ')
+            .collect();
+        assert!(named.contains(&model), "{command}: {named:?}");
+        // bench takes long, and its figures are those of this CPU
+        if command != "bench" {
+            let works = without_gpu(&named);
+            assert!(works.succeeded(), "{named:?}: {}", works.said());
+        }
+    }
+    let plan = without_gpu(&["plan", model, "--vram", "60M"]);
+    assert!(
+        plan.succeeded() && plan.stdout.contains("No GPU was found"),
+        "{}",
+        plan.stdout
     );
 }
 

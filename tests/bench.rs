@@ -51,7 +51,7 @@ fn every_row_is_measured_on_the_simulated_gpu_and_kept() {
         &model,
         "--vram",
         "30M",
-        "--prompt",
+        "--prompt-tokens",
         "8,64",
         "--ubatch",
         "64",
@@ -173,7 +173,7 @@ fn recorded(folder: &Path, script: &str) {
 fn with_recorded(out: &Path) -> Finished {
     let model = format!("tiny={}", synthetic("tiny-llama", &[]).display());
     let tools = out.display().to_string();
-    let grid = "--vram 60M --prompt 64 --ubatch 64 --fit-ubatch 64 --generate 0 --rounds 1 --first-token 0 --no-ceiling";
+    let grid = "--vram 60M --prompt-tokens 64 --ubatch 64 --fit-ubatch 64 --generate 0 --rounds 1 --first-token 0 --no-ceiling";
     let mut args: Vec<&str> = grid.split(' ').collect();
     args.extend(["--model", &model, "--tools", &tools]);
     finish(&mut bench(out, &args))

@@ -38,7 +38,7 @@ fn answers(model: &Path, flags: &[&str], prompts: &[Vec<usize>]) -> Vec<(Value, 
 }
 
 /// With a quantised cache whose cells change their positions, at budgets at which that needs more than was reserved.
-fn cells_move(name: &str, flags: &[&str], prompts: &[Vec<usize>]) -> Vec<(Value, Value)> {
+fn kv_moves(name: &str, flags: &[&str], prompts: &[Vec<usize>]) -> Vec<(Value, Value)> {
     let model = synthetic("tiny-llama", &[]);
     let file = scratch("device-memory").join(format!("{name}.json"));
     let path = file.display().to_string();
@@ -78,7 +78,7 @@ fn cells_move(name: &str, flags: &[&str], prompts: &[Vec<usize>]) -> Vec<(Value,
 fn a_context_that_is_full_is_shifted() {
     let flags = ["--context-shift", "-ctk", "q8_0", "-ctv", "q8_0"];
     let long = prompt(CONTEXT - 24);
-    cells_move("shift", &flags, &[long]);
+    kv_moves("shift", &flags, &[long]);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn chunks_of_a_prompt_are_used_again_elsewhere() {
     let flags = ["--cache-reuse", "8", "-ctk", "q8_0", "-ctv", "q8_0"];
     let long = prompt(260);
     let shorter = [&long[..40], &long[100..]].concat();
-    let stock = cells_move("reuse", &flags, &[long[..250].to_vec(), shorter]);
+    let stock = kv_moves("reuse", &flags, &[long[..250].to_vec(), shorter]);
     // more than what both begin with was in the cache: the rest of it has moved
     let kept = stock[1].1.as_u64().expect("a number");
     assert!(kept > 60, "{kept}");

@@ -213,9 +213,9 @@ fn single_tokens_share_their_experts_between_device_and_cpu() {
             let report = ours.report();
             let experts = report.experts;
             // 17 single tokens, three tensors for each layer that is divided
-            let layers = experts.beside_cpu / (17 * 3 * u64::from(fetched));
+            let layers = experts.fetched / (17 * 3 * u64::from(fetched));
             assert_eq!(
-                experts.beside_cpu % (17 * 3 * u64::from(fetched)),
+                experts.fetched % (17 * 3 * u64::from(fetched)),
                 0,
                 "{report:?}"
             );
@@ -223,7 +223,7 @@ fn single_tokens_share_their_experts_between_device_and_cpu() {
             assert!(report.rewritten_nodes > 0);
             assert_eq!(report.host_waits.expert_choices, 0);
             // one of a tensor
-            let each = experts.bytes_beside_cpu / experts.beside_cpu;
+            let each = experts.bytes_fetched / experts.fetched;
             assert!((5_000..20_000).contains(&each), "{each} bytes");
         }
     }
@@ -250,11 +250,8 @@ fn small_batches_share_their_experts_between_device_and_cpu() {
             // three tensors for each of at least two layers; what tokens choose alike is fetched once
             let tokens: u32 = prompts.iter().sum();
             let most = u64::from(tokens * fetched) * 3 * 6;
-            assert!(
-                experts.beside_cpu >= 3 * 2 * u64::from(fetched),
-                "{report:?}"
-            );
-            assert!(experts.beside_cpu < most, "{report:?}");
+            assert!(experts.fetched >= 3 * 2 * u64::from(fetched), "{report:?}");
+            assert!(experts.fetched < most, "{report:?}");
             assert_eq!(report.host_waits.expert_choices, 0);
         }
     }
@@ -271,7 +268,7 @@ fn small_batches_single_tokens_and_prompts_take_turns() {
         let ours = ours.env("PIPESHARD_DEBUG_CPU_CHOICE", choice).answers();
         assert_eq!(stock.outcome(), ours.outcome());
         ours.assert_healthy(budget);
-        assert!(ours.report().experts.beside_cpu > 0);
+        assert!(ours.report().experts.fetched > 0);
     }
 }
 
@@ -282,7 +279,7 @@ fn batches_that_are_larger_than_there_is_memory_for_are_not_divided() {
     let budget = hardly_any(&eval);
     let ours = eval.within(budget, "delay=300").answers();
     assert_eq!(stock.outcome(), ours.outcome());
-    assert_eq!(ours.report().experts.beside_cpu, 0);
+    assert_eq!(ours.report().experts.fetched, 0);
 }
 
 /// ggml's CPU backend computes k-quants another way from eight rows of an expert on.
@@ -309,11 +306,11 @@ fn batches_are_not_divided_where_that_would_change_a_bit() {
     for (prompts, shared) in [(&[7, 3], true), (&[12, 8], false)] {
         let ours = divided(prompts).within(budget, "delay=300").answers();
         assert_eq!(of(prompts).answers().outcome(), ours.outcome());
-        let beside_cpu = ours.report().experts.beside_cpu;
+        let of_both = ours.report().experts.fetched;
         // two of each tensor for the one row that the last layer sees
         let last_layer = prompts.len() as u64 * 2 * 3;
         assert_eq!(
-            beside_cpu > last_layer,
+            of_both > last_layer,
             shared,
             "{prompts:?}: {:?}",
             ours.report()
@@ -336,7 +333,7 @@ fn where_nothing_can_be_divided_the_cpu_computes_all_experts() {
         let eval = single_tokens(fetched).within(budget, "delay=300");
         let ours = eval.env(variable, value).answers();
         assert_eq!(stock.outcome(), ours.outcome(), "{variable}={value}");
-        assert_eq!(ours.report().experts.beside_cpu, 0, "{variable}={value}");
+        assert_eq!(ours.report().experts.fetched, 0, "{variable}={value}");
     }
 }
 
@@ -348,7 +345,7 @@ fn divided_experts_that_are_page_locked_in_pieces() {
     let eval = eval.within(budget, "delay=300");
     let ours = eval.env("PIPESHARD_DEBUG_LOCK_STEP", "4K").answers();
     assert_eq!(stock.outcome(), ours.outcome());
-    assert!(ours.report().experts.beside_cpu > 0);
+    assert!(ours.report().experts.fetched > 0);
 }
 
 #[test]
@@ -364,7 +361,7 @@ fn divided_experts_of_contexts_in_turn_and_of_a_router_on_the_cpu() {
         let ours = ours.env("PIPESHARD_DEBUG_CPU_CHOICE", choice).answers();
         assert_eq!(stock.outcome(), ours.outcome());
         ours.assert_healthy(budget);
-        assert!(ours.report().experts.beside_cpu > 0);
+        assert!(ours.report().experts.fetched > 0);
     }
 }
 
@@ -379,7 +376,7 @@ fn experts_are_divided_after_the_budget_has_changed() {
         .arg("budget-at", format!("0={budget},2={all}"))
         .answers();
     assert_eq!(stock.outcome(), ours.outcome());
-    assert!(ours.report().experts.beside_cpu > 0);
+    assert!(ours.report().experts.fetched > 0);
 }
 
 #[test]

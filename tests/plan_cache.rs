@@ -224,7 +224,7 @@ fn a_damaged_file_is_told_and_replaced() {
             .args([
                 "eval",
                 "--threads=1",
-                "--prompt=40",
+                "--prompt-tokens=40",
                 "--generate=2",
                 "--verbose",
             ])

@@ -13,7 +13,7 @@ use std::path::Path;
 fn evaluated(model: &Path) -> EvalResult {
     let mut command = tool(LAB);
     command.arg("eval").arg(model);
-    command.args(["--prompt", "1,33", "--generate", "6", "--ctx", "128"]);
+    command.args(["--prompt-tokens", "1,33", "--generate", "6", "--ctx", "128"]);
     command.args(["--threads", "1"]);
     let finished = finish(&mut command);
     assert!(
@@ -68,7 +68,7 @@ fn every_type_is_alive() {
 fn touched(model: &Path, prompts: &str, options: &[&str]) -> Vec<Touched> {
     let mut command = tool(LAB);
     command.arg("routing").arg(model).args(options);
-    command.args(["--prompt", prompts, "--threads", "1", "--json"]);
+    command.args(["--prompt-tokens", prompts, "--threads", "1", "--json"]);
     let finished = finish(&mut command);
     assert!(finished.succeeded(), "{}", finished.stderr);
     serde_json::from_str(&finished.stdout).expect("counts")

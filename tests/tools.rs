@@ -190,7 +190,7 @@ fn another_context_finds_residents_where_they_were() {
 }
 
 #[test]
-fn cells_leave_room_for_the_ubatch_that_was_chosen() {
+fn kv_leaves_room_for_the_ubatch_that_was_chosen() {
     let mut command = tool("llama-completion");
     let model = synthetic("tiny-llama", &["--layers", "12"]);
     command.arg("-m").arg(model);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [cells] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [vision] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [vision] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard-lab grids` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -106,7 +106,7 @@ if [[ $what == *searched* ]]; then
     synth tiny-gemma3 tiny-gemma3
     for model in long-llama tiny-qwen3moe tiny-gemma3; do
         for mib in ${MIBS:-60 90}; do
-            same_bits "searched $model" "$model" "$mib" units.decode --prompt 1,7,33,600 --generate 16
+            same_bits "searched $model" "$model" "$mib" units.decode --prompt-tokens 1,7,33,600 --generate 16
         done
     done
 fi
@@ -114,7 +114,7 @@ fi
 if [[ $what == *sanitize* ]] && command -v compute-sanitizer >/dev/null; then
     echo "--- compute-sanitizer" >> "$OUT/visit.log"
     PIPESHARD_RESERVE=0 timeout 200 compute-sanitizer --tool memcheck --error-exitcode 9 \
-        "$bin/pipeshard" eval "$models/tiny-llama-576.gguf" --prompt 33 --generate 2 --vram 60M > "$OUT/sanitizer.log" 2>&1
+        "$bin/pipeshard" eval "$models/tiny-llama-576.gguf" --prompt-tokens 33 --generate 2 --vram 60M > "$OUT/sanitizer.log" 2>&1
     note "memcheck: exit $?, $(grep -E 'ERROR SUMMARY' "$OUT/sanitizer.log" | tail -n 1)"
 fi
 
@@ -355,7 +355,7 @@ if [[ $what == *fetch* ]]; then
     synth tiny-qwen3moe tiny-qwen3moe
     for fetched in 0 1 3; do
         export PIPESHARD_DEBUG_FETCHED_EXPERTS=$fetched
-        same_bits "fetched $fetched" tiny-qwen3moe "${FETCH_MIB:-30}" experts.beside_cpu --prompt 1,33 --generate 24
+        same_bits "fetched $fetched" tiny-qwen3moe "${FETCH_MIB:-30}" experts.fetched --prompt-tokens 1,33 --generate 24
         unset PIPESHARD_DEBUG_FETCHED_EXPERTS
     done
     # without quantisation the two processors differ by rounding alone, and no router changes its mind
@@ -386,9 +386,9 @@ if [[ $what == *shared* ]]; then
     synth tiny-qwen3moe-f16 tiny-qwen3moe --type f16
     for fetched in 0 2; do
         export PIPESHARD_DEBUG_FETCHED_EXPERTS=$fetched PIPESHARD_DEBUG_FETCHED_ROWS=16
-        same_bits "$fetched shared by a few" tiny-qwen3moe "${FETCH_MIB:-38}" experts.beside_cpu --prompt 2,5,8,16,33 --generate 2
+        same_bits "$fetched shared by a few" tiny-qwen3moe "${FETCH_MIB:-38}" experts.fetched --prompt-tokens 2,5,8,16,33 --generate 2
         PIPESHARD_RESERVE=0 verify "tiny-qwen3moe f16, $fetched shared by a few, against all in VRAM" tiny-qwen3moe-f16 \
-            "${FETCH_F16_MIB:-60}M" --prompt 2,5,8,16 --reference gpu --tolerance 0.2
+            "${FETCH_F16_MIB:-60}M" --prompt-tokens 2,5,8,16 --reference gpu --tolerance 0.2
         unset PIPESHARD_DEBUG_FETCHED_EXPERTS PIPESHARD_DEBUG_FETCHED_ROWS
     done
     # sequences side by side, in turn: as planned; the CPU computes all experts; the device fetches all that were chosen; stock
@@ -419,19 +419,19 @@ if [[ $what == *shared* ]]; then
     tar -C "$OUT" -czf "$OUT/shared.tar.gz" $(cd "$OUT" && ls shared-*.json) && rm "$OUT"/shared-*.json
 fi
 
-if [[ $what == *cells* ]]; then
-    # KV cells that the budget has no room for: the same bits whatever the delays, while batches attend to them on the device
+if [[ $what == *kv* ]]; then
+    # KV cache that the budget has no room for: the same bits whatever the delays, while batches attend to them on the device
     synth tiny-llama tiny-llama
     synth tiny-qwen3moe tiny-qwen3moe
     for model in tiny-llama tiny-qwen3moe; do
-        for mib in ${CELLS_MIB:-45 60}; do
-            same_bits "host cells $model" "$model" "$mib" attentions_over_host_cells --prompt 1,40,600 --generate 4 --ctx 8192
+        for mib in ${KV_MIB:-45 60}; do
+            same_bits "host kv $model" "$model" "$mib" attentions_over_host_kv --prompt-tokens 1,40,600 --generate 4 --ctx 8192
         done
     done
 fi
 
 if [[ $what == *long* ]]; then
-    # contexts whose cells are larger than the budget; LONG: budget, model, prompt
+    # contexts whose KV cache is larger than the budget; LONG: budget, model, prompt
     for long in ${LONG:-4G,30b,65408 2G,8b,16256}; do
         IFS=, read -r budget model prompt <<< "$long"
         [ "$model" = 8b ] && synth 8b llama3-8b --type f16 || synth 30b qwen3-30b-a3b --type q4_0
@@ -492,6 +492,8 @@ fi
 
 # shellcheck source=rows.sh
 [[ $what != *rows* && $what != *cache* ]] || source rows.sh
+# shellcheck source=sharing.sh
+[[ $what != *sharing* ]] || source sharing.sh
 
 if [[ $what == *vision* ]]; then
     # shellcheck source=vision.sh

@@ -13,7 +13,7 @@ pub struct ByClass {
     pub resident: u64,
     /// The ring of slots.
     pub slots: u64,
-    /// KV cells and recurrent state.
+    /// KV cache and recurrent state.
     pub kv: u64,
     /// Compute buffers of language models.
     pub scratch: u64,

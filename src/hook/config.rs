@@ -4,8 +4,9 @@
 use crate::lanes::choice::Allowed;
 use crate::lanes::copy::DroppedWait;
 use crate::plan_cache::{Place, PlaceError, PLAN_CACHE};
+use crate::profile::FILE_VARIABLE;
 use crate::report::is_model;
-use pipeshard_model::size::ByteSize;
+use pipeshard_model::size::{parse_count, ByteSize};
 use pipeshard_plan::request::{StatedWorkload, WorkloadError};
 use pipeshard_plan::search::Candidate;
 use pipeshard_sim::{SimSpec, SpecError};
@@ -49,12 +50,14 @@ const SWITCHES: [&str; 21] = [
 pub const WORKLOAD: &str = "LLAMA_ARG_PIPESHARD_WORKLOAD";
 
 /// Variables that turn everything on where nothing else does, as their flags do.
-const IMPLYING: [&str; 5] = [
+const IMPLYING: [&str; 7] = [
     "LLAMA_ARG_PIPESHARD_VRAM",
     WORKLOAD,
     "LLAMA_ARG_PIPESHARD_REPORT",
     "LLAMA_ARG_PIPESHARD_PLAN",
     "LLAMA_ARG_PIPESHARD_TRACE",
+    "LLAMA_ARG_PIPESHARD_TRACE_PASSES",
+    FILE_VARIABLE,
 ];
 
 /// On or off, as files for containers write it.
@@ -329,8 +332,9 @@ impl Config {
             trace: get("LLAMA_ARG_PIPESHARD_TRACE").map(PathBuf::from),
             trace_passes: get("LLAMA_ARG_PIPESHARD_TRACE_PASSES")
                 .map(|v| {
-                    v.parse()
-                        .map_err(|_| bad("LLAMA_ARG_PIPESHARD_TRACE_PASSES", "a whole number")(v))
+                    let passes = parse_count(&v).ok().and_then(|n| usize::try_from(n).ok());
+                    passes
+                        .ok_or_else(|| bad("LLAMA_ARG_PIPESHARD_TRACE_PASSES", "a whole number")(v))
                 })
                 .transpose()?
                 .unwrap_or(TRACE_PASSES),

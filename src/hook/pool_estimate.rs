@@ -1,4 +1,4 @@
-//! What operations take from the pool of a device's backend, by their shapes: converted activations, results and cells.
+//! What operations take from the pool of a device's backend, by their shapes: converted activations, results and KV cache.
 //! Nobody announces it; [`super::accounts`] keeps room for it.
 
 use pipeshard_model::inventory::{Inventory, Role};
@@ -13,8 +13,8 @@ use pipeshard_sys as ffi;
 pub unsafe fn bytes_for(node: *const ffi::ggml_tensor) -> u64 {
     let size = |n: i64| u64::try_from(n).unwrap_or(0);
     if (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT {
-        let cells = [(*node).src[1], (*node).src[2]];
-        let converted = cells.iter().filter(|c| (***c).type_ != ffi::GGML_TYPE_F16);
+        let caches = [(*node).src[1], (*node).src[2]];
+        let converted = caches.iter().filter(|c| (***c).type_ != ffi::GGML_TYPE_F16);
         return converted
             .map(|c| 2 * (**c).ne.iter().map(|&n| size(n)).product::<u64>())
             .sum();

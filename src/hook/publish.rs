@@ -116,8 +116,8 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         contexts: counters.contexts,
         models: counters.models,
         experts: ExpertCounts {
-            beside_cpu: fetched.experts,
-            bytes_beside_cpu: fetched.bytes,
+            fetched: fetched.experts,
+            bytes_fetched: fetched.bytes,
             ..arena.map_or_else(Default::default, |a| ExpertCounts {
                 copied: a.experts().copied,
                 reused: a.experts().reused,
@@ -129,7 +129,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         recarvings: residency.recarvings(),
         rewritten_nodes: counters.rewritten_nodes,
         declined_nodes: counters.declined(),
-        attentions_over_host_cells: counters.over_host_cells,
+        attentions_over_host_kv: counters.over_host_kv,
         not_resident: carved.map(not_resident).unwrap_or_default(),
         simulated_device: simulated_device(accounts),
         vision: encoders.report(),

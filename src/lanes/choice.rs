@@ -45,6 +45,18 @@ pub fn refusal(registry: &str, kind: Kind, allowed: Allowed) -> Option<String> {
     None
 }
 
+/// What is said where there is none.
+const NO_GPU: &str = "no GPU was found (a driver, or ggml's library for it, may be missing). This command runs on the CPU, as \
+    stock llama.cpp, without its --pipeshard flags and LLAMA_ARG_PIPESHARD variables";
+
+/// Why there is no device, in so few words that it can be said again in the report.
+pub fn in_short(why: &str) -> &str {
+    match why == NO_GPU {
+        true => "no GPU was found",
+        false => why,
+    }
+}
+
 /// The first device of `devices` that may be used, and how many there are of those. Else why there is none.
 pub fn choose(devices: &[Device], allowed: Allowed) -> Result<(Device, usize), String> {
     let why = |device: &Device| refusal(&device.registry(), device.kind(), allowed);
@@ -58,11 +70,7 @@ pub fn choose(devices: &[Device], allowed: Allowed) -> Result<(Device, usize), S
             device.name(),
             device.description()
         )),
-        None => Err(
-            "no GPU was found: install a driver and a ggml backend for it, simulate one with --pipeshard-sim vram=8G, \
-             or leave out --pipeshard"
-                .to_owned(),
-        ),
+        None => Err(NO_GPU.to_owned()),
     }
 }
 

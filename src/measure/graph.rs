@@ -94,18 +94,18 @@ impl<'b> Graph<'b> {
         self.place(raw, buffer, offset)
     }
 
-    /// A KV cache at an offset in a buffer, as attention sees it: elements of a head, cells, heads. A cell's heads lie side by side.
+    /// A KV cache at an offset in a buffer, as attention sees it: elements of a head, tokens, heads. A token's heads are adjacent.
     pub fn cache(
         &self,
         kind: ffi::ggml_type,
-        [head, cells, heads]: [i64; 3],
+        [head, kv_tokens, heads]: [i64; 3],
         buffer: &'b Buffer,
         offset: u64,
     ) -> Result<Tensor, MeasureError> {
         self.count()?;
         // SAFETY: as for `tensor`; the strides describe the same bytes in another order.
         let raw = unsafe {
-            let raw = ffi::ggml_new_tensor_3d(self.context, kind, head, cells, heads);
+            let raw = ffi::ggml_new_tensor_3d(self.context, kind, head, kv_tokens, heads);
             let row = ffi::ggml_row_size(kind, head);
             (*raw).nb[1] = row * heads as usize;
             (*raw).nb[2] = row;
@@ -189,7 +189,7 @@ impl<'b> Graph<'b> {
         }
     }
 
-    /// Attention of queries `[head, tokens, heads]` to a cache, with a mask `[cells, tokens]`.
+    /// Attention of queries `[head, tokens, heads]` to a cache, with a mask `[kv_tokens, tokens]`.
     pub fn attention(
         &self,
         [queries, keys, values, mask]: [Tensor; 4],

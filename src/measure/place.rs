@@ -108,12 +108,12 @@ impl<'b> Place<'b> {
                 type_v,
                 head,
                 kv_heads,
-                cells,
+                kv_tokens,
                 ..
             } => {
                 let width = u64::from(*head) * u64::from(*kv_heads);
                 let size = |name: &str| {
-                    kind_of(name).map_or(0, |dtype| dtype.device_bytes([width, *cells, 1, 1]))
+                    kind_of(name).map_or(0, |dtype| dtype.device_bytes([width, *kv_tokens, 1, 1]))
                 };
                 let values = up(size(type_k));
                 let parts = vec![
@@ -239,25 +239,25 @@ impl<'b> Place<'b> {
                 kv_heads,
                 type_k,
                 type_v,
-                cells,
+                kv_tokens,
             } => {
                 let (Some(kind_k), Some(kind_v)) = (kind_of(type_k), kind_of(type_v)) else {
                     return Ok(None);
                 };
                 let queries = 4 * u64::from(*head) * u64::from(*heads) * u64::from(tokens);
-                let mask_bytes = 2 * cells * u64::from(tokens);
+                let mask_bytes = 2 * kv_tokens * u64::from(tokens);
                 if !fits(queries, queries, mask_bytes) {
                     return Ok(None);
                 }
                 let (d, h, g) = (i64::from(*head), i64::from(*heads), i64::from(*kv_heads));
                 let q = graph.tensor(float, [d, t, h], input.buffer, input.offset)?;
                 let at = output.offset + up(queries);
-                // every token sees every cell
+                // every token sees the whole cache
                 clear(output.buffer, at, mask_bytes)?;
-                let shape = [*cells as i64, t, 1];
+                let shape = [*kv_tokens as i64, t, 1];
                 let mask = graph.tensor(ffi::GGML_TYPE_F16, shape, output.buffer, at)?;
                 for index in 0..count {
-                    let shape = [d, *cells as i64, g];
+                    let shape = [d, *kv_tokens as i64, g];
                     let at = weights(index);
                     let k = graph.cache(kind_k.id, shape, self.weights.buffer, at)?;
                     let at = at + operands.values;

@@ -45,7 +45,7 @@ fn attention(head: u32, type_k: &str) -> Op {
         kv_heads: 2,
         type_k: type_k.to_owned(),
         type_v: "f16".to_owned(),
-        cells: 256,
+        kv_tokens: 256,
     }
 }
 

@@ -101,7 +101,7 @@ mod tests {
             shape: PassShape {
                 rows: 1,
                 sequences: 1,
-                cells: 0,
+                kv_tokens: 0,
                 outputs: 1,
             },
             passes,

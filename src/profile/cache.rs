@@ -192,7 +192,7 @@ mod tests {
             driver: "550.54".to_owned(),
             cpu: "AMD EPYC".to_owned(),
             threads: 16,
-            build: "0.1.0 abc".to_owned(),
+            build: "0.2.0 abc".to_owned(),
         }
     }
 

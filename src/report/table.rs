@@ -115,13 +115,13 @@ impl Report {
             );
             field(text, "chosen experts", &chosen);
         }
-        if experts.beside_cpu > 0 {
-            let (number, bytes) = (experts.beside_cpu, size(experts.bytes_beside_cpu));
+        if experts.fetched > 0 {
+            let (number, bytes) = (experts.fetched, size(experts.bytes_fetched));
             let beside = format!("{number} fetched while the CPU computed others; {bytes}");
             field(text, "shared experts", &beside);
         }
-        if self.attentions_over_host_cells > 0 {
-            let number = self.attentions_over_host_cells;
+        if self.attentions_over_host_kv > 0 {
+            let number = self.attentions_over_host_kv;
             let over = format!("{number} on the device over KV cache in host memory");
             field(text, "attentions", &over);
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the JSON form of [`Report`]; raised whenever a reader of the old form would be
 /// misled. New fields do not raise it.
-pub const REPORT_SCHEMA_VERSION: u32 = 1;
+pub const REPORT_SCHEMA_VERSION: u32 = 2;
 
 /// Rows from which a pass counts as a prompt's; the planner streams from there on.
 pub const PROMPT_ROWS: u32 = 32;
@@ -84,8 +84,8 @@ pub struct Report {
     pub rewritten_nodes: u64,
     /// Nodes with weights that were left to the scheduler.
     pub declined_nodes: u64,
-    /// Attentions that the device computed over cells in host memory, which were copied for it.
-    pub attentions_over_host_cells: u64,
+    /// Attentions that the device computed over KV cache in host memory, which was copied for it.
+    pub attentions_over_host_kv: u64,
     /// Names of the weights that are not resident.
     pub not_resident: Vec<String>,
     /// What became of the saved plan that the run was to follow.
@@ -214,9 +214,9 @@ pub struct ExpertCounts {
     /// What copies of the whole layers would have moved beside.
     pub bytes_saved: u64,
     /// Fetched for a few tokens while the CPU computed others of the same layer.
-    pub beside_cpu: u64,
+    pub fetched: u64,
     /// Bytes of these; they are in `bytes_streamed`.
-    pub bytes_beside_cpu: u64,
+    pub bytes_fetched: u64,
 }
 
 /// Units per placement, for each tier; zero for a tier that never ran.
@@ -287,7 +287,7 @@ impl Default for Report {
             recarvings: 0,
             rewritten_nodes: 0,
             declined_nodes: 0,
-            attentions_over_host_cells: 0,
+            attentions_over_host_kv: 0,
             not_resident: Vec::new(),
             saved_plan: None,
             vision: None,

@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn json_says_what_the_fields_are_called() {
         let json: serde_json::Value = serde_json::from_str(&report().to_json()).unwrap();
-        assert_eq!(json["schema_version"], 1);
+        assert_eq!(json["schema_version"], 2);
         assert_eq!(json["engaged"], true);
         assert_eq!(json["reason"], serde_json::Value::Null);
         for pointer in [

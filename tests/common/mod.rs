@@ -337,7 +337,7 @@ impl Answers {
         assert_eq!(report.errors, Vec::<String>::new());
         assert_eq!(report.budget, budget);
         // copies of a growing number of cells are packed in other ways than those of all, for which the reserve was made
-        let growths = match report.attentions_over_host_cells {
+        let growths = match report.attentions_over_host_kv {
             0 => 0,
             _ => 3,
         };

@@ -234,7 +234,7 @@ fn a_report_that_cannot_be_written() {
     command.arg("eval").arg(dense()).args([
         "--threads=1",
         "--ctx=256",
-        "--prompt=7",
+        "--prompt-tokens=7",
         "--generate=1",
     ]);
     command.args(["--vram=64M", "--sim=vram=1G"]);

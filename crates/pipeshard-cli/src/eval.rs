@@ -3,11 +3,15 @@
 //! One process evaluates one configuration, because the scheduler hook and a simulated GPU belong to the process.
 //! `pipeshard verify` and the tests start several and compare.
 
+use super::habits::{
+    cache_type, count, llama_threads, positive, threads, FlashAttn, ModelFile, NoPrompt,
+};
 use clap::Args;
 use pipeshard_llama::{
     largest, random_tokens, Context, ContextOptions, Fingerprint, FlashAttention, Library,
     LoadMode, Model, ModelOptions, Side,
 };
+use pipeshard_model::inventory::DType;
 use pipeshard_model::size::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -17,36 +21,45 @@ use std::time::Instant;
 /// What to evaluate, and how.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  pipeshard eval model.gguf --prompt 1,32,600 --generate 8 --vram 40M --sim vram=1G --logits out.f32"
+    after_help = "Example:\n  pipeshard eval model.gguf --prompt-tokens 1,32,600 --generate 8 --vram 40M --sim vram=1G --logits out.f32"
 )]
 pub struct EvalArgs {
-    /// The model (GGUF)
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelFile,
+    #[command(flatten)]
+    pub no_prompt: NoPrompt,
     /// Prompt lengths in tokens; each is evaluated from an empty context
     #[arg(
-        long = "prompt",
+        long = "prompt-tokens",
         value_delimiter = ',',
-        default_value = "1,7,31,32,33,600"
+        default_value = "1,7,31,32,33,600",
+        value_parser = count
     )]
     pub prompts: Vec<u32>,
     /// Tokens to generate after each prompt, greedily
-    #[arg(long, default_value_t = 8)]
+    #[arg(short = 'n', long, default_value_t = 8, visible_alias = "n-predict", value_parser = count)]
     pub generate: u32,
     /// Context length in tokens
-    #[arg(long, default_value_t = 1024)]
+    #[arg(short = 'c', long, default_value_t = 1024, visible_alias = "ctx-size", value_parser = positive)]
     pub ctx: u32,
     /// Tokens per ubatch
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, visible_alias = "ubatch-size", value_parser = positive)]
     pub ubatch: u32,
     /// Tokens that are handed over at a time [default: the longest prompt, and at least a ubatch]
-    #[arg(long)]
+    #[arg(short = 'b', long, visible_alias = "batch-size", value_parser = positive)]
     pub batch: Option<u32>,
     /// Rows of logits that one ubatch may ask for (0: as many as the batch has)
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = count)]
     pub outputs: u32,
-    /// Threads of the CPU
-    #[arg(long, default_value_t = 2)]
-    pub threads: i32,
+    /// Type of the keys in the KV cache
+    #[arg(long, default_value = "f16", value_parser = cache_type)]
+    pub cache_type_k: &'static DType,
+    /// Type of the values in the KV cache
+    #[arg(long, default_value = "f16", value_parser = cache_type)]
+    pub cache_type_v: &'static DType,
+    /// Threads of the CPU [default: as llama.cpp, one per (performance) core]
+    #[arg(short = 't', long, value_parser = threads)]
+    pub threads: Option<u32>,
     /// Run with pipeshard inside this budget; without it llama.cpp runs as it is
     #[arg(long)]
     pub vram: Option<ByteSize>,
@@ -62,9 +75,9 @@ pub struct EvalArgs {
     /// Load mode of the weights: mmap or none
     #[arg(long, default_value = "mmap")]
     pub load_mode: String,
-    /// Flash attention: auto, on or off
-    #[arg(long, default_value = "auto")]
-    pub flash_attn: String,
+    /// Flash attention
+    #[arg(long, value_enum, default_value = "auto")]
+    pub flash_attn: FlashAttn,
     /// Change the budget before these generated tokens: STEP=SIZE, in every prompt
     #[arg(long = "budget-at", value_name = "STEP=SIZE", value_delimiter = ',')]
     pub budget_at: Vec<String>,
@@ -212,15 +225,15 @@ fn new_context<'m>(args: &EvalArgs, model: &'m Model) -> Result<Context<'m>, Str
         args.ctx,
         args.batch.unwrap_or(args.ubatch).max(longest),
         args.ubatch,
-        args.threads,
+        llama_threads(args.threads),
     );
     options.outputs = args.outputs;
-    options.flash_attention = match args.flash_attn.as_str() {
-        "auto" => FlashAttention::Auto,
-        "on" => FlashAttention::On,
-        "off" => FlashAttention::Off,
-        other => return Err(format!("--flash-attn {other}: expected auto, on or off")),
+    options.flash_attention = match args.flash_attn {
+        FlashAttn::Auto => FlashAttention::Auto,
+        FlashAttn::On => FlashAttention::On,
+        FlashAttn::Off => FlashAttention::Off,
     };
+    options.kv_types = (args.cache_type_k.id, args.cache_type_v.id);
     Context::new(model, &options).map_err(|e| e.to_string())
 }
 

@@ -2,6 +2,8 @@
 
 pub mod bench;
 pub mod eval;
+pub mod habits;
+mod no_gpu;
 pub mod plan;
 pub mod profile;
 pub mod trace;

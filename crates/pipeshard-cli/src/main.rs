@@ -1,11 +1,14 @@
 //! The `pipeshard` tool: plans, measures and checks.
 
 use clap::Parser;
+use pipeshard_cli::habits::spelled_out;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     env_logger::init();
-    match pipeshard_cli::run(pipeshard_cli::Cli::parse().command) {
+    match pipeshard_cli::run(
+        pipeshard_cli::Cli::parse_from(spelled_out(std::env::args_os())).command,
+    ) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("error: {why}");

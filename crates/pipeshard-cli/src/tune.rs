@@ -4,10 +4,10 @@ use std::io::{self, Write};
 
 use clap::Args;
 
+use crate::no_gpu;
 use crate::plan::{
     budget, machine, question, PlanArgs, PlanCommandError, PlannedMachine, Question,
 };
-use pipeshard::lanes::device::Device;
 use pipeshard::plan_cache::{CannotKeep, Kept, Place, PlanCache, PLAN_CACHE};
 use pipeshard::profile::{
     build_name, default_threads, key_of, obtain, Cache, CacheError, Found, ProfileError, Request,
@@ -23,7 +23,7 @@ use pipeshard_plan::request::{fingerprint, KeptPlan, Observation};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   pipeshard tune model.gguf --vram 6G -c 16384
-  pipeshard tune model.gguf --vram 6G -c 16384 --parallel 4 --ubatch 1024
+  pipeshard tune model.gguf --vram 6G -c 16K -np 4 -ub 1024
 
 Runs of the same command have the same plan, however fast they turn out to be. Where
 a run says that it was slower than predicted, this measures the machine again, goes
@@ -63,10 +63,8 @@ pub enum TuneError {
     #[error("{0}")]
     Place(String),
     /// There is no GPU.
-    #[error(
-        "ggml knows no GPU here: put the backend's library beside the tools, or give --sim vram=8G"
-    )]
-    NoDevice,
+    #[error("{0}")]
+    NoDevice(String),
     /// The result cannot be printed.
     #[error("cannot print what was found: {0}")]
     Output(#[from] io::Error),
@@ -119,10 +117,8 @@ fn measured(
     inventory: &Inventory,
     args: &PlanArgs,
 ) -> Result<(PlannedMachine, PlannedMachine), TuneError> {
-    // ggml-cuda page-locks in place only where this is set
-    std::env::set_var("GGML_CUDA_REGISTER_HOST", "1");
-    pipeshard_llama::start(false);
-    let device = Device::first_gpu().ok_or(TuneError::NoDevice)?;
+    let none = || TuneError::NoDevice(no_gpu::nothing_to_measure(Some(&args.model), args.vram));
+    let device = no_gpu::first().ok_or_else(none)?;
     let cache = Cache::of_user()?;
     let threads = args.threads.unwrap_or_else(default_threads);
     let before = match cache.load(&key_of(device, threads)) {
@@ -300,7 +296,7 @@ mod tests {
             shape: PassShape {
                 rows: 1,
                 sequences: 1,
-                cells: 512,
+                kv_tokens: 512,
                 outputs: 1,
             },
             passes: 1000,

@@ -1,10 +1,13 @@
 //! `pipeshard verify`: the same answers as stock llama.cpp?
 
 use super::eval::EvalResult;
+use super::habits::{cache_type, count, positive, threads, FlashAttn, ModelFile, NotTaken};
+use super::no_gpu;
 use clap::Args;
 use comfy_table::Table;
+use pipeshard_model::inventory::DType;
 use pipeshard_model::size::ByteSize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// What to compare.
@@ -16,39 +19,65 @@ use std::process::Command;
     last bit; on a real one stock with part of a model on the CPU does not agree with itself in VRAM to the last bit, for \
     kernels that are fused within a piece of the graph are not fused across pieces.")]
 pub struct VerifyArgs {
-    /// The model (GGUF)
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelFile,
+    #[command(flatten)]
+    pub not_taken: NotTaken,
     /// The budget
     #[arg(long, visible_alias = "pipeshard-vram")]
     pub vram: ByteSize,
     /// Simulate the GPU, for example vram=1G,pcie=25G
     #[arg(long)]
     pub sim: Option<String>,
-    /// What to compare with: same (the same placement in stock llama.cpp), gpu or cpu
-    #[arg(long, default_value = "same")]
-    pub reference: String,
+    /// What to compare with
+    #[arg(long, value_enum, default_value = "same")]
+    pub reference: Reference,
     /// Prompt lengths in tokens
     #[arg(
-        long = "prompt",
+        long = "prompt-tokens",
         value_delimiter = ',',
-        default_value = "1,7,31,32,33,600"
+        default_value = "1,7,31,32,33,600",
+        value_parser = count
     )]
     pub prompts: Vec<u32>,
     /// Tokens to generate after each prompt
-    #[arg(short = 'n', long, default_value_t = 8)]
+    #[arg(short = 'n', long, default_value_t = 8, visible_alias = "n-predict", value_parser = count)]
     pub generate: u32,
     /// Context length
-    #[arg(short = 'c', long, default_value_t = 1024, visible_alias = "ctx-size")]
+    #[arg(short = 'c', long, default_value_t = 1024, visible_alias = "ctx-size", value_parser = positive)]
     pub ctx: u32,
     /// Tokens per ubatch
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, visible_alias = "ubatch-size", value_parser = positive)]
     pub ubatch: u32,
-    /// Threads of the CPU
-    #[arg(short = 't', long, default_value_t = 2)]
-    pub threads: i32,
+    /// Tokens that are handed over at a time [default: the longest prompt, and at least a ubatch]
+    #[arg(short = 'b', long, visible_alias = "batch-size", value_parser = positive)]
+    pub batch: Option<u32>,
+    /// Type of the keys in the KV cache
+    #[arg(long, default_value = "f16", value_parser = cache_type)]
+    pub cache_type_k: &'static DType,
+    /// Type of the values in the KV cache
+    #[arg(long, default_value = "f16", value_parser = cache_type)]
+    pub cache_type_v: &'static DType,
+    /// Flash attention
+    #[arg(long, value_enum, default_value = "auto")]
+    pub flash_attn: FlashAttn,
+    /// Threads of the CPU [default: as llama.cpp, one per (performance) core]
+    #[arg(short = 't', long, value_parser = threads)]
+    pub threads: Option<u32>,
     /// The largest difference of a logit that still passes; 0 asks for identical bits
     #[arg(long, default_value_t = 0.0)]
     pub tolerance: f32,
+}
+
+/// What to compare with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Reference {
+    /// Stock llama.cpp with the same placement
+    Same,
+    /// Stock llama.cpp with everything in VRAM
+    Gpu,
+    /// Stock llama.cpp on the CPU
+    Cpu,
 }
 
 /// Two evaluations side by side.
@@ -61,6 +90,9 @@ struct Comparison {
 
 /// Runs the command; an error when the answers differ.
 pub fn run(args: VerifyArgs) -> Result<(), String> {
+    if args.sim.is_none() && no_gpu::first().is_none() {
+        return Err(no_gpu::nothing_to_compare("verify", &args.model, args.vram));
+    }
     let folder = std::env::temp_dir().join(format!("pipeshard-verify-{}", std::process::id()));
     std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let result = compare(&args, &folder);
@@ -108,19 +140,18 @@ fn compare(args: &VerifyArgs, folder: &Path) -> Result<Comparison, String> {
     let (ours_logits, stock_logits) = (folder.join("ours.f32"), folder.join("stock.f32"));
     let vram = args.vram.0.to_string();
     // where the CPU computes decides about the last bit, so the strict comparison leaves out what stock has no flag for
-    let like_stock = args.reference == "same";
+    let like_stock = args.reference == Reference::Same;
     let ours = spawn(args, &ours_logits, &["--vram", &vram], like_stock)?;
     let mut reference: Vec<String> = Vec::new();
-    match args.reference.as_str() {
-        "cpu" => reference.push("--ngl=0".to_string()),
-        "gpu" => reference.push("--ngl=999".to_string()),
-        "same" => {
+    match args.reference {
+        Reference::Cpu => reference.push("--ngl=0".to_string()),
+        Reference::Gpu => reference.push("--ngl=999".to_string()),
+        Reference::Same => {
             reference.push("--ngl=999".to_string());
             if let Some(pattern) = host_pattern(&ours) {
                 reference.push(format!("--on-cpu={pattern}"));
             }
         }
-        other => return Err(format!("--reference {other}: expected cpu, gpu or same")),
     }
     let reference: Vec<&str> = reference.iter().map(String::as_str).collect();
     let stock = spawn(args, &stock_logits, &reference, false)?;
@@ -196,7 +227,7 @@ fn spawn(
     let mut command = Command::new(program);
     command
         .arg("eval")
-        .arg(&args.model)
+        .arg(&*args.model)
         .arg("--logits")
         .arg(logits)
         .args(extra);
@@ -212,11 +243,21 @@ fn spawn(
     command.args([
         "--ubatch",
         &args.ubatch.to_string(),
-        "--threads",
-        &args.threads.to_string(),
+        "--cache-type-k",
+        args.cache_type_k.name,
+        "--cache-type-v",
+        args.cache_type_v.name,
+        "--flash-attn",
+        args.flash_attn.word(),
     ]);
+    if let Some(batch) = args.batch {
+        command.args(["--batch", &batch.to_string()]);
+    }
+    if let Some(threads) = args.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
     let prompts: Vec<String> = args.prompts.iter().map(u32::to_string).collect();
-    command.args(["--prompt", &prompts.join(",")]);
+    command.args(["--prompt-tokens", &prompts.join(",")]);
     if let Some(sim) = &args.sim {
         command.args(["--sim", sim]);
     }

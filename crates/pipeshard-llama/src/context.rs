@@ -45,9 +45,9 @@ pub struct ContextOptions {
     pub offload_kqv: bool,
     /// Products with weights in host memory may go to the device.
     pub op_offload: bool,
-    /// Sliding windows keep the cells of the whole context.
+    /// Layers with a sliding window keep the KV cache of the whole context.
     pub swa_full: bool,
-    /// All sequences share one stream of cells.
+    /// All sequences share one stream of the KV cache.
     pub kv_unified: bool,
 }
 

@@ -90,6 +90,42 @@ impl From<ByteSize> for u64 {
     }
 }
 
+/// Why a text is not a number of things.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid number '{0}': write a whole number such as 4096, or 4k or 1M (powers of 1024)")]
+pub struct ParseCountError(String);
+
+/// A number of tokens, rows or the like: `4096`, `4k`, `4K` or `1.5K`. Units are powers of 1024, as in [`ByteSize`].
+///
+/// # Errors
+/// Anything else, and what does not come out as a whole number.
+///
+/// ```
+/// # use pipeshard_model::size::parse_count;
+/// assert_eq!(parse_count("16k").unwrap(), 16384);
+/// assert!(parse_count("16kB").is_err());
+/// ```
+pub fn parse_count(text: &str) -> Result<u64, ParseCountError> {
+    let wrong = || ParseCountError(text.to_owned());
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = &text[number.len()..];
+    if !matches!(unit, "" | "k" | "K" | "m" | "M" | "g" | "G") {
+        return Err(wrong());
+    }
+    let ByteSize(count) = text.parse().map_err(|_| wrong())?;
+    let (_, fraction) = number.split_once('.').unwrap_or_default();
+    // no fraction of a token is rounded away: d digits times a unit are whole where 10^d divides them
+    let digits = u32::try_from(fraction.len()).unwrap_or(u32::MAX);
+    let scaled = fraction.parse::<u64>().ok().zip(unit_factor(unit));
+    let whole = match (scaled, 10_u64.checked_pow(digits)) {
+        (Some((part, factor)), Some(scale)) => part
+            .checked_mul(factor)
+            .is_some_and(|n| n.is_multiple_of(scale)),
+        _ => fraction.is_empty(),
+    };
+    whole.then_some(count).ok_or_else(wrong)
+}
+
 fn unit_factor(unit: &str) -> Option<u64> {
     match unit.to_ascii_lowercase().as_str() {
         "" | "b" => Some(1),
@@ -182,6 +218,39 @@ mod tests {
 
     fn parse(text: &str) -> Result<u64, ParseSizeError> {
         text.parse::<ByteSize>().map(u64::from)
+    }
+
+    #[test]
+    fn counts_are_whole_numbers_with_a_unit() {
+        for (text, count) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("4k", 4096),
+            ("4K", 4096),
+            ("1.5K", 1536),
+            ("1.25k", 1280),
+            ("2M", 2 << 20),
+            ("1G", 1 << 30),
+        ] {
+            assert_eq!(parse_count(text), Ok(count), "{text}");
+        }
+        for text in [
+            "",
+            "k",
+            "4kB",
+            "4KiB",
+            "4T",
+            "4 b",
+            "1.5",
+            "1.55k",
+            "-1",
+            "4x",
+            "1e3",
+            "0.3333333333333333333333k",
+        ] {
+            let why = parse_count(text).expect_err(text).to_string();
+            assert!(why.contains(text) && why.contains("4k"), "{why}");
+        }
     }
 
     #[test]

@@ -87,7 +87,12 @@ impl Point<'_> {
             let layers = self.model.kv.layers.iter();
             let of = |layer: &pipeshard_model::inventory::KvLayer| KvLayer {
                 layer: layer.layer,
-                bytes: kv_bytes(layer, layer.cells(self.context, ubatch.into(), 1), f16, f16),
+                bytes: kv_bytes(
+                    layer,
+                    layer.kv_tokens(self.context, ubatch.into(), 1),
+                    f16,
+                    f16,
+                ),
             };
             layers.map(of).collect()
         };

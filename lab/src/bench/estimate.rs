@@ -47,7 +47,7 @@ const LOCKED_LINK: f64 = 30e9;
 pub(super) const LOCKING: f64 = 1.6e9;
 const COMPUTE: f64 = 9000.0;
 /// Bytes of KV cache for a token, of the larger models.
-const CELL: f64 = 131_072.0;
+const KV_TOKEN: f64 = 131_072.0;
 /// Bytes per second at which a CPU attends.
 const HOST_ATTENTION: f64 = 40e9;
 const STATE_COPY: f64 = 4e9;
@@ -84,15 +84,15 @@ fn prompt_seconds(tokens: f64) -> f64 {
 pub fn pass_seconds(facts: Facts, budget: Option<u64>, test: Test) -> f64 {
     // of a mixture of experts several sequences use more of them
     let active = (facts.active * f64::from(test.sequences)).min(1.0);
-    let cells = f64::from(test.depth) * f64::from(test.sequences);
-    Facts { active, ..facts }.token(budget) + cells * CELL / HOST_ATTENTION
+    let kv_tokens = f64::from(test.depth) * f64::from(test.sequences);
+    Facts { active, ..facts }.token(budget) + kv_tokens * KV_TOKEN / HOST_ATTENTION
 }
 
 /// Seconds for one process that generates with a placement for each of these budgets.
 pub fn place_seconds(facts: Facts, budgets: &[u64], test: Test, repetitions: u32) -> f64 {
     let depth = f64::from(test.depth);
     let fill = prompt_seconds(depth);
-    let state = depth * CELL / STATE_COPY;
+    let state = depth * KV_TOKEN / STATE_COPY;
     let all = facts.bytes as f64;
     let runs = f64::from(repetitions);
     let of = |&budget: &u64| {

@@ -239,10 +239,17 @@ fn kv_on_device(inventory: &Inventory, first: u32, need: Need) -> u64 {
     let Some(f16) = DType::from_name("f16") else {
         return 0;
     };
-    let cells = u64::from(need.context).next_multiple_of(CONTEXT_PADDING);
+    let kv_tokens = u64::from(need.context).next_multiple_of(CONTEXT_PADDING);
     let layers = inventory.kv.layers.iter().filter(|kv| kv.layer >= first);
     layers
-        .map(|kv| kv_bytes(kv, kv.cells(cells, u64::from(need.ubatch), 1), f16, f16))
+        .map(|kv| {
+            kv_bytes(
+                kv,
+                kv.kv_tokens(kv_tokens, u64::from(need.ubatch), 1),
+                f16,
+                f16,
+            )
+        })
         .fold(0, u64::saturating_add)
 }
 

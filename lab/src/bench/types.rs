@@ -147,13 +147,13 @@ impl Test {
         }
     }
 
-    /// Cells of context that it needs.
+    /// Tokens of context that it needs.
     pub fn context(self) -> u32 {
-        let cells = self.tokens.saturating_add(self.depth);
+        let kv_tokens = self.tokens.saturating_add(self.depth);
         match self.sequences {
-            0 | 1 => cells,
+            0 | 1 => kv_tokens,
             // llama.cpp rounds up the part of each
-            several => cells.div_ceil(256).saturating_mul(256 * several),
+            several => kv_tokens.div_ceil(256).saturating_mul(256 * several),
         }
     }
 

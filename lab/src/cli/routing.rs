@@ -1,6 +1,7 @@
 //! `pipeshard-lab routing`: how many experts a prompt touches, layer by layer. What streaming experts costs depends on it.
 
 use clap::Args;
+use pipeshard_cli::habits::{self, llama_threads, threads, ModelFile, NoPrompt};
 use pipeshard_sys as ffi;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -13,18 +14,20 @@ use std::path::PathBuf;
 /// the last one in most models, is left out.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  pipeshard-lab routing model.gguf --prompt 32,512\n  \
-                  pipeshard-lab routing model.gguf --prompt 512 --text book.txt"
+    after_help = "Examples:\n  pipeshard-lab routing model.gguf --prompt-tokens 32,512\n  \
+                  pipeshard-lab routing model.gguf --prompt-tokens 512 --text book.txt"
 )]
 pub struct RoutingArgs {
-    /// The model (GGUF), one with experts
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelFile,
+    #[command(flatten)]
+    pub no_prompt: NoPrompt,
     /// Prompt lengths in tokens
-    #[arg(long = "prompt", value_delimiter = ',', default_value = "32,512")]
+    #[arg(long = "prompt-tokens", value_delimiter = ',', default_value = "32,512", value_parser = habits::count)]
     pub prompts: Vec<u32>,
-    /// Threads of the CPU
-    #[arg(long, default_value_t = 2)]
-    pub threads: i32,
+    /// Threads of the CPU [default: as llama.cpp, one per (performance) core]
+    #[arg(short, long, value_parser = threads)]
+    pub threads: Option<u32>,
     /// Take the prompts from the start of this file instead of random tokens
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
@@ -156,8 +159,8 @@ pub fn count(args: &RoutingArgs) -> Result<Vec<Touched>, String> {
                 let mut params = ffi::llama_context_default_params();
                 params.n_ctx = longest;
                 params.n_batch = longest;
-                params.n_threads = args.threads;
-                params.n_threads_batch = args.threads;
+                params.n_threads = llama_threads(args.threads);
+                params.n_threads_batch = llama_threads(args.threads);
                 params.cb_eval = Some(look);
                 params.cb_eval_user_data = std::ptr::from_mut(&mut choices).cast();
                 let context = ffi::llama_init_from_model(model, params);
@@ -243,7 +246,7 @@ unsafe fn text_tokens(
     let found = usize::try_from(found).unwrap_or(0);
     if found < count as usize {
         return Err(format!(
-            "the text has {found} tokens, {count} are asked for. Give a longer text or a shorter --prompt"
+            "the text has {found} tokens, {count} are asked for. Give a longer text or a shorter --prompt-tokens"
         ));
     }
     tokens.truncate(count as usize);

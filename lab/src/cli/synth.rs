@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::synth::{
     shape, write, Layout, Summary, SynthError, SynthSpec, Window, WriteOptions, PROJECTORS, SHAPES,
 };
+use pipeshard_cli::habits::count;
 use pipeshard_model::size::ByteSize;
 
 const EXAMPLES: &str = "\
@@ -52,7 +53,7 @@ pub struct SynthArgs {
     types: Option<String>,
 
     /// Number of layers.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     layers: Option<u32>,
 
     /// Seed of the weights.
@@ -68,39 +69,39 @@ pub struct SynthArgs {
     untied: bool,
 
     /// Width of the residual stream, which is the row length of most weights.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     embedding: Option<u32>,
 
     /// Width of the dense feed-forward network.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     feed_forward: Option<u32>,
 
     /// Tokens in the vocabulary.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     vocabulary: Option<u32>,
 
     /// Tokens of context that the model says it was trained for.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     context: Option<u32>,
 
     /// Routed experts per layer.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     experts: Option<u32>,
 
     /// Experts that one token uses.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     experts_used: Option<u32>,
 
     /// Width of one expert.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     expert_feed_forward: Option<u32>,
 
     /// Width of what every token uses beside the experts, in architectures that have it.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     shared_feed_forward: Option<u32>,
 
     /// Tokens that layers with a sliding window look back.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     window: Option<u32>,
 
     /// Threads to write with; all cores by default.

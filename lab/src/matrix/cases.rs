@@ -159,7 +159,7 @@ const RULES: &[Rule] = &[
         quick: true,
     },
     Rule {
-        // rope factors, which are weights, applied to cells in host memory
+        // rope factors, which are weights, applied to KV cache in host memory
         models: Models::These(&["phi3"]),
         features: Features::These(&["shift"]),
         budgets: &[Budget::Min],

@@ -1,5 +1,5 @@
 //! Owns the expectation of what the backend of a real device takes on its own account: kernels' code, page tables for page-locked memory, and a pool for
-//! converted activations and cells. None of it is announced, so it is expected from the shapes, then noticed by asking the driver.
+//! converted activations and KV cache. None of it is announced, so it is expected from the shapes, then noticed by asking the driver.
 
 use crate::hook::pool_estimate::widest_product;
 use pipeshard_model::inventory::Inventory;

@@ -1,6 +1,6 @@
 //! Encoders of images and sound that are about to be loaded: plans leave room for them.
 //!
-//! They come when the language model's context is made, and its cells have their places. So what they will take is expected before:
+//! They come when the language model's context is made, and its KV cache is placed. So what they will take is expected before:
 //! their weights by the file, their compute buffers, for the largest image that there may be, by an estimate. Where no context has
 //! room beside all that, it expects smaller images. From the first batch on that runs beside them only what they hold is left alone:
 //! weights of the language model use the rest, and give way to a larger image.

@@ -14,7 +14,7 @@ use pipeshard_plan::plan::{plan, KvPlacement};
 
 /// KV of one layer that is about to be made.
 #[derive(Debug, Clone, Copy)]
-pub struct LayerCells {
+pub struct LayerKv {
     /// Of which model.
     pub model: usize,
     /// Of whom: llama.cpp's address of the memory that it belongs to.
@@ -29,10 +29,10 @@ pub struct LayerCells {
 pub fn kv_on_host(
     accounts: &mut Accounts,
     tenant: &mut Tenant,
-    wanted: LayerCells,
+    wanted: LayerKv,
     proof: NewShape<'_>,
 ) -> bool {
-    let LayerCells {
+    let LayerKv {
         model,
         owner,
         layer,
@@ -43,8 +43,8 @@ pub fn kv_on_host(
     }
     let mut input = tenant.plan_input(accounts, 0);
     let attempt = tenant.planner.attempts.current();
-    if attempt.cells_give_way {
-        // the buffers come after the cells, which cannot make room for them any more
+    if attempt.kv_gives_way {
+        // the buffers come after the KV cache, which can no longer make room for them
         input.scratch = input.scratch.max(attempt.estimated_scratch);
     }
     let granularity = accounts.granularity();

@@ -9,6 +9,7 @@ use crate::hook::schedulers::Schedulers;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
 use crate::hook::weights::describe;
+use crate::lanes::choice::in_short;
 use crate::lanes::device::Device;
 use crate::trace::record::HostWork;
 use pipeshard_sys as ffi;
@@ -30,7 +31,7 @@ pub fn device(
         }
         Err(why) => {
             log::error(&why);
-            telemetry.counters.off(&why);
+            telemetry.counters.off(in_short(&why));
             None
         }
     }

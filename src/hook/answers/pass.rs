@@ -413,7 +413,7 @@ unsafe fn end_lanes(
         return;
     }
     telemetry.counters.count_pass(entry.graph.rows);
-    telemetry.counters.over_host_cells += entry.graph.over_host_cells.len() as u64;
+    telemetry.counters.over_host_kv += entry.graph.over_host_kv.len() as u64;
     tenant.planner.pass_succeeded(sched);
     // the next pass most likely streams the same groups: fetch what fits already
     if !entry.graph.uses.is_empty() {

@@ -232,7 +232,7 @@ fn search_for(
             let bare = place_kv(&bare);
             let attempt = tenant.planner.attempts.current_mut();
             attempt.estimated_scratch = least + copied;
-            attempt.cells_give_way = bare.is_ok_and(|kv| kv.iter().any(|layer| !layer.device));
+            attempt.kv_gives_way = bare.is_ok_and(|kv| kv.iter().any(|layer| !layer.device));
             Ok(Some((chosen, asked)))
         }
         // by estimate: in the smallest budgets that work there is nothing to decide, and what does not work says so itself

@@ -85,7 +85,7 @@ pub unsafe fn decide(
     };
     for &node in nodes {
         decider.count_rows(node);
-        decider.count_cells(node);
+        decider.count_kv_tokens(node);
     }
     let tier = plan.tier(decider.graph.rows.max(1));
     decider.streaming = tier.is_some_and(|t| t.placements.contains(&Placement::Streamed));
@@ -111,17 +111,17 @@ impl Decider<'_> {
         }
     }
 
-    /// How many cells attention reads.
-    unsafe fn count_cells(&mut self, node: *mut ffi::ggml_tensor) {
-        // a softmax with a mask is that of attention; it has its cells in a row
+    /// How many tokens of the KV cache attention reads.
+    unsafe fn count_kv_tokens(&mut self, node: *mut ffi::ggml_tensor) {
+        // a softmax with a mask is that of attention; its row has one element per KV token
         let (of, at) = match (*node).op {
             ffi::GGML_OP_FLASH_ATTN_EXT => ((*node).src[1], 1),
             ffi::GGML_OP_SOFT_MAX if !(*node).src[1].is_null() => (node, 0),
             _ => return,
         };
         if !of.is_null() {
-            let (cells, streams) = ((*of).ne[at].max(0) as u64, (*of).ne[3].max(0) as u64);
-            self.graph.cells = self.graph.cells.max(cells.saturating_mul(streams));
+            let (kv_tokens, streams) = ((*of).ne[at].max(0) as u64, (*of).ne[3].max(0) as u64);
+            self.graph.kv_tokens = self.graph.kv_tokens.max(kv_tokens.saturating_mul(streams));
         }
     }
 
@@ -138,7 +138,7 @@ impl Decider<'_> {
         if self.reads_host_kv(node) || choice_for_cpu {
             match self.attends_on_device(node) {
                 true => {
-                    self.graph.over_host_cells.insert(node as usize);
+                    self.graph.over_host_kv.insert(node as usize);
                     self.run_on_device(node, Placement::Resident);
                 }
                 false => self.run_on_cpu(node),
@@ -188,14 +188,14 @@ impl Decider<'_> {
         }
     }
 
-    /// Is this fused attention over cells that are copied to the device for it?
+    /// Is this fused attention over KV cache that is copied to the device for it?
     unsafe fn attends_on_device(&self, node: *mut ffi::ggml_tensor) -> bool {
         (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT
-            && self.graph.rows >= self.plan.host_cells_min_rows
+            && self.graph.rows >= self.plan.host_kv_min_rows
             && ffi::ggml_backend_supports_op(self.backends.device, node)
     }
 
-    /// Fused attention over cells that are not in host memory stays on the device, also where all that it reads was computed by
+    /// Fused attention over KV cache that is not in host memory stays on the device, also where all that it reads was computed by
     /// the CPU: llama.cpp asks where the layer's attention went, and gives up fusing for the whole model if it is elsewhere.
     unsafe fn keep_attention_on_device(&mut self, node: *mut ffi::ggml_tensor) {
         let fused = (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT;
@@ -278,7 +278,7 @@ impl Decider<'_> {
         self.on_cpu.contains_key(&(producer as usize))
     }
 
-    /// Does the node compute on KV cells that live in host memory? On the device it pulls all of them over the link, or, where a
+    /// Does the node compute on KV cache in host memory? On the device it pulls all of it over the link, or, where a
     /// context shift rotates them in place, does not reach them at all.
     unsafe fn reads_host_kv(&self, node: *mut ffi::ggml_tensor) -> bool {
         if !matches!(

@@ -34,7 +34,7 @@ pub unsafe fn sources(node: *mut ffi::ggml_tensor) -> impl Iterator<Item = *mut 
     (*node).src.into_iter().filter(|s| !s.is_null())
 }
 
-/// What a tensor is a view or a converted copy of: attention does not always read the cells themselves.
+/// What a tensor is a view or a converted copy of: attention does not always read the KV cache itself.
 ///
 /// # Safety
 /// `tensor` is a valid tensor, as are its sources.

@@ -22,8 +22,8 @@ pub struct SplitGraph {
     pub uses: Vec<(GroupId, u32)>,
     /// The most rows that an operation with large weights sees, the output head aside.
     pub rows: u32,
-    /// The most cells of a cache that one of its attentions reads, those of all sequences together.
-    pub cells: u64,
+    /// The most tokens of a KV cache that one of its attentions reads, those of all sequences together.
+    pub kv_tokens: u64,
     /// [`super::super::residency::Generation::addresses`] that the device addresses are of; `None` when the graph has none.
     pub addresses: Option<u64>,
     /// The graph has not run yet.
@@ -34,9 +34,9 @@ pub struct SplitGraph {
     pub files: Vec<FileId>,
     /// Nodes with weights that were left to the scheduler.
     pub declined: u32,
-    /// Attentions of the device over cells that are copied from host memory. Each begins a split: the copies take memory from
-    /// there on, wherever else is cut. How much that is depends on the number of cells, so compute buffers may still grow.
-    pub over_host_cells: HashSet<usize>,
+    /// Attentions of the device over KV cache that is copied from host memory. Each begins a split: the copies take memory from
+    /// there on, wherever else is cut. How much that is depends on the number of tokens, so compute buffers may still grow.
+    pub over_host_kv: HashSet<usize>,
     /// What the device's backend is expected to take from its own pool for the operation that needs most of it, in bytes.
     pub pool_bytes: u64,
     /// Which groups are read in part, by whose choice.
@@ -65,10 +65,10 @@ impl SplitGraph {
         self.bound.clear();
         self.files.clear();
         self.rows = 0;
-        self.cells = 0;
+        self.kv_tokens = 0;
         self.addresses = None;
         self.declined = 0;
-        self.over_host_cells.clear();
+        self.over_host_kv.clear();
         self.pool_bytes = 0;
         self.routings.clear();
         self.divided.clear();
@@ -99,7 +99,7 @@ impl SplitGraph {
                 self.open_group = Some(group);
                 true
             }
-            _ => self.over_host_cells.contains(&node) || self.divided.cuts(node),
+            _ => self.over_host_kv.contains(&node) || self.divided.cuts(node),
         }
     }
 

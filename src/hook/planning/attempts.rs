@@ -27,9 +27,9 @@ pub struct Attempt {
     expected_scratch: u64,
     /// The least that compute buffers are thought to become, in bytes, while no try has said it.
     pub estimated_scratch: u64,
-    /// Not all cells fit even without compute buffers, so they are placed with that estimate in mind. Else the first try finds
-    /// out whether all cells may stay.
-    pub cells_give_way: bool,
+    /// Not all of the KV cache fits even without compute buffers, so it is placed with that estimate in mind. Otherwise the first
+    /// try finds out whether all of it may stay.
+    pub kv_gives_way: bool,
     /// Tokens per ubatch that were decided for the first try, and hold for the next ones.
     pub ubatch: Option<u32>,
     /// Only llama.cpp's own ubatch, or the user's, is left to decide for.

@@ -97,7 +97,7 @@ impl Planner {
             input.fetched_by_batches.clear();
         }
         if smallest || debug.like_stock {
-            input.host_cells_min_rows = u32::MAX;
+            input.host_kv_min_rows = u32::MAX;
         }
         input.fixed = self.followed.fixed(self.in_use);
         input

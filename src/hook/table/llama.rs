@@ -1,7 +1,7 @@
 //! What llama.cpp asks.
 
 use super::shared::shared_of;
-use crate::hook::answers::context::LayerCells;
+use crate::hook::answers::context::LayerKv;
 use crate::hook::answers::{context as contexts, encode, loading, search};
 use crate::hook::helpers::Helpers;
 use crate::hook::planning::context::ContextSize;
@@ -156,7 +156,7 @@ pub(super) unsafe extern "C" fn kv_on_host(
     let shared = shared_of(user);
     // in host memory it takes nothing from the budget; a context with it will not be made
     shared.guard("kv_on_host", true, || {
-        let wanted = LayerCells {
+        let wanted = LayerKv {
             model: model as usize,
             owner: owner as usize,
             layer: u32::try_from(layer).unwrap_or(0),

@@ -41,8 +41,8 @@ pub struct Counters {
     /// Where each unit was read in the latest graph of each tier: decode, prompt.
     seen: [Vec<Option<Placement>>; 2],
     declined: u64,
-    /// Attentions of the device over cells in host memory, in all passes.
-    pub over_host_cells: u64,
+    /// Attentions of the device over KV cache in host memory, in all passes.
+    pub over_host_kv: u64,
 }
 
 impl Counters {

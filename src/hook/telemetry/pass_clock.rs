@@ -25,7 +25,7 @@ struct Ended {
     sched: usize,
     rows: u32,
     /// Tokens in the cache that its graph reads, its own and those of all sequences included.
-    cells: u64,
+    kv_tokens: u64,
     at: Instant,
 }
 
@@ -36,7 +36,7 @@ pub struct Compared {
     /// What those took that were compared.
     pub lane: Lane,
     /// Tokens of each sequence that were in the cache before, summed over them.
-    cells: u64,
+    kv_tokens: u64,
 }
 
 impl Compared {
@@ -44,14 +44,14 @@ impl Compared {
         Compared {
             forecast,
             lane: Lane::default(),
-            cells: 0,
+            kv_tokens: 0,
         }
     }
 
     /// Their shape, with as many tokens in the cache as there were on average.
     pub fn shape(&self) -> PassShape {
         PassShape {
-            cells: self.cells / self.lane.passes().max(1),
+            kv_tokens: self.kv_tokens / self.lane.passes().max(1),
             ..shape_of(self.forecast.rows())
         }
     }
@@ -62,7 +62,7 @@ pub fn shape_of(rows: u32) -> PassShape {
     PassShape {
         rows,
         sequences: sequences(rows),
-        cells: 0,
+        kv_tokens: 0,
         outputs: sequences(rows),
     }
 }
@@ -139,7 +139,7 @@ impl PassClock {
         let Some(compared) = compared.find(|compared| compared.forecast.rows() == pass.rows) else {
             return self.compared.len() < SHAPES;
         };
-        let earlier = pass.cells.saturating_sub(u64::from(pass.rows));
+        let earlier = pass.kv_tokens.saturating_sub(u64::from(pass.rows));
         let earlier = earlier / u64::from(sequences(pass.rows));
         let predicted = compared.forecast.seconds(earlier);
         let idle = began.saturating_duration_since(before.at).as_secs_f64();
@@ -155,7 +155,7 @@ impl PassClock {
             };
             lane.record(measured, predicted);
             compared.lane.record(measured, predicted);
-            compared.cells = compared.cells.saturating_add(earlier);
+            compared.kv_tokens = compared.kv_tokens.saturating_add(earlier);
         }
         false
     }
@@ -201,7 +201,7 @@ impl PassClock {
         self.ends(Ended {
             sched,
             rows: graph.rows,
-            cells: graph.cells,
+            kv_tokens: graph.kv_tokens,
             at,
         })
     }
@@ -259,7 +259,7 @@ mod tests {
             of.ends(Ended {
                 sched: 1,
                 rows,
-                cells: 256,
+                kv_tokens: 256,
                 at: self.0,
             })
         }

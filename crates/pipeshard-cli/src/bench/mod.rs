@@ -8,55 +8,65 @@ mod process;
 mod rows;
 mod table;
 
+use crate::habits::{cache_type, count, positive, threads, FlashAttn, ModelFile, NoPrompt};
+use crate::no_gpu;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use pipeshard_model::inventory::DType;
 use pipeshard_model::size::ByteSize;
 use process::{Memory, Tool};
 use rows::{Comparison, Row};
-use std::path::PathBuf;
 
 /// What to compare.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     pipeshard bench model.gguf --vram 8G\n  \
-    pipeshard bench model.gguf --vram 8G --prompt 8192 --generate 128 --cache-type-k q8_0 --cache-type-v q8_0\n  \
+    pipeshard bench model.gguf --vram 8G -p 8K -n 128 -ctk q8_0 -ctv q8_0\n  \
     pipeshard bench model.gguf --vram 4G --depth 16384 --rounds 3 --json > result.json\n\n\
     Stock llama.cpp runs with --fit, held to the memory that pipeshard took, from a mapped file and from page-locked memory, with each \
     ubatch of --stock-ubatch. The driver's context counts on both sides. Other placements (-ot, --n-cpu-moe) can be better than --fit: \
     append their llama-bench flags after -- to add a row with them.")]
 pub struct BenchArgs {
-    /// The model (GGUF)
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelFile,
+    #[command(flatten)]
+    pub no_prompt: NoPrompt,
     /// The budget
-    #[arg(long)]
+    #[arg(long, visible_alias = "pipeshard-vram")]
     pub vram: ByteSize,
     /// Tokens of the prompt
-    #[arg(short = 'p', long, default_value_t = 2048)]
-    pub prompt: u32,
+    #[arg(short = 'p', long, default_value_t = 2048, visible_alias = "n-prompt", value_parser = count)]
+    pub prompt_tokens: u32,
     /// Tokens to generate
-    #[arg(short = 'n', long, default_value_t = 64)]
+    #[arg(short = 'n', long, default_value_t = 64, visible_alias = "n-gen", value_parser = count)]
     pub generate: u32,
     /// Tokens that are in the context before both
-    #[arg(short = 'd', long, default_value_t = 0)]
+    #[arg(short = 'd', long, default_value_t = 0, visible_alias = "n-depth", value_parser = count)]
     pub depth: u32,
     /// Measurements of every row; rows take turns
-    #[arg(short = 'r', long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'r', long, default_value_t = 2, value_parser = positive)]
     pub rounds: u32,
     /// Tokens per ubatch, on both sides (default: the plan's choice, and those of --stock-ubatch)
-    #[arg(long, alias = "ub")]
+    #[arg(long, visible_alias = "ubatch-size", value_parser = positive)]
     pub ubatch: Option<u32>,
+    /// Tokens that are handed over at a time, on both sides [default: the prompt, and at least 2048]
+    #[arg(short = 'b', long, visible_alias = "batch-size", value_parser = positive)]
+    pub batch: Option<u32>,
     /// The ubatches that stock is tried with
-    #[arg(long, value_delimiter = ',', default_value = "512,2048")]
+    #[arg(long, value_delimiter = ',', default_value = "512,2048", value_parser = positive)]
     pub stock_ubatch: Vec<u32>,
-    /// Threads of the CPU (default: as llama-bench)
-    #[arg(short, long)]
+    /// Threads of the CPU [default: as llama.cpp, one per (performance) core]
+    #[arg(short, long, value_parser = threads)]
     pub threads: Option<u32>,
+    /// Flash attention
+    #[arg(long, value_enum, default_value = "auto")]
+    pub flash_attn: FlashAttn,
     /// Type of the K cache
-    #[arg(long, default_value = "f16")]
-    pub cache_type_k: String,
+    #[arg(long, default_value = "f16", value_parser = cache_type)]
+    pub cache_type_k: &'static DType,
     /// Type of the V cache
-    #[arg(long, default_value = "f16")]
-    pub cache_type_v: String,
+    #[arg(long, default_value = "f16", value_parser = cache_type)]
+    pub cache_type_v: &'static DType,
     /// Simulate the GPU, for example vram=8G,pcie=25G: for trying the command out, its times are those of this CPU
     #[arg(long)]
     pub sim: Option<String>,
@@ -81,11 +91,18 @@ fn common(args: &BenchArgs) -> Vec<String> {
     let mut flags = vec!["-m".to_owned(), args.model.display().to_string()];
     let mut add = |words: &[&str]| flags.extend(words.iter().map(|&w| w.to_owned()));
     add(&["-o", "jsonl", "-r", "1"]);
-    add(&["-p", &args.prompt.to_string()]);
+    add(&["-p", &args.prompt_tokens.to_string()]);
     add(&["-n", &args.generate.to_string()]);
     add(&["-d", &args.depth.to_string()]);
-    add(&["-b", &args.prompt.max(2048).to_string()]);
-    add(&["-ctk", &args.cache_type_k, "-ctv", &args.cache_type_v]);
+    let batch = args.batch.unwrap_or(args.prompt_tokens.max(2048));
+    add(&["-b", &batch.to_string()]);
+    add(&["-fa", args.flash_attn.word()]);
+    add(&[
+        "-ctk",
+        args.cache_type_k.name,
+        "-ctv",
+        args.cache_type_v.name,
+    ]);
     if let Some(threads) = args.threads {
         add(&["-t", &threads.to_string()]);
     }
@@ -96,7 +113,7 @@ fn common(args: &BenchArgs) -> Vec<String> {
 fn stocks(args: &BenchArgs, free: u64, bytes: u64) -> Vec<Row> {
     let mut rows = Vec::new();
     let margin = free.saturating_sub(bytes) >> 20;
-    let context = args.depth + args.prompt.max(args.generate);
+    let context = args.depth + args.prompt_tokens.max(args.generate);
     let ubatches = args
         .ubatch
         .map_or_else(|| args.stock_ubatch.clone(), |ubatch| vec![ubatch]);
@@ -132,7 +149,8 @@ fn progress(args: &BenchArgs, rows: u64) -> ProgressBar {
 /// There is no device or no `llama-bench`, or pipeshard does not run within the budget.
 pub fn run(args: &BenchArgs) -> Result<(), String> {
     let tool = Tool::find(common(args), args.sim.clone())?;
-    let free = tool.free_memory()?;
+    let none = || no_gpu::nothing_to_compare("bench", &args.model, args.vram);
+    let free = tool.free_memory(none)?;
     let memory = Memory::find(&tool);
     let mut rows = vec![ours(args)];
     let bar = progress(args, 1);
@@ -161,7 +179,7 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
     bar.finish_and_clear();
     let comparison = Comparison {
         budget: args.vram.0,
-        prompt: args.prompt,
+        prompt: args.prompt_tokens,
         generate: args.generate,
         depth: args.depth,
         stock_held_to: held_to,

@@ -115,19 +115,15 @@ impl Tool {
     /// Bytes that are free on the first device.
     ///
     /// # Errors
-    /// `llama-bench` does not run, or knows no device.
-    pub fn free_memory(&self) -> Result<u64, String> {
+    /// `llama-bench` does not run, or knows no device: then `no_gpu` says why.
+    pub fn free_memory(&self, no_gpu: impl FnOnce() -> String) -> Result<u64, String> {
         let output = self
             .command()
             .arg("--list-devices")
             .output()
             .map_err(|e| format!("{}: {e}", self.path.display()))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        free_in(&text).ok_or_else(|| {
-            "llama.cpp finds no GPU, so there is no VRAM to compare in: put the backend's library next to the tools, or try the command \
-             with --sim vram=1G"
-                .to_owned()
-        })
+        free_in(&text).ok_or_else(no_gpu)
     }
 
     /// Runs it with these flags more.

@@ -59,7 +59,7 @@ pub struct Answer {
     pub architecture: String,
     /// Layers.
     pub layers: u32,
-    /// Cells of the KV cache.
+    /// Tokens of the KV cache.
     pub context: u64,
     /// Tokens per ubatch.
     pub ubatch: u32,

@@ -71,7 +71,7 @@ fn best(
 ) -> Result<String, String> {
     let asked = PlanArgs {
         ctx: context,
-        prompt: Some(context / 4 * 3),
+        prompt_tokens: Some(context / 4 * 3),
         ..args.clone()
     };
     let question = super::question(inventory, &asked, machine).map_err(|e| e.to_string())?;

@@ -2,21 +2,23 @@
 
 mod answer;
 mod explain;
-mod layers;
 mod machine;
 mod map;
+mod phases;
 mod question;
 mod text;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use self::answer::{answer, Answer};
 pub(crate) use self::machine::PlannedMachine;
 pub(crate) use self::question::Question;
 pub(crate) use self::text::{rate, time};
+use crate::habits::{cache_type, count, positive, FlashAttn, ModelFile, NotTaken};
+use crate::no_gpu;
 use pipeshard::hook::accounts::backend_reserve;
 use pipeshard::hook::config::WORKLOAD;
 use pipeshard::plan_cache::{Place, PlanCache};
@@ -39,8 +41,8 @@ const USUAL_BATCH: u32 = 2048;
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   pipeshard plan model.gguf --vram 4G
-  pipeshard plan model.gguf --vram 4G --ctx 32768 --cache-type-k q8_0 --cache-type-v q8_0
-  pipeshard plan model.gguf --vram 6G --ctx 16384 --parallel 4 --prompt 2048 --ubatch 2048
+  pipeshard plan model.gguf --vram 4G -c 32K -ctk q8_0 -ctv q8_0
+  pipeshard plan model.gguf --vram 6G -c 16K -np 4 --prompt-tokens 2K -ub 2048
   pipeshard plan model.gguf --vram 8G --what-if pcie=12G           a slower link?
   pipeshard plan model.gguf --vram 8G --what-if vram=12G           another card?
   pipeshard plan model.gguf --vram 8G --profile laptop-12g         on a machine that is not here
@@ -50,14 +52,18 @@ const USUAL_BATCH: u32 = 2048;
   pipeshard plan model.gguf --map                                  budgets x contexts, as Markdown
   pipeshard plan model.gguf --vram 4G --json | jq .prediction.tps
 
-Sizes are written as 4G, 1.5G, 1500M or plain bytes; K, M and G are powers of 1024.
+Sizes are written as 4G, 1.5G, 1500M or plain bytes, numbers of tokens as 4096 or 4K;
+K, M and G are powers of 1024. llama.cpp's -m, -c, -b, -ub, -np, -ctk, -ctv, -t, -n
+and -fa work here, too.
 Rates (of --what-if) are bytes per second; their K, M and G are powers of 1000.
 The model is not loaded and no device is opened. Compute buffers are therefore
 estimated from the shapes of the weights; a run measures them and may plan a little
 more or less. Times are predictions, and say what they are based on.")]
 pub struct PlanArgs {
-    /// The model, a GGUF file (the first one, if it is split)
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelFile,
+    #[command(flatten)]
+    pub not_taken: NotTaken,
 
     /// The most device memory to use, for example 4G or 1500M [default: all that --sim has]
     #[arg(long, value_name = "SIZE", visible_alias = "pipeshard-vram")]
@@ -69,15 +75,13 @@ pub struct PlanArgs {
         long,
         value_name = "N",
         default_value_t = 0,
-        visible_alias = "ctx-size"
+        visible_alias = "ctx-size",
+        value_parser = count
     )]
     pub ctx: u32,
 
     /// Parallel sequences; the context is divided among them
-    #[arg(
-        long, value_name = "N", default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..)
-    )]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub parallel: u32,
 
     /// The sequences share one KV cache, as with llama-server's --kv-unified
@@ -89,27 +93,27 @@ pub struct PlanArgs {
     pub swa_full: bool,
 
     /// Prompt tokens per sequence to predict for [default: three quarters of the context, all of a short one, 16384 at most]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub prompt: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub prompt_tokens: Option<u32>,
 
     /// Answer tokens per sequence to predict for [default: 64]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'n', long, value_name = "N", visible_alias = "n-predict", value_parser = positive)]
     pub generate: Option<u32>,
 
     /// Both in one: prompt=2K,generate=512, as LLAMA_ARG_PIPESHARD_WORKLOAD says it for runs [default: that variable]
-    #[arg(long, value_name = "WORKLOAD", conflicts_with_all = ["prompt", "generate"])]
+    #[arg(long, value_name = "WORKLOAD", conflicts_with_all = ["prompt_tokens", "generate"])]
     pub workload: Option<StatedWorkload>,
 
     /// Tokens that are handed over at a time
     #[arg(
-        long, value_name = "N", default_value_t = USUAL_BATCH, visible_alias = "batch-size",
-        value_parser = clap::value_parser!(u32).range(1..)
+        short = 'b', long, value_name = "N", default_value_t = USUAL_BATCH, visible_alias = "batch-size",
+        value_parser = positive
     )]
     pub batch: u32,
 
     /// Rows of a batch for which logits are reserved [default: one for each sequence, as llama-server, llama-cli and llama-bench
     /// do; 0: all, as llama-completion and llama-perplexity do]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     pub outputs: Option<u32>,
 
     /// A simulated GPU, as --pipeshard-sim of llama.cpp's tools has it, for example vram=8G,pcie=25G
@@ -120,10 +124,7 @@ pub struct PlanArgs {
     pub sim: Option<String>,
 
     /// Tokens per ubatch [default: the plan's choice, as in a run without -ub]
-    #[arg(
-        long, value_name = "N", visible_alias = "ubatch-size",
-        value_parser = clap::value_parser!(u32).range(1..)
-    )]
+    #[arg(long, value_name = "N", visible_alias = "ubatch-size", value_parser = positive)]
     pub ubatch: Option<u32>,
 
     /// Type of the keys in the KV cache
@@ -134,13 +135,17 @@ pub struct PlanArgs {
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
     pub cache_type_v: &'static DType,
 
+    /// Flash attention: auto or on; plans are estimated with it
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = flash_attention)]
+    pub flash_attn: FlashAttn,
+
     /// The machine: a file of `pipeshard profile --json`, or laptop-12g, desktop-16g, desktop-32g or `assumed` [default:
     /// what was measured here, or else `assumed`]
     #[arg(long, value_name = "FILE")]
     pub profile: Option<String>,
 
-    /// CPU threads; they select the measured profile [default: one per core]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    /// CPU threads; they select the measured profile [default: as llama.cpp, one per (performance) core]
+    #[arg(short, long, value_name = "N", value_parser = crate::habits::threads)]
     pub threads: Option<u32>,
 
     /// Compare with a changed machine, such as pcie=12G,vram=8G (also cpu, dram, membw, flops, launch)
@@ -193,12 +198,12 @@ pub enum PlanCommandError {
     /// Prompt and answer are longer than the context.
     #[error(
         "a prompt of {prompt} tokens does not fit the context of {context} per sequence: give a larger --ctx or a smaller \
-         --prompt"
+         --prompt-tokens"
     )]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: u32,
-        /// Cells of each sequence.
+        /// Tokens of context of each sequence.
         context: u64,
     },
     /// The profile cannot be used.
@@ -229,18 +234,14 @@ pub enum PlanCommandError {
     Output(#[from] io::Error),
 }
 
-fn cache_type(name: &str) -> Result<&'static DType, String> {
-    const USABLE: [&str; 9] = [
-        "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1",
-    ];
-    let usable = USABLE.contains(&name).then(|| DType::from_name(name));
-    let no_type = || {
-        format!(
-            "a KV cache has no such type; use one of {}",
-            USABLE.join(", ")
-        )
-    };
-    usable.flatten().ok_or_else(no_type)
+fn flash_attention(text: &str) -> Result<FlashAttn, String> {
+    match FlashAttn::from_str(text, true)? {
+        FlashAttn::Off => Err(
+            "plans are estimated with flash attention; a run with -fa off measures its larger compute buffers by itself"
+                .to_owned(),
+        ),
+        other => Ok(other),
+    }
 }
 
 fn granularity(text: &str) -> Result<ByteSize, String> {
@@ -296,10 +297,12 @@ pub(crate) fn machine(args: &PlanArgs) -> Result<PlannedMachine, PlanCommandErro
         Some(named) => PlannedMachine::from_argument(&named).map_err(PlanCommandError::Profile),
         None => {
             let cache = Cache::of_user().ok();
-            Ok(PlannedMachine::at_hand(
-                cache.as_ref(),
-                &key_of_host(threads(args)),
-            ))
+            let mut here = PlannedMachine::at_hand(cache.as_ref(), &key_of_host(threads(args)));
+            // only then is a look worth its time
+            if !here.runs_here && no_gpu::first().is_none() {
+                here.source = no_gpu::PLANNED_WITHOUT.to_owned();
+            }
+            Ok(here)
         }
     }
 }
@@ -329,9 +332,9 @@ pub(crate) fn budget(args: &PlanArgs) -> Result<u64, PlanCommandError> {
 
 /// What the user says of the conversation: by flags, or as runs are told.
 fn workload(args: &PlanArgs) -> Result<StatedWorkload, PlanCommandError> {
-    if args.prompt.is_some() || args.generate.is_some() {
+    if args.prompt_tokens.is_some() || args.generate.is_some() {
         return Ok(StatedWorkload {
-            prompt: args.prompt,
+            prompt: args.prompt_tokens,
             generate: args.generate,
         });
     }

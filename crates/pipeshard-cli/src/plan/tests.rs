@@ -124,7 +124,7 @@ fn what_runs_of_a_model_have_shown_counts_for_it_alone() {
     profile.learn(Learned {
         model: model_label(&models::dense()),
         cpu: 3.0,
-        link_beside_cpu: None,
+        link_during_cpu: None,
         passes: 1 << 20,
     });
     std::fs::write(&file, serde_json::to_vec(&profile).unwrap()).unwrap();
@@ -210,12 +210,15 @@ fn prompt_and_answer_fit_the_context() {
     assert_eq!(workload("").prompt, 3072);
     assert_eq!(workload("--ctx 1024 --parallel 4").prompt, 192);
     assert_eq!(workload("--ctx 65536").prompt, 16384);
-    assert_eq!(workload("--ctx 1024 --prompt 1000").generated, 24);
+    assert_eq!(workload("--ctx 1024 --prompt-tokens 1000").generated, 24);
     let long = shown(
         &models::dense(),
-        "m.gguf --vram 1G --ctx 1024 --prompt 1024",
+        "m.gguf --vram 1G --ctx 1024 --prompt-tokens 1024",
     );
-    assert!(long.unwrap_err().to_string().contains("smaller --prompt"));
+    assert!(long
+        .unwrap_err()
+        .to_string()
+        .contains("smaller --prompt-tokens"));
 }
 
 #[test]
@@ -239,7 +242,7 @@ fn a_workload_can_be_said_in_one_word() {
     };
     let said = workload("--workload prompt=2K,generate=512");
     assert_eq!((said.prompt, said.generated), (2048, 512));
-    let apart = workload("--prompt 2048 --generate 512");
+    let apart = workload("--prompt-tokens 2048 --generate 512");
     assert_eq!(said, apart);
     assert_eq!(workload("--workload generate=7").prompt, 3072);
     // sequences that share a cache are not taken to be computed side by side
@@ -249,7 +252,7 @@ fn a_workload_can_be_said_in_one_word() {
         .unwrap_err()
         .to_string();
     assert!(why.contains("no workload"), "{why}");
-    assert!(args("m.gguf --vram 1G --workload prompt=1 --prompt 2").is_err());
+    assert!(args("m.gguf --vram 1G --workload prompt=1 --prompt-tokens 2").is_err());
 }
 
 #[test]

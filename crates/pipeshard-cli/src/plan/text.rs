@@ -1,24 +1,22 @@
 //! The answer in words, for a terminal. Colours are taken out again where nobody sees them.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
 
 use super::answer::{Alternative, Answer};
-use super::layers::{columns, head, layer_rows, Part};
+use super::phases;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::cost::{Limit, PassCost, Prediction, Workload};
-use pipeshard_plan::plan::{Placement, UnitClass};
 
 /// No line is wider.
 pub const WIDTH: usize = 96;
 const LABEL: usize = 34;
-const HEADING: Style = Style::new().bold();
-const QUIET: Style = Style::new().dimmed();
-const DEVICE: Style = AnsiColor::Green.on_default();
-const STREAMED: Style = AnsiColor::Yellow.on_default();
-const HOST: Style = AnsiColor::Magenta.on_default();
+pub(super) const HEADING: Style = Style::new().bold();
+pub(super) const QUIET: Style = Style::new().dimmed();
+pub(super) const DEVICE: Style = AnsiColor::Green.on_default();
+pub(super) const STREAMED: Style = AnsiColor::Yellow.on_default();
+pub(super) const HOST: Style = AnsiColor::Magenta.on_default();
 
 /// The answer, with escape sequences for colours.
 pub fn render(answer: &Answer) -> String {
@@ -57,7 +55,7 @@ fn write_all(text: &mut String, answer: &Answer) -> std::fmt::Result {
         None => predictions(text, answer)?,
         Some(other) => comparison(text, answer, other)?,
     }
-    layers(text, answer)?;
+    phases::render(text, answer)?;
     let memory = answer.plan.explain_memory();
     let (title, rows) = memory.trim_end().split_once('\n').unwrap_or((&memory, ""));
     writeln!(text, "\n{HEADING}{title}{HEADING:#}\n{rows}")?;
@@ -167,133 +165,6 @@ fn comparison(text: &mut String, answer: &Answer, other: &Alternative) -> std::f
     writeln!(text, "  {QUIET}what if: {title}{QUIET:#}")
 }
 
-fn layers(text: &mut String, answer: &Answer) -> std::fmt::Result {
-    let plan = &answer.plan;
-    let rows = layer_rows(plan, answer.workload.sequences);
-    let classes = columns(plan);
-    let class_name = |class: &UnitClass| match class {
-        UnitClass::Attention => "attention",
-        UnitClass::FeedForward if classes.contains(&UnitClass::Experts) => "router, shared",
-        UnitClass::FeedForward => "FFN",
-        _ => "experts",
-    };
-    let mut header = vec!["KV cache".to_owned()];
-    header.extend(classes.iter().map(|class| class_name(class).to_owned()));
-    type Cell = (String, Style);
-    let mut cells: Vec<(String, Vec<Cell>)> = Vec::new();
-    for row in &rows {
-        let kv = match row.kv_on_device {
-            None => (String::new(), QUIET),
-            Some(true) => ("device".to_owned(), DEVICE),
-            Some(false) => ("host".to_owned(), HOST),
-        };
-        let parts = row.parts.iter().map(cell);
-        cells.push((row.layers.clone(), [kv].into_iter().chain(parts).collect()));
-    }
-    let widths: Vec<usize> = (0..header.len())
-        .map(|column| {
-            let of_column = cells
-                .iter()
-                .map(|(_, cells)| cells[column].0.chars().count());
-            of_column.chain([header[column].len()]).max().unwrap_or(0) + 2
-        })
-        .collect();
-    let longest = cells
-        .iter()
-        .map(|(layers, _)| layers.len())
-        .max()
-        .unwrap_or(0);
-    let room = WIDTH.saturating_sub(widths.iter().sum::<usize>() + 4);
-    let first = longest.clamp(6, room.max(12)) + 2;
-    write!(text, "\n{HEADING}{:<width$}", "Layers", width = first + 2)?;
-    for (name, width) in header.iter().zip(&widths) {
-        write!(text, "{name:<width$}")?;
-    }
-    trim(text);
-    writeln!(text, "{HEADING:#}")?;
-    for (layers, cells) in &cells {
-        let mut names = wrapped(layers, first - 2).into_iter();
-        write!(text, "  {:<first$}", names.next().unwrap_or_default())?;
-        for ((cell, style), width) in cells.iter().zip(&widths) {
-            write!(
-                text,
-                "{style}{cell}{style:#}{:gap$}",
-                "",
-                gap = width - cell.chars().count()
-            )?;
-        }
-        trim(text);
-        writeln!(text)?;
-        for more in names {
-            writeln!(text, "  {more}")?;
-        }
-    }
-    if let Some(part) = head(plan, answer.workload.sequences) {
-        let (cell, style) = cell(&Some(part));
-        writeln!(text, "  {:<first$}{style}{cell}{style:#}", "output")?;
-    }
-    let shown = |sign: &str| {
-        cells
-            .iter()
-            .any(|(_, c)| c.iter().any(|c| c.0.contains(sign)))
-    };
-    if shown("/") {
-        let note = "a/b: a for prompts, b for decode; CPU: computed by the CPU from host memory";
-        writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
-    }
-    if shown("slots") {
-        let note = "slots: still in the streaming ring from the last prompt";
-        writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
-    }
-    if shown("+CPU") || shown("+slots") {
-        let note = "a+b: some weights as a, the others as b";
-        writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
-    }
-    if shown("+fetched") {
-        let note =
-            "fetched: the device fetches and computes some of a token's experts while the CPU computes the rest";
-        writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
-    }
-    if shown("%") {
-        let note = "40% + a: 40% of the bytes are resident, the rest as a";
-        writeln!(text, "  {QUIET}{note}{QUIET:#}")?;
-    }
-    Ok(())
-}
-
-fn cell(part: &Option<Part>) -> (String, Style) {
-    let Some(part) = part else {
-        return (String::new(), QUIET);
-    };
-    let word = |placement: &Placement| match placement {
-        Placement::Resident => "resident",
-        Placement::Kept => "slots",
-        Placement::Streamed => "streamed",
-        Placement::Host => "CPU",
-    };
-    let words = |placements: &BTreeSet<Placement>| {
-        let words: Vec<&str> = placements.iter().map(word).collect();
-        words.join("+")
-    };
-    let (prompt, mut decode) = (words(&part.prompt), words(&part.decode));
-    if part.fetched {
-        decode += "+fetched";
-    }
-    let rest = match prompt == decode {
-        true => prompt,
-        false => format!("{prompt}/{decode}"),
-    };
-    let style = match part.prompt.contains(&Placement::Host) {
-        true => HOST,
-        false => STREAMED,
-    };
-    match part.resident {
-        100 => ("resident".to_owned(), DEVICE),
-        0 => (rest, style),
-        share => (format!("{share}% + {rest}"), style),
-    }
-}
-
 fn budgets(text: &mut String, answer: &Answer) -> std::fmt::Result {
     heading(text, "Other budgets", &["first token", "generation", ""])?;
     let now = &answer.prediction;
@@ -341,7 +212,7 @@ pub fn line(text: &mut String, label: &str, cells: &[String]) -> std::fmt::Resul
 }
 
 /// Takes blanks from the end.
-fn trim(text: &mut String) {
+pub(super) fn trim(text: &mut String) {
     text.truncate(text.trim_end_matches(' ').len());
 }
 

@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::habits::{cache_type, OptionalModel, MODEL};
+use crate::no_gpu;
 use pipeshard::lanes::device::Device;
 use pipeshard::profile::{
     default_threads, key_of, obtain, of_simulated, read_file, Cache, CacheError, Found,
     ProfileError, ProfileFileError, Request, Source,
 };
 use pipeshard_gguf::{inventory_of, InventoryError};
+use pipeshard_model::inventory::DType;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::profile::{operations, usual_operations, Effort, Profile};
 use pipeshard_sim::{SimSpec, SpecError};
@@ -37,8 +40,8 @@ changes. Runs with --pipeshard measure what they need by themselves.";
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct ProfileArgs {
-    /// The model, a GGUF file: only its header is read
-    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: OptionalModel,
 
     /// Measure more operations, batch sizes and repetitions, even if known
     #[arg(long)]
@@ -60,8 +63,8 @@ pub struct ProfileArgs {
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
 
-    /// Threads of the CPU [default: as many as llama.cpp uses, one per core]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    /// Threads of the CPU [default: as llama.cpp, one per (performance) core]
+    #[arg(short, long, value_name = "N", value_parser = crate::habits::threads)]
     pub threads: Option<u32>,
 
     /// The most device memory to use for measuring [default: free memory]
@@ -69,19 +72,19 @@ pub struct ProfileArgs {
     pub vram: Option<ByteSize>,
 
     /// Type of the keys in the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub cache_type_k: String,
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
+    pub cache_type_k: &'static DType,
 
     /// Type of the values in the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub cache_type_v: String,
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
+    pub cache_type_v: &'static DType,
 
     /// Print the profile that a simulated GPU states
     #[arg(long, value_name = "SPEC", conflicts_with_all = ["full", "refresh"])]
     pub sim: Option<String>,
 
     /// Print the profile in a file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["full", "refresh", "sim", "model"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["full", "refresh", "sim", MODEL])]
     pub profile: Option<PathBuf>,
 }
 
@@ -107,10 +110,8 @@ pub enum ProfileCommandError {
     #[error("--sim: {0}")]
     Sim(#[from] SpecError),
     /// There is no GPU.
-    #[error(
-        "ggml finds no GPU: put the backend's library next to the tools, or give --sim vram=8G"
-    )]
-    NoDevice,
+    #[error("{0}")]
+    NoDevice(String),
     /// Nothing is known yet.
     #[error("nothing was measured yet for {device} with {threads} threads: leave out --show to measure now")]
     NothingKnown {
@@ -148,7 +149,7 @@ pub fn run(args: &ProfileArgs) -> Result<(), ProfileCommandError> {
         false => render(&profile),
     };
     match io::stdout().lock().write_all(text.as_bytes()) {
-        // whoever read it has read enough
+        // the reader closed the pipe: it has read enough
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
@@ -160,11 +161,12 @@ fn threads(args: &ProfileArgs) -> u32 {
 
 /// The profile of this machine: known, or measured now.
 fn of_machine(args: &ProfileArgs) -> Result<Profile, ProfileCommandError> {
-    let inventory = args.model.as_deref().map(inventory_of).transpose()?;
-    // ggml-cuda page-locks in place only where this is set
-    std::env::set_var("GGML_CUDA_REGISTER_HOST", "1");
-    pipeshard_llama::start(false);
-    let device = Device::first_gpu().ok_or(ProfileCommandError::NoDevice)?;
+    let inventory = args.model.0.as_deref().map(inventory_of).transpose()?;
+    let none = || {
+        let why = no_gpu::nothing_to_measure(args.model.0.as_deref(), args.vram);
+        ProfileCommandError::NoDevice(why)
+    };
+    let device = no_gpu::first().ok_or_else(none)?;
     let threads = threads(args);
     let cache = Cache::of_user();
     if args.show {
@@ -176,7 +178,7 @@ fn of_machine(args: &ProfileArgs) -> Result<Profile, ProfileCommandError> {
         true => Effort::Full,
         false => Effort::Quick,
     };
-    let (type_k, type_v) = (&*args.cache_type_k, &*args.cache_type_v);
+    let (type_k, type_v) = (args.cache_type_k.name, args.cache_type_v.name);
     let wanted = match &inventory {
         Some(inventory) => operations(inventory, type_k, type_v, device_memory, effort),
         None => usual_operations(device_memory, effort),

@@ -153,7 +153,7 @@ fn learned(text: &mut String, profile: &Profile) {
             format!("  {}", known.model),
             format!("{:.2}", known.cpu),
             known
-                .link_beside_cpu
+                .link_during_cpu
                 .map_or("–".to_owned(), |link| si(link, "B/s")),
             known.passes.to_string(),
         ]);
@@ -243,7 +243,7 @@ pub(super) mod tests {
             driver: "550.54.15".to_owned(),
             cpu: "Intel(R) Xeon(R) Platinum 8480+".to_owned(),
             threads: 16,
-            build: "0.1.0 b11549".to_owned(),
+            build: "0.2.0 b11549".to_owned(),
         };
         profile.link.pinned.spread = 0.004;
         profile.link.register = Quantity::stated(4.2e9);
@@ -271,7 +271,7 @@ pub(super) mod tests {
             kv_heads: 8,
             type_k: "q8_0".to_owned(),
             type_v: "f16".to_owned(),
-            cells: 16384,
+            kv_tokens: 16384,
         };
         let curve = |on, op: &Op, points| Curve {
             on,
@@ -302,13 +302,13 @@ pub(super) mod tests {
             Learned {
                 model: "48 layers of 2048, 128 experts, q4_0".to_owned(),
                 cpu: 1.35,
-                link_beside_cpu: Some(26e9),
+                link_during_cpu: Some(26e9),
                 passes: 3014,
             },
             Learned {
                 model: "32 layers of 4096, f16".to_owned(),
                 cpu: 0.73,
-                link_beside_cpu: None,
+                link_during_cpu: None,
                 passes: 28,
             },
         ];

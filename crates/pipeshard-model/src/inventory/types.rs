@@ -81,9 +81,9 @@ pub struct KvLayer {
 }
 
 impl KvLayer {
-    /// Cells that llama.cpp allocates for this layer, for one stream of `n_ctx` cells (already padded by the
+    /// Tokens that llama.cpp allocates KV cache for in this layer, for one stream of `n_ctx` tokens (already padded by the
     /// caller), `n_ubatch` tokens per pass and `n_seq` sequences that share the stream.
-    pub fn cells(&self, n_ctx: u64, n_ubatch: u64, n_seq: u64) -> u64 {
+    pub fn kv_tokens(&self, n_ctx: u64, n_ubatch: u64, n_seq: u64) -> u64 {
         match self.window {
             None => n_ctx,
             Some(window) => {
@@ -92,15 +92,15 @@ impl KvLayer {
                     .saturating_add(n_ubatch);
                 wanted
                     .min(n_ctx)
-                    .checked_next_multiple_of(SWA_CELL_PADDING)
+                    .checked_next_multiple_of(SWA_PADDING)
                     .unwrap_or(u64::MAX)
             }
         }
     }
 }
 
-/// llama.cpp rounds the cells of a sliding-window cache up to this many.
-const SWA_CELL_PADDING: u64 = 256;
+/// llama.cpp rounds the tokens of a sliding-window cache up to a multiple of this.
+const SWA_PADDING: u64 = 256;
 
 /// The attention caches of a model. Layers without one (recurrent layers, layers that reuse another's) are absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,7 +118,7 @@ impl KvGeometry {
             .map(|index| &self.layers[index])
     }
 
-    /// Bytes of all caches, each with the cells that [`KvLayer::cells`] gives.
+    /// Bytes of all caches, each with the tokens that [`KvLayer::kv_tokens`] gives.
     pub fn bytes(
         &self,
         n_ctx: u64,
@@ -130,7 +130,7 @@ impl KvGeometry {
         self.layers.iter().fold(0, |sum: u64, kv| {
             sum.saturating_add(kv_bytes(
                 kv,
-                kv.cells(n_ctx, n_ubatch, n_seq),
+                kv.kv_tokens(n_ctx, n_ubatch, n_seq),
                 type_k,
                 type_v,
             ))
@@ -138,10 +138,10 @@ impl KvGeometry {
     }
 }
 
-/// Bytes that one layer's K and V take in a device buffer for `cells` tokens; saturates instead of overflowing.
-pub fn kv_bytes(layer: &KvLayer, cells: u64, type_k: &DType, type_v: &DType) -> u64 {
-    let k = type_k.device_bytes([u64::from(layer.k_elements), cells, 1, 1]);
-    let v = type_v.device_bytes([u64::from(layer.v_elements), cells, 1, 1]);
+/// Bytes that one layer's K and V take in a device buffer for `kv_tokens` tokens; saturates instead of overflowing.
+pub fn kv_bytes(layer: &KvLayer, kv_tokens: u64, type_k: &DType, type_v: &DType) -> u64 {
+    let k = type_k.device_bytes([u64::from(layer.k_elements), kv_tokens, 1, 1]);
+    let v = type_v.device_bytes([u64::from(layer.v_elements), kv_tokens, 1, 1]);
     k.saturating_add(v)
 }
 
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn cache_bytes_follow_types_and_cells() {
+    fn cache_bytes_follow_types_and_tokens() {
         let f16 = DType::from_name("f16").unwrap();
         let q8_0 = DType::from_name("q8_0").unwrap();
         assert_eq!(kv_bytes(&kv(None), 100, f16, f16), 100 * (1024 + 512) * 2);
@@ -240,12 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn windows_bound_the_cells() {
-        assert_eq!(kv(None).cells(4096, 512, 1), 4096);
-        assert_eq!(kv(Some(64)).cells(4096, 512, 1), 768);
-        assert_eq!(kv(Some(64)).cells(4096, 512, 4), 768);
-        assert_eq!(kv(Some(64)).cells(256, 512, 1), 256);
-        assert_eq!(kv(Some(1024)).cells(8192, 512, 4), 4608);
+    fn windows_bound_the_kv_cache() {
+        assert_eq!(kv(None).kv_tokens(4096, 512, 1), 4096);
+        assert_eq!(kv(Some(64)).kv_tokens(4096, 512, 1), 768);
+        assert_eq!(kv(Some(64)).kv_tokens(4096, 512, 4), 768);
+        assert_eq!(kv(Some(64)).kv_tokens(256, 512, 1), 256);
+        assert_eq!(kv(Some(1024)).kv_tokens(8192, 512, 4), 4608);
     }
 
     #[test]

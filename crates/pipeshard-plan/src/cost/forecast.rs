@@ -21,14 +21,14 @@ pub struct Forecast {
 impl Forecast {
     /// Prices passes of a shape for caches of up to `most` tokens per sequence.
     pub fn of(costs: &Costs<'_>, plan: &Plan, shape: PassShape, most: u64) -> Forecast {
-        let steps = std::iter::successors(Some(FIRST), |cells| cells.checked_mul(STEP));
-        let between = steps.take_while(|cells| *cells < most);
+        let steps = std::iter::successors(Some(FIRST), |kv_tokens| kv_tokens.checked_mul(STEP));
+        let between = steps.take_while(|kv_tokens| *kv_tokens < most);
         let last = (most > 0).then_some(most);
         let all = std::iter::once(0).chain(between).chain(last);
-        let knots = all.map(|cells| {
-            let cost = costs.pass(plan, PassShape { cells, ..shape });
+        let knots = all.map(|kv_tokens| {
+            let cost = costs.pass(plan, PassShape { kv_tokens, ..shape });
             let (all, cpu) = (cost.seconds, cost.cpu);
-            (cells, PassSeconds { all, cpu })
+            (kv_tokens, PassSeconds { all, cpu })
         });
         Forecast {
             rows: shape.rows,
@@ -51,12 +51,12 @@ impl Forecast {
     }
 
     /// What a pass takes whose sequences have so many tokens in the cache already.
-    pub fn seconds(&self, cells: u64) -> PassSeconds {
-        let above = self.knots.partition_point(|(knot, _)| *knot < cells);
+    pub fn seconds(&self, kv_tokens: u64) -> PassSeconds {
+        let above = self.knots.partition_point(|(knot, _)| *knot < kv_tokens);
         let known = |at: usize| self.knots.get(at).copied();
         match (above.checked_sub(1).and_then(known), known(above)) {
             (Some((low, from)), Some((high, to))) => {
-                let share = (cells - low) as f64 / (high - low) as f64;
+                let share = (kv_tokens - low) as f64 / (high - low) as f64;
                 let between = |from: f64, to: f64| from + (to - from) * share;
                 PassSeconds {
                     all: between(from.all, to.all),

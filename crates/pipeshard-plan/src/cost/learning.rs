@@ -53,7 +53,7 @@ pub fn learn(
             tried.cpu = factor.clamp(1.0 / MOST_CPU, MOST_CPU);
         }
         shown_link = link_for(all, profile, &tried, &priced);
-        tried.link_beside_cpu = shown_link.or(tried.link_beside_cpu);
+        tried.link_during_cpu = shown_link.or(tried.link_during_cpu);
         cost = priced(&tried);
     }
     let after = PassSeconds {
@@ -61,7 +61,7 @@ pub fn learn(
         cpu: cost.cpu,
     };
     let shown = Learned {
-        link_beside_cpu: shown_link,
+        link_during_cpu: shown_link,
         ..tried
     };
     (shows_cpu || shown_link.is_some()).then_some((shown, after))
@@ -77,7 +77,7 @@ fn link_for(
     let most = profile.link.pinned.median;
     let seconds = |link: f64| {
         let tried = Learned {
-            link_beside_cpu: Some(link),
+            link_during_cpu: Some(link),
             ..known.clone()
         };
         priced(&tried).seconds

@@ -75,8 +75,8 @@ pub fn attention_seconds(
     profile: &Profile,
     layer: u32,
     rows: u32,
-    cells: u64,
+    kv_tokens: u64,
     on: Processor,
 ) -> f64 {
-    Costs::new(*model, profile).attention_seconds(layer, rows, cells, on)
+    Costs::new(*model, profile).attention_seconds(layer, rows, kv_tokens, on)
 }

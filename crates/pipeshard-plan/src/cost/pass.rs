@@ -140,11 +140,11 @@ impl Costs<'_> {
         cost.link += at(script.fetched_bytes, self.profile.link.pinned.median);
         let streamed = streamed + script.fetched_bytes;
         cost.bytes_streamed = streamed.round() as u64;
-        self.bound(&mut cost, script, streamed + script.cell_bytes);
+        self.bound(&mut cost, script, streamed + script.host_kv_bytes);
         cost
     }
 
-    /// `moved`: bytes that cross the link, of weights and of cells.
+    /// `moved`: bytes that cross the link, of weights and of KV cache.
     fn bound(&self, cost: &mut PassCost, script: &Script, moved: f64) {
         let (link, memory) = (&self.profile.link, &self.profile.memory);
         let rate = or(link.pinned.median, f64::INFINITY);

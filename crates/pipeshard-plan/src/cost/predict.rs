@@ -5,12 +5,12 @@ use super::table::Costs;
 use super::types::{PassCost, PassShape, Prediction, Workload};
 use crate::plan::Plan;
 
-/// Passes that differ in the cells before them alone.
+/// Passes that differ only in the tokens before them.
 struct Alike {
     rows: u32,
     sequences: u32,
     outputs: u32,
-    cells: Vec<u64>,
+    kv_tokens: Vec<u64>,
 }
 
 impl Costs<'_> {
@@ -34,7 +34,7 @@ impl Costs<'_> {
             PassShape {
                 rows: sequences,
                 sequences,
-                cells: u64::from(workload.prompt) + u64::from(workload.generated / 2),
+                kv_tokens: u64::from(workload.prompt) + u64::from(workload.generated / 2),
                 outputs: sequences,
             },
         );
@@ -82,19 +82,19 @@ impl Costs<'_> {
                     == (shape.rows, shape.sequences, shape.outputs)
             };
             match kinds.iter_mut().find(like) {
-                Some(kind) => kind.cells.push(shape.cells),
+                Some(kind) => kind.kv_tokens.push(shape.kv_tokens),
                 None => kinds.push(Alike {
                     rows: shape.rows,
                     sequences: shape.sequences,
                     outputs: shape.outputs,
-                    cells: vec![shape.cells],
+                    kv_tokens: vec![shape.kv_tokens],
                 }),
             }
         }
         let nothing = PassShape {
             rows: 0,
             sequences: 1,
-            cells: 0,
+            kv_tokens: 0,
             outputs: 0,
         };
         let Some(first) = first else {
@@ -109,32 +109,32 @@ impl Costs<'_> {
 
     /// The sum over passes that are alike: three are priced, the others interpolated.
     fn alike(&self, plan: &Plan, kind: &Alike) -> PassCost {
-        let mut cells = kind.cells.clone();
-        cells.sort_unstable();
-        let price = |cells: u64| {
+        let mut kv_tokens = kind.kv_tokens.clone();
+        kv_tokens.sort_unstable();
+        let price = |kv_tokens: u64| {
             self.pass(
                 plan,
                 PassShape {
                     rows: kind.rows,
                     sequences: kind.sequences,
-                    cells,
+                    kv_tokens,
                     outputs: kind.outputs,
                 },
             )
         };
-        let last = cells.len() - 1;
-        let mut knots = vec![cells[0], cells[last / 2], cells[last]];
+        let last = kv_tokens.len() - 1;
+        let mut knots = vec![kv_tokens[0], kv_tokens[last / 2], kv_tokens[last]];
         knots.dedup();
-        let priced: Vec<PassCost> = knots.iter().map(|&cells| price(cells)).collect();
+        let priced: Vec<PassCost> = knots.iter().map(|&kv_tokens| price(kv_tokens)).collect();
         // each pass counts for the knots on either side, by its distance to them
         let mut weights = vec![0.0; knots.len()];
-        for cells in cells {
-            let above = knots.partition_point(|&knot| knot < cells);
+        for kv_tokens in kv_tokens {
+            let above = knots.partition_point(|&knot| knot < kv_tokens);
             match above {
                 0 => weights[0] += 1.0,
                 above => {
                     let (low, high) = (knots[above - 1], knots[above]);
-                    let share = (cells - low) as f64 / (high - low) as f64;
+                    let share = (kv_tokens - low) as f64 / (high - low) as f64;
                     weights[above - 1] += 1.0 - share;
                     weights[above] += share;
                 }
@@ -161,7 +161,7 @@ fn pass_at(at: u64, each: u64, tokens: u64, ubatch: u32) -> PassShape {
         rows: small(rows),
         sequences: small(touched).max(1),
         // where several sequences share a pass, only the first has tokens before it
-        cells: (at % each) / touched.max(1),
+        kv_tokens: (at % each) / touched.max(1),
         outputs: small(ended),
     }
 }

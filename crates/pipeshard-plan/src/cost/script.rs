@@ -19,7 +19,7 @@ pub(super) struct Act {
     pub seconds: f64,
     /// Seconds while the copy lane is busy.
     pub copy_busy: f64,
-    /// Of these, seconds in which it copies cells and has the link to itself.
+    /// Of these, seconds in which it copies KV cache and has the link to itself.
     pub link: f64,
     /// Of these, seconds in which the device computes its share behind the CPU's.
     pub device: f64,
@@ -61,8 +61,8 @@ pub(super) struct Script {
     pub cpu_bytes: f64,
     /// Bytes of experts that the device fetches while the CPU computes others.
     pub fetched_bytes: f64,
-    /// Bytes of cells that are copied from host memory.
-    pub cell_bytes: f64,
+    /// Bytes of KV cache that are copied from host memory.
+    pub host_kv_bytes: f64,
 }
 
 /// A step whose experts are computed by both processors.
@@ -92,7 +92,7 @@ impl Costs<'_> {
         let mut used: Vec<usize> = Vec::new();
         let mut copies: Vec<Copy> = Vec::new();
         let mut acts: Vec<Act> = Vec::with_capacity(self.steps.steps.len());
-        let (mut cpu_bytes, mut fetched_bytes, mut cell_bytes) = (0.0, 0.0, 0.0);
+        let (mut cpu_bytes, mut fetched_bytes, mut host_kv_bytes) = (0.0, 0.0, 0.0);
         let by_both = plan.shared_with_device(rows);
         let mut head_on_device = false;
         for step in &self.steps.steps {
@@ -108,12 +108,12 @@ impl Costs<'_> {
                 Work::Small => (Processor::Gpu, None),
                 Work::Attention { layer, kind } => {
                     let host = plan.kv.iter().any(|kv| kv.layer == layer && !kv.device);
-                    let mut times = self.attend(kind, sees, shape.sequences, shape.cells);
-                    let copied = host && sees >= plan.host_cells_min_rows;
+                    let mut times = self.attend(kind, sees, shape.sequences, shape.kv_tokens);
+                    let copied = host && sees >= plan.host_kv_min_rows;
                     if copied && sees > 0 {
-                        link = self.cells_copied(times);
+                        link = self.kv_copied(times);
                         times.gpu += link;
-                        cell_bytes += times.cells;
+                        host_kv_bytes += times.kv_bytes;
                         acts.push(self.store(step, sees));
                         takes = 0.0;
                     }
@@ -208,7 +208,7 @@ impl Costs<'_> {
             wants_result: shape.outputs > 0,
             cpu_bytes,
             fetched_bytes,
-            cell_bytes,
+            host_kv_bytes,
             copies,
             acts,
         }
@@ -252,17 +252,17 @@ impl Costs<'_> {
         })
     }
 
-    /// Seconds to copy the cells that an attention is given from host memory.
-    fn cells_copied(&self, times: Times) -> f64 {
-        at(times.cells, self.profile.link.pinned.median)
+    /// Seconds to copy the KV cache that an attention is given from host memory.
+    fn kv_copied(&self, times: Times) -> f64 {
+        at(times.kv_bytes, self.profile.link.pinned.median)
     }
 
-    /// What the CPU does before cells in host memory are copied for `attention`: it puts those of the batch there, keys and values.
+    /// What the CPU does before KV cache in host memory is copied for `attention`: it stores the batch's keys and values there.
     fn store(&self, attention: &Step, rows: u32) -> Act {
         // what attention takes besides are queries, as many as it leaves
-        let cells = attention.takes - attention.leaves;
+        let stored = attention.takes - attention.leaves;
         let host = &self.profile.host;
-        let floats = STORES * host.store_row + host.store_float * cells;
+        let floats = STORES * host.store_row + host.store_float * stored;
         let seconds = STORES * self.profile.overheads.cpu_op.median + floats * f64::from(rows);
         Act {
             on: Processor::Cpu,
@@ -271,21 +271,21 @@ impl Costs<'_> {
             link: 0.0,
             device: 0.0,
             group: None,
-            takes: cells,
+            takes: stored,
             leaves: 0.0,
             rows,
             released: 0,
         }
     }
 
-    /// From how many tokens on the device attends to `cells` cells of each sequence in host memory, which are copied for it: 1, 2
+    /// From how many tokens on the device attends to `kv_tokens` tokens of each sequence in host memory, which are copied for it: 1, 2
     /// or `u32::MAX`. llama.cpp reserves compute buffers for a full ubatch and for a token of each sequence, so where the CPU
     /// is faster with few tokens only those of a single sequence may be left to it.
-    pub(crate) fn device_attends_from(&self, cells: u64, sequences: u32) -> u32 {
+    pub(crate) fn device_attends_from(&self, kv_tokens: u64, sequences: u32) -> u32 {
         let faster = |rows: u32| {
             (0..self.steps.caches.len()).all(|kind| {
-                let times = self.attend(kind as u16, rows, 1, cells);
-                times.gpu + self.cells_copied(times) <= times.cpu
+                let times = self.attend(kind as u16, rows, 1, kv_tokens);
+                times.gpu + self.kv_copied(times) <= times.cpu
             })
         };
         match (faster(MANY_TOKENS), sequences > 1 || faster(1)) {
@@ -322,10 +322,11 @@ impl Costs<'_> {
         let host = &self.profile.host;
         let mask = match self.model.inventory.kv.layers.is_empty() {
             true => 0.0,
-            // the first token of a sequence is compared with all cells, the others begin with the row before theirs
+            // the first token of a sequence is compared with all tokens, the others begin with the row before theirs
             false => {
-                let cells = shape.cells as f64 + own;
-                sequences * cells * host.mask_look + (rows - sequences) * cells * host.mask_copy
+                let kv_tokens = shape.kv_tokens as f64 + own;
+                sequences * kv_tokens * host.mask_look
+                    + (rows - sequences) * kv_tokens * host.mask_copy
             }
         };
         let width = f64::from(self.model.inventory.embedding_length);

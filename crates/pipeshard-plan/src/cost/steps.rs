@@ -25,7 +25,7 @@ pub(super) enum Rows {
 pub(super) enum Work {
     /// A product with a unit's weights.
     Weights { unit: u32, op: OpId },
-    /// Attention over the cells of a layer, of a kind of cache.
+    /// Attention over the KV cache of a layer, of a kind of cache.
     Attention { layer: u32, kind: u16 },
     /// A norm and its like.
     Small,
@@ -153,7 +153,7 @@ impl Steps {
         let mixes = |t: &TensorInfo| matches!(t.role, Role::Attention | Role::Recurrent);
         let mixed = tensors.iter().rposition(mixes).map_or(0, |at| at + 1);
         let recurrent = tensors.iter().any(|t| t.role == Role::Recurrent);
-        // layers without cells of their own read those of a layer before
+        // layers without a KV cache read that of an earlier layer
         let attends = own.is_some() || (!recurrent && mixed > 0 && tensors.iter().any(projects));
         let attention_at = match cache.filter(|_| attends) {
             Some(_) => tensors[..mixed].iter().position(projects).unwrap_or(mixed),

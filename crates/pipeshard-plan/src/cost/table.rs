@@ -17,10 +17,10 @@ pub(super) struct Times {
     pub cpu: f64,
     /// On the CPU, while the copy lane reads host memory too.
     pub cpu_copy_busy: f64,
-    /// Bytes of weights or cells that are read.
+    /// Bytes of weights or KV cache that are read.
     pub bytes: f64,
-    /// Bytes of all cells that an attention is given, those behind its first tokens too, which only the later ones look at.
-    pub cells: f64,
+    /// Bytes of all KV cache that an attention is given, also of the tokens that only later rows look at.
+    pub kv_bytes: f64,
 }
 
 impl Times {
@@ -42,7 +42,7 @@ pub struct Costs<'a> {
     pub(super) steps: Steps,
     /// Per operation: batch sizes that were asked for.
     products: RefCell<Vec<Vec<(u32, Times)>>>,
-    /// By kind, tokens of each sequence, cells that they see on average, and cells that they are given.
+    /// By kind, tokens of each sequence, KV tokens that they see on average, and KV tokens that they are given.
     attention: RefCell<HashMap<(u16, u32, u64, u64), Times>>,
 }
 
@@ -66,15 +66,15 @@ impl<'a> Costs<'a> {
         op.map_or(0.0, |op| self.product(op, rows).on(on))
     }
 
-    /// Seconds that `rows` tokens of one sequence, which has `cells` tokens in its cache already, take for the attention of a
+    /// Seconds that `rows` tokens of one sequence, which has `kv_tokens` tokens in its cache already, take for the attention of a
     /// layer. 0 for a layer without a cache of its own.
-    pub fn attention_seconds(&self, layer: u32, rows: u32, cells: u64, on: Processor) -> f64 {
+    pub fn attention_seconds(&self, layer: u32, rows: u32, kv_tokens: u64, on: Processor) -> f64 {
         let mut steps = self.steps.steps.iter();
         let kind = steps.find_map(|step| match step.work {
             super::steps::Work::Attention { layer: of, kind } if of == layer => Some(kind),
             _ => None,
         });
-        kind.map_or(0.0, |kind| self.attend(kind, rows, 1, cells).on(on))
+        kind.map_or(0.0, |kind| self.attend(kind, rows, 1, kv_tokens).on(on))
     }
 
     /// Seconds to move an activation of so many elements per token to the other processor.
@@ -127,8 +127,8 @@ impl<'a> Costs<'a> {
         times
     }
 
-    /// Attention of `rows` tokens, evenly of `sequences` sequences, each of which has `cells` tokens in its cache already.
-    pub(super) fn attend(&self, kind: u16, rows: u32, sequences: u32, cells: u64) -> Times {
+    /// Attention of `rows` tokens, evenly of `sequences` sequences, each of which has `kv_tokens` tokens in its cache already.
+    pub(super) fn attend(&self, kind: u16, rows: u32, sequences: u32, kv_tokens: u64) -> Times {
         let Some(cache) = self.steps.caches.get(usize::from(kind)) else {
             return Times::default();
         };
@@ -137,10 +137,10 @@ impl<'a> Costs<'a> {
         // a token sees the ones before it, so half of the batch on average
         let own = u64::from(each).div_ceil(2);
         let window = cache.window.map_or(u64::MAX, u64::from);
-        // each sequence's tokens see its own cells alone
+        // a sequence's tokens see only their own sequence
         let behind = |own: u64| {
-            let cells = cells.min(window).saturating_add(own);
-            cells.saturating_mul(u64::from(sequences))
+            let kv_tokens = kv_tokens.min(window).saturating_add(own);
+            kv_tokens.saturating_mul(u64::from(sequences))
         };
         let (seen, given) = (behind(own), behind(u64::from(each)));
         let key = (kind, each, seen, given);
@@ -148,9 +148,9 @@ impl<'a> Costs<'a> {
             return times;
         }
         let (type_k, type_v) = (self.model.type_k, self.model.type_v);
-        let over = |cells| cache.heads.attention(type_k, type_v, cells);
+        let over = |kv_tokens| cache.heads.attention(type_k, type_v, kv_tokens);
         let times = Times {
-            cells: over(given).work(each).bytes,
+            kv_bytes: over(given).work(each).bytes,
             ..self.times(&over(seen), each, 0.0)
         };
         self.attention.borrow_mut().insert(key, times);
@@ -168,7 +168,7 @@ impl<'a> Costs<'a> {
             cpu: cpu + traffic,
             cpu_copy_busy: busy.max(cpu) + traffic,
             bytes: op.work(rows).bytes,
-            cells: 0.0,
+            kv_bytes: 0.0,
         }
     }
 }
@@ -201,14 +201,15 @@ mod tests {
     fn the_price_of_attention_does_not_depend_on_what_was_asked_before() {
         let model = SMALL.inventory();
         let profile = Machine::measured().profile();
-        // both see 1032 cells on average for each of 64 tokens, and are given 1064 and 1096
+        // both see 1032 KV tokens on average for each of 64 tokens, and are given 1064 and 1096
         let asked = [(64, 1, 1000), (128, 2, 484)];
-        let alone = asked.map(|(rows, sequences, cells)| {
-            Costs::new(shape(&model), &profile).attend(0, rows, sequences, cells)
+        let alone = asked.map(|(rows, sequences, kv_tokens)| {
+            Costs::new(shape(&model), &profile).attend(0, rows, sequences, kv_tokens)
         });
-        assert!(alone[0].cells < alone[1].cells, "{alone:?}");
+        assert!(alone[0].kv_bytes < alone[1].kv_bytes, "{alone:?}");
         let costs = Costs::new(shape(&model), &profile);
-        let behind = asked.map(|(rows, sequences, cells)| costs.attend(0, rows, sequences, cells));
+        let behind =
+            asked.map(|(rows, sequences, kv_tokens)| costs.attend(0, rows, sequences, kv_tokens));
         assert_eq!(alone, behind);
     }
 }

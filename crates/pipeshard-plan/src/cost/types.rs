@@ -22,7 +22,7 @@ pub struct PassShape {
     /// Sequences that they belong to, evenly.
     pub sequences: u32,
     /// Tokens of each sequence that are in the KV cache already.
-    pub cells: u64,
+    pub kv_tokens: u64,
     /// Tokens whose logits are wanted.
     pub outputs: u32,
 }

@@ -24,9 +24,9 @@ pub struct Decisions {
     /// [`PlanInput::fetched_by_batches`].
     #[serde(default)]
     pub fetched_by_batches: Vec<BatchFetch>,
-    /// [`PlanInput::host_cells_min_rows`]; none leaves it.
+    /// [`PlanInput::host_kv_min_rows`]; none leaves it.
     #[serde(default)]
-    pub host_cells_min_rows: Option<u32>,
+    pub host_kv_min_rows: Option<u32>,
 }
 
 impl PlanInput {
@@ -49,8 +49,8 @@ impl PlanInput {
         self.fetched_experts = decisions.fetched_experts;
         self.fetched_by_batches
             .clone_from(&decisions.fetched_by_batches);
-        if let Some(rows) = decisions.host_cells_min_rows {
-            self.host_cells_min_rows = rows;
+        if let Some(rows) = decisions.host_kv_min_rows {
+            self.host_kv_min_rows = rows;
         }
         self.expert_min_rows = decisions.expert_min_rows.or(self.expert_min_rows);
     }

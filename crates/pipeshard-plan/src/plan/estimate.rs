@@ -7,7 +7,7 @@
 //! ```text
 //! the larger of
 //!   layers      u × 4 × 4 × n_embd       (embeddings, the stream, its normalised copy, a result)
-//!             + u × 2 × cells            (a mask; two where some layers look back over a window)
+//!             + u × 2 × KV tokens        (a mask; two where some layers look back over a window)
 //!             + the largest of, for any layer,
 //!                 attention   u × 4 × (rows of q, k, v, … + columns of the output projection)
 //!                 FFN         u × 4 × (columns of down + the larger of rows of gate and up,
@@ -33,14 +33,14 @@ const BASE: u64 = 1 << 20;
 /// Saturates.
 pub fn estimate_scratch(inventory: &Inventory, ubatch: u32, ctx: u32, outputs: u32) -> u64 {
     let tokens = u64::from(ubatch.min(ctx)).max(1);
-    let cells = u64::from(ctx).next_multiple_of(CONTEXT_PADDING);
+    let kv_tokens = u64::from(ctx).next_multiple_of(CONTEXT_PADDING);
     let width = u64::from(inventory.embedding_length);
 
     let mask = |windowed| {
         let layers = inventory.kv.layers.iter();
         let layers = layers.filter(|layer| layer.window.is_some() == windowed);
-        let cells = layers.map(|layer| layer.cells(cells, tokens, 1));
-        cells.max().unwrap_or(0).saturating_mul(F16)
+        let kv_tokens = layers.map(|layer| layer.kv_tokens(kv_tokens, tokens, 1));
+        kv_tokens.max().unwrap_or(0).saturating_mul(F16)
     };
     let layers = 0..inventory.layer_count;
     let busiest = layers.map(|layer| layer_elements(inventory, layer)).max();

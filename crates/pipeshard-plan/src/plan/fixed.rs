@@ -55,7 +55,7 @@ impl FixedPlan {
             tiers: plan.tiers.iter().map(tier).collect(),
             fetched_experts: plan.fetched_experts,
             fetched_by_batches: plan.fetched_by_batches.clone(),
-            host_cells_min_rows: plan.host_cells_min_rows,
+            host_kv_min_rows: plan.host_kv_min_rows,
             dropped_percent: 0,
         }
     }
@@ -215,7 +215,7 @@ impl<'a> Work<'a> {
             kv,
             fetched_experts: fetched.single,
             fetched_by_batches: fetched.batches,
-            host_cells_min_rows: self.fixed.host_cells_min_rows,
+            host_kv_min_rows: self.fixed.host_kv_min_rows,
             ledger,
         }
     }

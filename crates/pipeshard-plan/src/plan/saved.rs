@@ -92,7 +92,7 @@ impl ModelIdentity {
 /// What the context was when the plan was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanSettings {
-    /// Cells of the KV cache, of all sequences together.
+    /// Tokens of the KV cache, of all sequences together.
     pub context: u64,
     /// Tokens per ubatch.
     pub ubatch: u32,

@@ -324,7 +324,7 @@ impl<'a> Problem<'a> {
             kv,
             fetched_experts: fetched.single,
             fetched_by_batches: fetched.batches,
-            host_cells_min_rows: input.host_cells_min_rows,
+            host_kv_min_rows: input.host_kv_min_rows,
             ledger,
         }
     }

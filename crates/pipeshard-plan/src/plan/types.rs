@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the JSON form of [`Plan`]; raised whenever a reader of the old form would be misled.
-pub const PLAN_SCHEMA_VERSION: u32 = 2;
+pub const PLAN_SCHEMA_VERSION: u32 = 3;
 
 const MIB: u64 = 1 << 20;
 
@@ -165,10 +165,10 @@ pub struct PlanInput {
     /// The same for each token of small batches, ascending; larger ones are not served like that.
     #[serde(default)]
     pub fetched_by_batches: Vec<BatchFetch>,
-    /// Batches of at least so many tokens attend on the device to cells that are in host memory, which are copied for it; smaller
+    /// Batches of at least so many tokens attend on the device to KV cache in host memory, which is copied for it; smaller
     /// ones on the CPU.
-    #[serde(default = "host_cells_min_rows")]
-    pub host_cells_min_rows: u32,
+    #[serde(default = "host_kv_min_rows")]
+    pub host_kv_min_rows: u32,
     /// Residents are packed into chunks of about this size.
     pub chunk_target: u64,
     /// What an earlier plan decided: placed as it says.
@@ -205,14 +205,14 @@ impl PlanInput {
             chosen_percent: 90,
             fetched_experts: 0,
             fetched_by_batches: Vec::new(),
-            host_cells_min_rows: host_cells_min_rows(),
+            host_kv_min_rows: host_kv_min_rows(),
             chunk_target: 64 * MIB,
             fixed: None,
         }
     }
 }
 
-fn host_cells_min_rows() -> u32 {
+fn host_kv_min_rows() -> u32 {
     1
 }
 
@@ -401,9 +401,9 @@ pub struct Plan {
     /// [`PlanInput::fetched_by_batches`].
     #[serde(default)]
     pub fetched_by_batches: Vec<BatchFetch>,
-    /// [`PlanInput::host_cells_min_rows`].
-    #[serde(default = "host_cells_min_rows")]
-    pub host_cells_min_rows: u32,
+    /// [`PlanInput::host_kv_min_rows`].
+    #[serde(default = "host_kv_min_rows")]
+    pub host_kv_min_rows: u32,
     /// What the budget is spent on.
     pub ledger: Ledger,
 }
@@ -425,9 +425,9 @@ pub struct FixedPlan {
     /// The same for each token of small batches.
     #[serde(default)]
     pub fetched_by_batches: Vec<BatchFetch>,
-    /// [`PlanInput::host_cells_min_rows`].
-    #[serde(default = "host_cells_min_rows")]
-    pub host_cells_min_rows: u32,
+    /// [`PlanInput::host_kv_min_rows`].
+    #[serde(default = "host_kv_min_rows")]
+    pub host_kv_min_rows: u32,
     /// The largest share of the residents' bytes that may be dropped, in percent.
     pub dropped_percent: u32,
 }

@@ -7,7 +7,7 @@ use pipeshard_model::inventory::DType;
 /// What an operation moves and computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Work {
-    /// Bytes of weights or KV cells that are read.
+    /// Bytes of weights or KV cache that are read.
     pub bytes: f64,
     /// Floating-point operations.
     pub flops: f64,
@@ -47,12 +47,16 @@ impl Op {
                 kv_heads,
                 type_k,
                 type_v,
-                cells,
+                kv_tokens,
             } => {
                 let width = u64::from(*head) * u64::from(*kv_heads);
                 Work {
-                    bytes: matrix(type_k, width, *cells) + matrix(type_v, width, *cells),
-                    flops: 4.0 * f64::from(*head) * f64::from(*heads) * *cells as f64 * tokens_f,
+                    bytes: matrix(type_k, width, *kv_tokens) + matrix(type_v, width, *kv_tokens),
+                    flops: 4.0
+                        * f64::from(*head)
+                        * f64::from(*heads)
+                        * *kv_tokens as f64
+                        * tokens_f,
                 }
             }
         }

@@ -14,7 +14,7 @@ impl Learned {
     /// Whether its figures can be those of a machine.
     pub(super) fn is_possible(&self) -> bool {
         let positive = |figure: f64| figure.is_finite() && figure > 0.0;
-        positive(self.cpu) && self.link_beside_cpu.is_none_or(positive)
+        positive(self.cpu) && self.link_during_cpu.is_none_or(positive)
     }
 
     /// What lies between what was known before and this, in logarithms: the closer to this, the more passes said so. What a run says
@@ -23,14 +23,14 @@ impl Learned {
         let passes = self.passes as f64;
         let weight = passes / (passes + CONVINCING);
         let between = |a: f64, b: f64| a * (b / a).powf(weight);
-        let (known, shown) = (before.link_beside_cpu, self.link_beside_cpu);
+        let (known, shown) = (before.link_during_cpu, self.link_during_cpu);
         let link = known.or(shown).map(|either| {
             let measured = if measured > 0.0 { measured } else { either };
             between(known.unwrap_or(measured), shown.unwrap_or(measured))
         });
         Learned {
             cpu: between(before.cpu, self.cpu),
-            link_beside_cpu: link,
+            link_during_cpu: link,
             passes: before.passes.saturating_add(self.passes),
             ..self
         }
@@ -41,7 +41,7 @@ impl Learned {
         Learned {
             model,
             cpu: 1.0,
-            link_beside_cpu: None,
+            link_during_cpu: None,
             passes: 0,
         }
     }
@@ -114,7 +114,7 @@ impl Profile {
         profile.memory.cpu.median /= learned.cpu;
         profile.memory.cpu_copy_busy.median /= learned.cpu;
         profile.cpu.bytes /= learned.cpu;
-        if let Some(link) = learned.link_beside_cpu {
+        if let Some(link) = learned.link_during_cpu {
             profile.link.pinned_cpu_busy.median = link.min(profile.link.pinned.median);
         }
         profile
@@ -137,7 +137,7 @@ mod tests {
         Learned {
             model: "a model".to_owned(),
             cpu,
-            link_beside_cpu: link,
+            link_during_cpu: link,
             passes: 10,
         }
     }
@@ -199,11 +199,11 @@ mod tests {
         profile.link.pinned_cpu_busy.median = 40e9;
         profile.learn(shown(4.0, None, 32));
         let known = profile.learned_of("a model").unwrap();
-        assert_eq!((known.cpu, known.link_beside_cpu), (2.0, None));
+        assert_eq!((known.cpu, known.link_during_cpu), (2.0, None));
         profile.learn(shown(0.5, Some(10e9), 32));
         let known = profile.learned_of("a model").unwrap();
         assert!((known.cpu - 1.0).abs() < 1e-9 && known.passes == 64);
-        assert!((known.link_beside_cpu.unwrap() / 20e9 - 1.0).abs() < 1e-9);
+        assert!((known.link_during_cpu.unwrap() / 20e9 - 1.0).abs() < 1e-9);
         assert_eq!(profile.learned.len(), 1);
         assert_eq!(profile.learned_of("another"), None);
     }
@@ -214,7 +214,7 @@ mod tests {
             let mut profile = Profile::assumed();
             profile.link.pinned_cpu_busy.median = 42e9;
             profile.learn(shown(1.0, Some(21e9), passes));
-            profile.learned[0].link_beside_cpu.unwrap() / 1e9
+            profile.learned[0].link_during_cpu.unwrap() / 1e9
         };
         assert!((34.0..38.0).contains(&link_after(10)), "{}", link_after(10));
         assert!((21.0..22.0).contains(&link_after(1000)));
@@ -227,7 +227,7 @@ mod tests {
         profile.learn(shown(2.0, Some(measured / 2.0), 1000));
         (0..20).for_each(|_| profile.learn(shown(2.0, None, 32)));
         let known = profile.learned_of("a model").unwrap();
-        let link = known.link_beside_cpu.unwrap();
+        let link = known.link_during_cpu.unwrap();
         assert!((link / measured - 1.0).abs() < 1e-3, "{link} {measured}");
         assert!((known.cpu / 2.0 - 1.0).abs() < 0.03);
         // a profile that says nothing of it
@@ -235,6 +235,6 @@ mod tests {
         profile.learned.clear();
         profile.learn(shown(1.0, Some(20e9), 10));
         profile.learn(shown(1.0, None, 10));
-        assert_eq!(profile.learned[0].link_beside_cpu, Some(20e9));
+        assert_eq!(profile.learned[0].link_during_cpu, Some(20e9));
     }
 }

@@ -268,7 +268,7 @@ impl WhatIf {
             self.share_memory(&before, &mut after);
             // what runs have shown of the two is about another memory or link
             for learned in &mut after.learned {
-                learned.link_beside_cpu = None;
+                learned.link_during_cpu = None;
             }
         }
         let rooflines = [after.cpu, after.gpu];

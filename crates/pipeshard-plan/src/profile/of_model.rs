@@ -102,8 +102,8 @@ impl Heads {
         })
     }
 
-    /// Attention over `cells` tokens. Where no values are stored, their type is empty.
-    pub fn attention(&self, type_k: &str, type_v: &str, cells: u64) -> Op {
+    /// Attention over `kv_tokens` tokens. Where no values are stored, their type is empty.
+    pub fn attention(&self, type_k: &str, type_v: &str, kv_tokens: u64) -> Op {
         Op::Attention {
             head: self.size,
             heads: self.queries,
@@ -113,7 +113,7 @@ impl Heads {
                 true => type_v.to_owned(),
                 false => String::new(),
             },
-            cells,
+            kv_tokens,
         }
     }
 }

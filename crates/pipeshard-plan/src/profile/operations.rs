@@ -27,7 +27,7 @@ impl Effort {
     }
 
     /// Lengths of the KV cache at which attention is measured.
-    fn cells(self) -> &'static [u64] {
+    fn kv_tokens(self) -> &'static [u64] {
         match self {
             Effort::Quick => &[1024, 16384],
             Effort::Full => &[512, 2048, 8192, 32768],
@@ -36,7 +36,7 @@ impl Effort {
 }
 
 impl Op {
-    /// Bytes of the weights or KV cells that it is given.
+    /// Bytes of the weights or KV cache that it is given.
     pub fn operand_bytes(&self) -> u64 {
         let matrix = |type_name: &str, shape| {
             DType::from_name(type_name).map_or(0, |dtype| dtype.device_bytes(shape))
@@ -59,16 +59,16 @@ impl Op {
                 kv_heads,
                 type_k,
                 type_v,
-                cells,
+                kv_tokens,
                 ..
             } => {
-                let shape = [u64::from(*head) * u64::from(*kv_heads), *cells, 1, 1];
+                let shape = [u64::from(*head) * u64::from(*kv_heads), *kv_tokens, 1, 1];
                 matrix(type_k, shape) + matrix(type_v, shape)
             }
         }
     }
 
-    /// The same with fewer rows, experts or cells, so that its operand takes at most `bytes`; none where nothing sensible is left.
+    /// The same with fewer rows, experts or KV tokens, so that its operand takes at most `bytes`; none where nothing sensible is left.
     fn within(&self, bytes: u64) -> Option<Op> {
         let mut op = self.clone();
         let whole = self.operand_bytes().max(1);
@@ -85,11 +85,11 @@ impl Op {
                 *experts = u64::from(*experts).min(share(u64::from(*experts))) as u32;
                 (*experts >= *used).then_some(op)
             }
-            Op::Attention { cells, .. } => {
-                if *cells > share(*cells) {
-                    *cells = share(*cells) / 256 * 256;
+            Op::Attention { kv_tokens, .. } => {
+                if *kv_tokens > share(*kv_tokens) {
+                    *kv_tokens = share(*kv_tokens) / 256 * 256;
                 }
-                (*cells > 0).then_some(op)
+                (*kv_tokens > 0).then_some(op)
             }
         }
     }
@@ -147,8 +147,8 @@ pub fn operations(
     let heads = attending.and_then(|kv| Heads::of_layer(inventory, kv.layer));
     // latent attention reads its values out of the keys, which no graph here does
     if let Some(heads) = heads.filter(|heads| heads.values) {
-        for &cells in effort.cells() {
-            match heads.attention(type_k, type_v, cells).within(limit) {
+        for &kv_tokens in effort.kv_tokens() {
+            match heads.attention(type_k, type_v, kv_tokens).within(limit) {
                 Some(op) if !chosen.contains(&op) => chosen.push(op),
                 _ => {}
             }
@@ -164,13 +164,13 @@ pub fn usual_operations(device_memory: u64, effort: Effort) -> Vec<Op> {
         columns,
         rows,
     };
-    let attention = |cells: &u64| Op::Attention {
+    let attention = |kv_tokens: &u64| Op::Attention {
         head: 128,
         heads: 32,
         kv_heads: 8,
         type_k: "f16".to_owned(),
         type_v: "f16".to_owned(),
-        cells: *cells,
+        kv_tokens: *kv_tokens,
     };
     let mut all = vec![
         product("f16", 4096, 14336),
@@ -186,7 +186,7 @@ pub fn usual_operations(device_memory: u64, effort: Effort) -> Vec<Op> {
             used: 8,
         },
     ];
-    all.extend(effort.cells().iter().map(attention));
+    all.extend(effort.kv_tokens().iter().map(attention));
     let limit = operand_limit(device_memory);
     all.iter().filter_map(|op| op.within(limit)).collect()
 }
@@ -313,7 +313,7 @@ mod tests {
                 kv_heads: 4,
                 type_k: "f16".to_owned(),
                 type_v: "f16".to_owned(),
-                cells: 16384,
+                kv_tokens: 16384,
             })
         );
         let routers = |op: &&Op| matches!(op, Op::Product { type_name, .. } if type_name == "f32");

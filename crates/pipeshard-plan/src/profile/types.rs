@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Version of the JSON form of [`Profile`]; a file of another version is measured again.
-pub const PROFILE_SCHEMA_VERSION: u32 = 2;
+pub const PROFILE_SCHEMA_VERSION: u32 = 3;
 
 /// Who computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -131,7 +131,7 @@ pub struct Overheads {
 /// Bandwidth and arithmetic rate of a processor: what its operations cannot be faster than.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Roofline {
-    /// Bytes of weights or KV cells per second.
+    /// Bytes of weights or KV cache per second.
     pub bytes: f64,
     /// Floating-point operations per second in large products.
     pub flops: f64,
@@ -166,7 +166,7 @@ pub enum Op {
         /// Experts that a token uses.
         used: u32,
     },
-    /// Attention over a KV cache of `cells` tokens (flash attention). `rows` of a [`Point`] are the tokens that look back.
+    /// Attention over a KV cache of `kv_tokens` tokens (flash attention). `rows` of a [`Point`] are the tokens that look back.
     Attention {
         /// Elements of a head's key.
         head: u32,
@@ -179,7 +179,7 @@ pub enum Op {
         /// ggml's name of the values' type.
         type_v: String,
         /// Tokens in the cache.
-        cells: u64,
+        kv_tokens: u64,
     },
 }
 
@@ -207,13 +207,13 @@ impl fmt::Display for Op {
                 kv_heads,
                 type_k,
                 type_v,
-                cells,
+                kv_tokens,
             } => {
                 write!(f, "attention {heads}/{kv_heads}×{head} {type_k}")?;
                 if type_k != type_v {
                     write!(f, "+{type_v}")?;
                 }
-                write!(f, ", {cells} tokens in the KV cache")
+                write!(f, ", {kv_tokens} tokens in the KV cache")
             }
         }
     }
@@ -254,7 +254,7 @@ pub struct Learned {
     pub cpu: f64,
     /// Bytes per second that the link moves while the CPU computes; none where no run said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub link_beside_cpu: Option<f64>,
+    pub link_during_cpu: Option<f64>,
     /// Passes that said so.
     pub passes: u64,
 }

@@ -87,8 +87,8 @@ impl ContextRequest {
         let bytes = layers.map(|layer| {
             let tokens = match self.shared_cache {
                 _ if self.full_windows => each * parts,
-                true => layer.cells(each, u64::from(ubatch), sequences),
-                false => layer.cells(each, u64::from(ubatch), 1) * parts,
+                true => layer.kv_tokens(each, u64::from(ubatch), sequences),
+                false => layer.kv_tokens(each, u64::from(ubatch), 1) * parts,
             };
             KvLayer {
                 layer: layer.layer,

@@ -11,7 +11,7 @@ use pipeshard_model::inventory::Inventory;
 use serde::{Deserialize, Serialize};
 
 /// Version of the JSON form of [`KeptPlan`]; a file of another one is no plan.
-pub const KEPT_PLAN_SCHEMA: u32 = 1;
+pub const KEPT_PLAN_SCHEMA: u32 = 2;
 
 /// JSON, or nothing where a value has none, which no profile and no inventory is.
 fn json(value: &impl Serialize) -> String {

@@ -7,7 +7,7 @@ use pipeshard_model::inventory::Inventory;
 use serde::{Deserialize, Serialize};
 
 /// Version of the JSON form of [`Observation`]; a file of another one is none.
-pub const OBSERVATION_SCHEMA: u32 = 1;
+pub const OBSERVATION_SCHEMA: u32 = 2;
 
 /// Passes of one shape that a run had under one plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -200,11 +200,11 @@ impl Descent<'_> {
 
     /// The same under a plan that was made.
     fn pass_seconds(&self, made: &Plan, rows: u32) -> f64 {
-        let cells = u64::from(self.workload.prompt / rows.max(1));
+        let kv_tokens = u64::from(self.workload.prompt / rows.max(1));
         let shape = PassShape {
             rows,
             sequences: rows,
-            cells,
+            kv_tokens,
             outputs: rows,
         };
         self.costs.pass(made, shape).seconds

@@ -65,9 +65,9 @@ impl<'a> Descent<'a> {
         // what was decided before stays, whatever is known of the machine by now
         let attends_from =
             || costs.device_attends_from(u64::from(workload.prompt), workload.sequences);
-        input.host_cells_min_rows = decisions.host_cells_min_rows.unwrap_or_else(attends_from);
+        input.host_kv_min_rows = decisions.host_kv_min_rows.unwrap_or_else(attends_from);
         let decisions = Decisions {
-            host_cells_min_rows: None,
+            host_kv_min_rows: None,
             ..decisions
         };
         let mut trial = input.clone();
@@ -96,7 +96,7 @@ impl<'a> Descent<'a> {
         Found {
             ubatches: vec![self.best()],
             decisions: Decisions {
-                host_cells_min_rows: Some(self.input.host_cells_min_rows),
+                host_kv_min_rows: Some(self.input.host_kv_min_rows),
                 ..self.decisions
             },
             prediction: self.weighed.prediction,
@@ -225,7 +225,7 @@ impl<'a> Descent<'a> {
         let (trial, input) = (&mut self.trial, &self.input);
         trial.stream_min_rows = input.stream_min_rows;
         trial.expert_min_rows = input.expert_min_rows;
-        trial.host_cells_min_rows = input.host_cells_min_rows;
+        trial.host_kv_min_rows = input.host_kv_min_rows;
         trial.decide(decisions);
         trial
     }

@@ -90,7 +90,7 @@ fn same_prompts(a: &Plan, b: &Plan, workload: Workload) -> bool {
         _ => false,
     };
     head_alike
-        && a.host_cells_min_rows == b.host_cells_min_rows
+        && a.host_kv_min_rows == b.host_kv_min_rows
         && passes.into_iter().filter(|&rows| rows > 0).all(|rows| {
             let (Some(first), Some(second)) = (a.tier(rows), b.tier(rows)) else {
                 return false;

@@ -89,7 +89,7 @@ impl Machine {
     }
 }
 
-/// What the planner is asked for a model under a budget; f16 cells.
+/// What the planner is asked for a model under a budget; f16 KV cache.
 pub fn plan_input(inventory: &Inventory, budget: u64, context: u64, ubatch: u32) -> PlanInput {
     let units = plan::units_from_inventory(inventory, plan::default_small_threshold(inventory));
     let f16 = DType::from_name("f16").unwrap();
@@ -114,7 +114,7 @@ pub fn all_resident(inventory: &Inventory) -> Plan {
     planned(inventory, 1 << 42, 512, 64)
 }
 
-/// The model as the cost model takes it, with f16 cells.
+/// The model as the cost model takes it, with an f16 KV cache.
 pub fn shape(inventory: &Inventory) -> ModelShape<'_> {
     ModelShape {
         inventory,

@@ -95,7 +95,8 @@ pub fn attention(model: &Inventory) -> usize {
         ..shape(model)
     };
     let costs = Costs::new(priced, &profile);
-    let seconds = |layer, rows, cells| costs.attention_seconds(layer, rows, cells, Processor::Gpu);
+    let seconds =
+        |layer, rows, kv_tokens| costs.attention_seconds(layer, rows, kv_tokens, Processor::Gpu);
     for kv in model.kv.layers.iter().filter(|kv| kv.v_elements > 0) {
         let name = format!("layer {} of {:?}", kv.layer, model.name);
         for (rows, own) in [(1, 1), (512, 256)] {
@@ -105,7 +106,7 @@ pub fn attention(model: &Inventory) -> usize {
             }
             let lengths: Vec<u64> = (measured.iter())
                 .filter_map(|op| match op {
-                    Op::Attention { cells, .. } => Some(*cells),
+                    Op::Attention { kv_tokens, .. } => Some(*kv_tokens),
                     _ => None,
                 })
                 .collect();
@@ -113,7 +114,8 @@ pub fn attention(model: &Inventory) -> usize {
             for length in lengths {
                 let seconds = seconds(kv.layer, rows, length - own);
                 let op = looked_up(&measured, seconds);
-                let is_it = matches!(op, Some(Op::Attention { cells, .. }) if *cells == length);
+                let is_it =
+                    matches!(op, Some(Op::Attention { kv_tokens, .. }) if *kv_tokens == length);
                 assert!(is_it, "{name} takes {seconds} as {op:?} of {measured:?}");
                 looked_up_in += 1;
             }

@@ -21,13 +21,15 @@ use crate::bench::sweep::{middle_first, GridKind, Sweep, CANDIDATES};
 use crate::bench::types::Machine;
 use crate::bench::verdicts::{verdicts, Met};
 use crate::bench::{link, plot, predictions, table};
+use pipeshard::profile::default_threads;
+use pipeshard_cli::habits::{count, threads, NoPrompt};
 use pipeshard_model::size::ByteSize;
 use pipeshard_sim::SimSpec;
 
 const HELP: &str = "\
 Examples:
   pipeshard-lab grids --quick --out results
-  pipeshard-lab grids --model llama3-8b:f16 --vram 4G,8G --prompt 512,4096 --out results
+  pipeshard-lab grids --model llama3-8b:f16 --vram 4G,8G --prompt-tokens 512,4096 --out results
   pipeshard-lab grids --model big=/models/big.gguf --vram 6G --ubatch 2048,4096 --minutes 30
   pipeshard-lab grids --grid contexts --vram 4G,8G --contexts 4K,16K --minutes 8
   pipeshard-lab grids --grid batches --minutes 8
@@ -63,6 +65,9 @@ pub struct BenchArgs {
     #[arg(long = "model", value_name = "MODEL", value_delimiter = ',')]
     models: Option<Vec<String>>,
 
+    #[command(flatten)]
+    no_prompt: NoPrompt,
+
     /// Where models are made
     #[arg(long, value_name = "DIR", default_value = "/dev/shm/pipeshard-models")]
     models_dir: PathBuf,
@@ -88,19 +93,19 @@ pub struct BenchArgs {
     candidates: Option<Vec<String>>,
 
     /// Prompt lengths in tokens [default: 8,32,128,512,2048,4096; quick: 32,512,2048,4096]
-    #[arg(long = "prompt", value_name = "LIST", value_delimiter = ',')]
+    #[arg(long = "prompt-tokens", value_name = "LIST", value_delimiter = ',', value_parser = count)]
     prompts: Option<Vec<u32>>,
 
     /// Ubatches of the search and of everything in VRAM [default: 512,2048,4096; quick: 4096]
-    #[arg(long = "ubatch", value_name = "LIST", value_delimiter = ',')]
+    #[arg(long = "ubatch", value_name = "LIST", value_delimiter = ',', value_parser = count)]
     ubatches: Option<Vec<u32>>,
 
     /// Ubatches of stock --fit [default: 512,2048; quick: 2048]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = count)]
     fit_ubatch: Option<Vec<u32>>,
 
     /// Ubatches that pipeshard is given for longer prompts, besides choosing its own [default: 2048,4096; quick: 2048]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = count)]
     our_ubatch: Option<Vec<u32>>,
 
     /// Passes of so many tokens that pipeshard is measured with alone; 0: none [default: 1,2; quick: none]
@@ -108,11 +113,11 @@ pub struct BenchArgs {
     rows: Option<Vec<u32>>,
 
     /// Tokens to generate; fewer where that would take too long [default: 128; further grids: 64]
-    #[arg(long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = count)]
     generate: Option<u32>,
 
     /// Tokens that are in the context before a generation
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["0"])]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["0"], value_parser = count)]
     depth: Vec<u32>,
 
     /// Repetitions in each process, more for short tests [default: 3]
@@ -135,8 +140,8 @@ pub struct BenchArgs {
     #[arg(long)]
     no_ceiling: bool,
 
-    /// Threads of the CPU [default: all cores]
-    #[arg(short, long, value_name = "N")]
+    /// Threads of the CPU [default: as llama.cpp, one per (performance) core]
+    #[arg(short, long, value_name = "N", value_parser = threads)]
     threads: Option<u32>,
 
     /// A small grid that is done in 5 minutes on an H100
@@ -299,7 +304,6 @@ impl BenchArgs {
     fn settings(&self) -> Result<Settings, String> {
         let program = std::env::current_exe().map_err(|e| e.to_string())?;
         let beside = program.parent().map(PathBuf::from).unwrap_or_default();
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let minutes = self.minutes.or(self.quick.then_some(5.0));
         let limit = match minutes {
             Some(minutes) => Some(
@@ -315,7 +319,7 @@ impl BenchArgs {
             tools: self.tools.clone().unwrap_or(beside),
             program,
             simulated: self.sim.as_ref().map(|spec| spec.0.clone()),
-            threads: self.threads.unwrap_or(cores).max(1),
+            threads: self.threads.unwrap_or_else(default_threads),
             gpu: self.gpu,
             limit,
         })
@@ -421,7 +425,7 @@ mod tests {
         assert_eq!(quick.grid.prompts, [32, 512, 2048, 4096]);
         assert_eq!(quick.grid.models.len(), 2);
         assert!(!quick.grid.full_search);
-        let full = parse("bench --vram 8G,2G,8G --prompt 512,8").unwrap();
+        let full = parse("bench --vram 8G,2G,8G --prompt-tokens 512,8").unwrap();
         let full = full.settings().unwrap();
         assert_eq!(full.limit, None);
         assert_eq!(full.grid.budgets, [2 << 30, 8 << 30]);

@@ -11,7 +11,7 @@ fn passes_of(rows: u32) -> PassShape {
     PassShape {
         rows,
         sequences: 1,
-        cells: 0,
+        kv_tokens: 0,
         outputs: 1,
     }
 }
@@ -27,16 +27,16 @@ fn a_forecast_is_near_the_price_of_each_pass() {
     let check = |plan: &Plan, rows: u32| {
         let forecast = Forecast::of(&costs, plan, passes_of(rows), CONTEXT);
         assert_eq!(forecast.rows(), rows);
-        for cells in [0, 1, 100, 256, 700, 5000, 16000, CONTEXT] {
+        for kv_tokens in [0, 1, 100, 256, 700, 5000, 16000, CONTEXT] {
             let pass = PassShape {
-                cells,
+                kv_tokens,
                 ..passes_of(rows)
             };
-            let (found, priced) = (forecast.seconds(cells), costs.pass(plan, pass));
+            let (found, priced) = (forecast.seconds(kv_tokens), costs.pass(plan, pass));
             for (found, priced) in [(found.all, priced.seconds), (found.cpu, priced.cpu)] {
                 assert!(
                     (found - priced).abs() <= 0.02 * priced,
-                    "{rows} rows, {cells} cells: {found}, {priced}"
+                    "{rows} rows, {kv_tokens} kv_tokens: {found}, {priced}"
                 );
             }
         }

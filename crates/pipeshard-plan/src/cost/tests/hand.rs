@@ -33,7 +33,7 @@ const FREE: Machine = Machine {
 const ONE: PassShape = PassShape {
     rows: 1,
     sequences: 1,
-    cells: 100,
+    kv_tokens: 100,
     outputs: 1,
 };
 
@@ -76,11 +76,11 @@ fn a_pass_in_device_memory_costs_its_launches_its_bytes_and_the_host() {
 
     let bytes = Machine { gpu: 1e9, ..FREE };
     let weights = 2.0 * (FFN + ATTENTION) + HEAD;
-    let cells = 2.0 * 101.0 * 2.0 * 512.0 * 2.0;
+    let kv_bytes = 2.0 * 101.0 * 2.0 * 512.0 * 2.0;
     // what products leave is read once, four bytes an element; ten small operations read and write the stream
     let products = 2.0 * (2.0 * 1024.0 + 2.0 * 512.0 + 2.0 * 2048.0 + 1024.0) + 4096.0;
     let small = 2.0 * (2.0 * 10.0) * 1024.0 + 2.0 * 2.0 * 1024.0;
-    let expected = (weights + cells + 4.0 * (products + small)) / 1e9;
+    let expected = (weights + kv_bytes + 4.0 * (products + small)) / 1e9;
     close(cost(bytes, &model, &plan, ONE).gpu, expected);
 
     let arithmetic = Machine {
@@ -89,10 +89,10 @@ fn a_pass_in_device_memory_costs_its_launches_its_bytes_and_the_host() {
     };
     let pass = PassShape {
         rows: 64,
-        cells: 0,
+        kv_tokens: 0,
         ..ONE
     };
-    // the last layer's feed-forward network and the head see one row, and attention 32 cells on average
+    // the last layer's feed-forward network and the head see one row, and attention 32 tokens on average
     let (ffn, attention, head) = (FFN / 2.0, ATTENTION / 2.0, HEAD / 2.0);
     let products = 64.0 * (2.0 * attention + ffn) + ffn + head;
     let attention = 2.0 * 64.0 * 32.0 * 4.0 * 1024.0 / 2.0;
@@ -151,7 +151,7 @@ fn hand_overs_move_activations() {
     let rows = 8;
     let pass = PassShape {
         rows,
-        cells: 0,
+        kv_tokens: 0,
         ..ONE
     };
     let found = cost(machine, &model, &plan, pass);
@@ -159,27 +159,27 @@ fn hand_overs_move_activations() {
 }
 
 #[test]
-fn attention_over_cells_on_the_host_is_the_cpus_or_waits_for_their_copy() {
+fn attention_over_kv_on_the_host_is_the_cpus_or_waits_for_its_copy() {
     let model = SMALL.inventory();
     let mut plan = all_resident(&model);
     plan.kv[1].device = false;
-    plan.host_cells_min_rows = 2;
+    plan.host_kv_min_rows = 2;
     let machine = Machine {
         cpu: 1e9,
         hand_over: 0.5,
         ..FREE
     };
     let pass = PassShape {
-        cells: 10_000,
+        kv_tokens: 10_000,
         ..ONE
     };
     let found = cost(machine, &model, &plan, pass);
     assert_eq!(found.hand_overs, 2);
     // keys and values in f16, and four small operations over the result
-    let cells = 10_001.0 * 2.0 * 512.0 * 2.0;
-    close(found.cpu, (cells + 4.0 * 2.0 * 1024.0 * 4.0) / 1e9);
+    let kv_bytes = 10_001.0 * 2.0 * 512.0 * 2.0;
+    close(found.cpu, (kv_bytes + 4.0 * 2.0 * 1024.0 * 4.0) / 1e9);
 
-    plan.host_cells_min_rows = 1;
+    plan.host_kv_min_rows = 1;
     let link = Machine {
         link: 1e9,
         ..machine
@@ -188,12 +188,12 @@ fn attention_over_cells_on_the_host_is_the_cpus_or_waits_for_their_copy() {
     // one thread of the CPU puts the token's key and value there first
     assert_eq!(copied.hand_overs, 2);
     close(copied.cpu, 2.0 * 0.4e-6 + 1024.0 * 0.15e-9);
-    close(copied.gpu, cells / 1e9);
-    let costs = |machine: Machine, cells, sequences| {
+    close(copied.gpu, kv_bytes / 1e9);
+    let costs = |machine: Machine, kv_tokens, sequences| {
         let profile = machine.profile();
-        Costs::new(shape(&model), &profile).device_attends_from(cells, sequences)
+        Costs::new(shape(&model), &profile).device_attends_from(kv_tokens, sequences)
     };
-    // each way at the same speed, but the CPU reads cells for all tokens at once
+    // each way at the same speed, but the CPU reads the KV cache once for all tokens
     let slow = Machine { cpu: 1e8, ..link };
     assert_eq!(costs(slow, 10_000, 1), 1);
     let slow = Machine { link: 1e8, ..link };
@@ -201,11 +201,11 @@ fn attention_over_cells_on_the_host_is_the_cpus_or_waits_for_their_copy() {
 }
 
 #[test]
-fn windows_bound_the_cells() {
+fn windows_bound_the_kv_cache() {
     let mut model = SMALL.inventory();
-    let costs = |model: &Inventory, cells| {
+    let costs = |model: &Inventory, kv_tokens| {
         let profile = Machine { cpu: 1e9, ..FREE }.profile();
-        Costs::new(shape(model), &profile).attention_seconds(0, 1, cells, Processor::Cpu)
+        Costs::new(shape(model), &profile).attention_seconds(0, 1, kv_tokens, Processor::Cpu)
     };
     close(costs(&model, 999), 1000.0 * 2048.0 / 1e9);
     model.kv.layers[0].window = Some(64);
@@ -222,23 +222,24 @@ fn windows_bound_the_cells() {
 }
 
 #[test]
-fn sequences_look_at_their_own_cells() {
+fn sequences_look_at_their_own_tokens() {
     let model = SMALL.inventory();
     let plan = all_resident(&model);
     let machine = Machine {
         gpu_flops: 1e9,
         ..FREE
     };
-    let at = |rows, sequences, cells| {
+    let at = |rows, sequences, kv_tokens| {
         let pass = PassShape {
             rows,
             sequences,
-            cells,
+            kv_tokens,
             outputs: 1,
         };
         cost(machine, &model, &plan, pass).gpu
     };
-    let of_attention = |rows, sequences, cells| at(rows, sequences, cells) - at(rows, sequences, 0);
+    let of_attention =
+        |rows, sequences, kv_tokens| at(rows, sequences, kv_tokens) - at(rows, sequences, 0);
     close(
         of_attention(8, 8, 1000),
         8.0 * of_attention(1, 1, 1000) - 0.0,
@@ -267,7 +268,7 @@ fn shares(plan: &Plan, group: &StreamGroup) -> bool {
 const MANY: PassShape = PassShape {
     rows: 64,
     sequences: 1,
-    cells: 0,
+    kv_tokens: 0,
     outputs: 0,
 };
 
@@ -302,21 +303,24 @@ fn a_streamed_pass_takes_as_long_as_its_copies() {
 }
 
 #[test]
-fn cells_and_weights_share_the_link() {
+fn kv_and_weights_share_the_link() {
     let model = Decoder { layers: 8, ..SMALL }.inventory();
     let mut plan = tight(&model, 40 << 20);
     for kv in &mut plan.kv {
         kv.device = false;
     }
-    plan.host_cells_min_rows = 1;
+    plan.host_kv_min_rows = 1;
     let streamed: u64 = plan.ring.groups.iter().map(|g| g.bytes).sum();
     let machine = Machine { link: 1e9, ..FREE };
-    let pass = PassShape { cells: 500, ..MANY };
+    let pass = PassShape {
+        kv_tokens: 500,
+        ..MANY
+    };
     let found = cost(machine, &model, &plan, pass);
     // those of the batch come along, whichever of its tokens looks at them
-    let given = (pass.cells + u64::from(pass.rows)) as f64;
-    let cells = 8.0 * given * 2.0 * 512.0 * 2.0;
-    close(found.seconds, (streamed as f64 + cells) / 1e9);
+    let given = (pass.kv_tokens + u64::from(pass.rows)) as f64;
+    let kv_bytes = 8.0 * given * 2.0 * 512.0 * 2.0;
+    close(found.seconds, (streamed as f64 + kv_bytes) / 1e9);
     close(found.link, found.seconds);
     close(found.bound, found.seconds);
     assert_eq!(found.bytes_streamed, streamed);

@@ -10,7 +10,7 @@ use pipeshard_model::test_support::{LLAMA_8B, QWEN_30B_A3B};
 const PASS: PassShape = PassShape {
     rows: 1,
     sequences: 1,
-    cells: 1000,
+    kv_tokens: 1000,
     outputs: 1,
 };
 
@@ -64,7 +64,7 @@ fn the_cpu_and_the_link_of_another_machine_are_found_from_its_passes() {
         let near = |a: f64, b: f64| (a / b).ln().abs() < 0.03;
         assert!(near(found.cpu, cpu), "{cpu}: {found:?}");
         assert!(
-            near(found.link_beside_cpu.unwrap(), link),
+            near(found.link_during_cpu.unwrap(), link),
             "{link}: {found:?}"
         );
         assert!(near(after.all, observed.measured.all), "{after:?}");
@@ -100,7 +100,7 @@ fn a_little_more_time_is_not_a_link_that_hardly_moves() {
     let profile = here.profile();
     let (found, after) = learn(shape(&model), &profile, &observed).unwrap();
     let least = profile.link.pinned_cpu_busy.median / 2.0;
-    let link = found.link_beside_cpu.unwrap();
+    let link = found.link_during_cpu.unwrap();
     assert!(link >= least && link < least * 1.02, "{found:?}");
     assert!(
         after.all < measured.all * 0.95,
@@ -127,7 +127,7 @@ fn without_copies_nothing_is_said_of_the_link_and_without_the_cpu_nothing_at_all
     };
     let (found, _) = learn(shape(&model), &here.profile(), &observed(&plan)).unwrap();
     assert!((found.cpu - 1.5).abs() < 0.05, "{found:?}");
-    assert_eq!(found.link_beside_cpu, None);
+    assert_eq!(found.link_during_cpu, None);
     let all = planned(&model, 1 << 42, 1024, 512);
     assert_eq!(learn(shape(&model), &here.profile(), &observed(&all)), None);
 }
@@ -146,7 +146,7 @@ fn what_was_learned_of_one_model_is_not_applied_to_another() {
     let learned = |model: &Inventory| Learned {
         model: model_label(model),
         cpu: 2.0,
-        link_beside_cpu: None,
+        link_during_cpu: None,
         passes: MANY,
     };
     profile.learn(learned(&dense));

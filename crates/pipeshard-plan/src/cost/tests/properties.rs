@@ -47,11 +47,11 @@ fn models() -> impl Strategy<Value = Decoder> {
 
 fn passes() -> impl Strategy<Value = PassShape> {
     let rows = prop_oneof![1u32..40, 32u32..3000];
-    (rows, 1u32..9, 0u64..30_000, any::<bool>()).prop_map(|(rows, sequences, cells, all)| {
+    (rows, 1u32..9, 0u64..30_000, any::<bool>()).prop_map(|(rows, sequences, kv_tokens, all)| {
         PassShape {
             rows,
             sequences: sequences.min(rows),
-            cells,
+            kv_tokens,
             outputs: if all { rows } else { 1 },
         }
     })
@@ -121,7 +121,7 @@ proptest! {
     #[test]
     fn a_unit_that_moves_to_the_device_is_slower_by_hand_overs_at_most(
         machine in machines(), model in models(), share in 0.0f64..1.0, which in any::<prop::sample::Index>(),
-        rows in 1u32..32, cells in 0u64..5000,
+        rows in 1u32..32, kv_tokens in 0u64..5000,
     ) {
         let inventory = model.inventory();
         // the device is faster at everything
@@ -136,7 +136,7 @@ proptest! {
         let unit = host[which.index(host.len())];
         let mut after = before.clone();
         after.tiers[0].placements[unit] = Placement::Resident;
-        let pass = PassShape { rows, sequences: 1, cells, outputs: 1 };
+        let pass = PassShape { rows, sequences: 1, kv_tokens, outputs: 1 };
         let (before, after) = (costs.pass(&before, pass), costs.pass(&after, pass));
         let work = |cost: &crate::cost::PassCost| cost.seconds - cost.hand_over_seconds;
         // what the head computes on the device comes back

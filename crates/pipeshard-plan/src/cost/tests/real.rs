@@ -77,7 +77,7 @@ fn a_streamed_prompt_takes_as_long_as_its_lane_and_its_ends() {
         let pass = PassShape {
             rows,
             sequences: 1,
-            cells: 0,
+            kv_tokens: 0,
             outputs: 0,
         };
         let cost = costs.pass(&plan, pass);
@@ -104,7 +104,7 @@ fn long_prompts_are_interpolated() {
         let shape = PassShape {
             rows: 512,
             sequences: 1,
-            cells: pass * 512,
+            kv_tokens: pass * 512,
             outputs: u32::from(pass == 63),
         };
         costs.pass(&plan, shape).seconds
@@ -126,7 +126,7 @@ fn a_pass_of_a_large_mixture_has_few_steps() {
         let pass = PassShape {
             rows,
             sequences: 1,
-            cells: 1024,
+            kv_tokens: 1024,
             outputs: 1,
         };
         let script = Costs::new(shape(&model), &profile).script(&plan, pass);
@@ -146,7 +146,7 @@ fn a_cpu_that_rested_takes_longer_once() {
         let pass = PassShape {
             rows,
             sequences: 1,
-            cells: 0,
+            kv_tokens: 0,
             outputs: 1,
         };
         Costs::new(shape(&model), &profile)

@@ -199,7 +199,7 @@ fn who_takes_turns_with_weights_needs_room_but_takes_none() {
     assert!(with(30 * MIB, kv_and_the_rest).is_ok());
     let refused = with(30 * MIB, kv_and_the_rest - 1).unwrap_err();
     assert!(refused.to_string().contains("encoder"), "{refused}");
-    // cells make way for it, as they do for weights
+    // the KV cache makes room for it, as for weights
     let on_device = |plan: &Plan| plan.kv.iter().filter(|layer| layer.device).count();
     assert_eq!((on_device(&alone), on_device(&much)), (8, 8));
     assert!(on_device(&with(30 * MIB, kv_and_the_rest + 2 * MIB).unwrap()) < 8);

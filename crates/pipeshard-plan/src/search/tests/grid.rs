@@ -50,10 +50,10 @@ impl Case<'_> {
     fn kv(&self, ubatch: u32) -> Vec<KvLayer> {
         let f16 = DType::from_name("f16").unwrap();
         let layers = self.model.kv.layers.iter().map(|layer| {
-            let cells = layer.cells(self.context, ubatch.into(), 1);
+            let kv_tokens = layer.kv_tokens(self.context, ubatch.into(), 1);
             KvLayer {
                 layer: layer.layer,
-                bytes: kv_bytes(layer, cells, f16, f16),
+                bytes: kv_bytes(layer, kv_tokens, f16, f16),
             }
         });
         layers.collect()
@@ -83,11 +83,11 @@ impl Case<'_> {
     /// Seconds of a pass of so many tokens behind the usual prompt.
     fn pass(&self, plan: &Plan, rows: u32) -> f64 {
         let costs = Costs::new(shape(self.model), &self.profile);
-        let cells = usual_prompt(self.context).into();
+        let kv_tokens = usual_prompt(self.context).into();
         let shape = PassShape {
             rows,
             sequences: 1,
-            cells,
+            kv_tokens,
             outputs: 1,
         };
         costs.pass(plan, shape).seconds

@@ -19,11 +19,11 @@ fn slow(pcie_mb: u64, cpu_mb: u64) -> Profile {
     stated(pcie_mb as f64 * 1e6, cpu_mb as f64 * 1e6, 2e9, 100e9)
 }
 
-fn input(inventory: &Inventory, cells: u64, budget: u64) -> PlanInput {
+fn input(inventory: &Inventory, kv_tokens: u64, budget: u64) -> PlanInput {
     let units = units_from_inventory(inventory, 64 << 10);
     let kv = inventory.kv.layers.iter().map(|layer| KvLayer {
         layer: layer.layer,
-        bytes: cells * u64::from(layer.k_elements + layer.v_elements) * 2,
+        bytes: kv_tokens * u64::from(layer.k_elements + layer.v_elements) * 2,
     });
     PlanInput {
         granularity: 64 << 10,
@@ -144,11 +144,11 @@ fn what_a_token_reads_comes_before_what_it_seldom_reads() {
 #[test]
 fn a_cache_that_is_read_for_every_token_comes_before_weights() {
     let model = models::dense();
-    let cells = 16384;
+    let kv_tokens = 16384;
     let found = run(
         &model,
         &slow(300, 600),
-        &input(&model, cells, 300 * MIB),
+        &input(&model, kv_tokens, 300 * MIB),
         talk(12000, 200),
     );
     assert!(found.plan.kv.iter().all(|layer| layer.device));

@@ -1,10 +1,10 @@
-//! Attention over KV cells for which the budget has no room: they stay in host memory, and batches attend on the device.
+//! Attention over KV cache for which the budget has no room: it stays in host memory, and batches attend on the device.
 
 mod common;
 
 use common::{synthetic, Eval, MIB};
 
-/// Prompts of one token, of some, and of more than an ubatch, in a context whose cells are larger than the model.
+/// Prompts of one token, of some, and of more than an ubatch, in a context whose KV cache is larger than the model.
 fn long_context(shape: &str) -> Eval {
     Eval::of(&synthetic(shape, &[]))
         .prompts(&[1, 40, 600])
@@ -27,12 +27,12 @@ fn attends_on_the_device(shape: &str) {
         assert!(report.peak.total <= budget, "{:?}", report.peak);
         assert_eq!(report.reallocations_after_reserve, 0);
         assert_eq!(report.host_waits.staging, 0);
-        over.push(report.attentions_over_host_cells);
+        over.push(report.attentions_over_host_kv);
     }
-    // the smallest budget has no room for the copy of a layer's cells
+    // the smallest budget has no room for the copy of a layer's KV cache
     assert_eq!(over[0], 0, "{over:?}");
     assert!(over[2] > 0 && over[3] > 0, "{over:?}");
-    // with more room fewer layers' cells are in host memory
+    // with more room the KV cache of fewer layers is in host memory
     assert!(over[3] <= over[2], "{over:?}");
 }
 
