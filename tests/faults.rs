@@ -104,6 +104,31 @@ fn check(finished: &Finished, stock: &[String], what: &str) -> Ending {
     Ending::Answers
 }
 
+/// Changes that were made, and those that were too late.
+fn changed(line: &str) -> (u64, u64) {
+    let words: Vec<&str> = line.split(' ').collect();
+    let number = |at: usize| words[at].parse().expect("a number");
+    assert_eq!((words[0], words[2]), ("changes", "late"), "{line}");
+    (number(1), number(3))
+}
+
+#[test]
+fn a_thousand_budgets_while_two_threads_generate() {
+    for model in models() {
+        let play = driver::Play::new("threads", &model);
+        let stock = play.lines();
+        let mut ours = (play.clone().env("FAULTS_CHANGES", 1000))
+            .within(256 << 20, "")
+            .lines();
+        let report = ours.pop().expect("the last line");
+        assert!(report.ends_with("errors "), "{report}");
+        let changes = ours.pop().expect("a line before");
+        let (made, late) = changed(&changes);
+        assert!(made + late == 1000 && made > 250, "{changes}");
+        assert_eq!(ours, stock);
+    }
+}
+
 #[test]
 fn two_threads_and_a_budget_that_changes_all_the_time() {
     let play = driver::Play::new("threads", &dense());
@@ -114,6 +139,8 @@ fn two_threads_and_a_budget_that_changes_all_the_time() {
         let delays = format!("delay=200,seed={seed}");
         let mut ours = play.clone().within(256 << 20, &delays).lines();
         let report = ours.pop().expect("the last line");
+        let changes = ours.pop().expect("a line before");
+        assert_eq!(changed(&changes).0 + changed(&changes).1, 20, "{changes}");
         assert!(
             report.starts_with("report recarvings ") && report.ends_with("errors "),
             "{report}"

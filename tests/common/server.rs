@@ -96,6 +96,15 @@ impl Server {
         (status, json.expect("JSON in one piece"))
     }
 
+    /// Its status line and what it answers to a request without a body.
+    pub fn get(&self, path: &str) -> (String, Value) {
+        let (status, answer) = request(self.port, &format!("GET {path}"), "").expect("an answer");
+        let (start, end) = (answer.find('{'), answer.rfind('}'));
+        let json = start.zip(end).map(|(start, end)| &answer[start..=end]);
+        let json = serde_json::from_str(json.unwrap_or("null"));
+        (status, json.expect("JSON in one piece"))
+    }
+
     /// What it answers to `POST /completion`.
     pub fn complete(&self, body: &Value) -> Value {
         let (status, answer) =

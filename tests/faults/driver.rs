@@ -311,16 +311,51 @@ pub fn set_budget(bytes: u64) -> bool {
         .is_some_and(|f| unsafe { std::mem::transmute::<*mut c_void, SetBudget>(f)(bytes) })
 }
 
+/// A text that a function without arguments makes.
+fn text(name: &CStr) -> Option<String> {
+    type Text = unsafe extern "C" fn() -> *mut c_char;
+    // SAFETY: the library gives these functions this signature.
+    let made = unsafe { std::mem::transmute::<*mut c_void, Text>(function(name)?)() };
+    taken(made)
+}
+
+/// A text of the library, which is given back.
+fn taken(made: *mut c_char) -> Option<String> {
+    type Free = unsafe extern "C" fn(*mut c_char);
+    let free = function(c"pipeshard_free")?;
+    if made.is_null() {
+        return None;
+    }
+    // SAFETY: the text is ours until it is given back, with the function for that.
+    unsafe {
+        let text = CStr::from_ptr(made).to_string_lossy().into_owned();
+        std::mem::transmute::<*mut c_void, Free>(free)(made);
+        Some(text)
+    }
+}
+
 /// pipeshard's report so far.
 pub fn report() -> Option<pipeshard::report::Report> {
-    type Text = unsafe extern "C" fn() -> *mut c_char;
-    type Free = unsafe extern "C" fn(*mut c_char);
-    let (make, free) = (function(c"pipeshard_report")?, function(c"pipeshard_free")?);
-    // SAFETY: the library gives the functions these signatures; the text is ours until it is given back.
-    unsafe {
-        let text = std::mem::transmute::<*mut c_void, Text>(make)();
-        let report = serde_json::from_str(&CStr::from_ptr(text).to_string_lossy());
-        std::mem::transmute::<*mut c_void, Free>(free)(text);
-        Some(report.expect("a report of this build"))
-    }
+    let text = text(c"pipeshard_report")?;
+    Some(serde_json::from_str(&text).expect("a report of this build"))
+}
+
+/// Bytes that the simulated GPU has handed out.
+pub fn device_bytes() -> Option<u64> {
+    let counters: serde_json::Value =
+        serde_json::from_str(&text(c"pipeshard_simulated_device")?).expect("JSON");
+    counters["current_bytes"].as_u64()
+}
+
+/// Status and answer of a request as llama-server hands it on; none without pipeshard.
+pub fn ask(path: &str, body: &str) -> Option<(i32, serde_json::Value)> {
+    type Ask = unsafe extern "C" fn(*const c_char, *const c_char, *mut i32) -> *mut c_char;
+    let ask = function(c"pipeshard_http")?;
+    let (path, body) = (CString::new(path).ok()?, CString::new(body).ok()?);
+    let mut status = 0;
+    // SAFETY: the library gives the function this signature; all pointers are valid during the call.
+    let made = unsafe {
+        std::mem::transmute::<*mut c_void, Ask>(ask)(path.as_ptr(), body.as_ptr(), &mut status)
+    };
+    Some((status, serde_json::from_str(&taken(made)?).expect("JSON")))
 }

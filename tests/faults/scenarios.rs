@@ -1,7 +1,9 @@
 //! What a player does. Without pipeshard the same lines come from stock llama.cpp.
 
 use crate::common;
-use crate::driver::{load_backends, model_path, report, say, set_budget, Batch, Context, Model};
+use crate::driver::{
+    ask, device_bytes, load_backends, model_path, report, say, set_budget, Batch, Context, Model,
+};
 use pipeshard_sys as ffi;
 use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -153,7 +155,8 @@ fn kept() {
     say("end");
 }
 
-/// Two threads drive two contexts each, while a third changes the budget all the time.
+/// Two threads drive two contexts each, while a third changes the budget as often as `FAULTS_CHANGES` says. Whenever a change has
+/// returned, the device has handed out no more than that.
 fn threads() {
     load_backends();
     let model = Model::load(&model_path()).expect("a model");
@@ -167,45 +170,110 @@ fn threads() {
             Batch::Logits(..)
         ));
     }
-    let sizes = report().map_or(Vec::new(), |report| {
+    let range = report().map(|report| {
         let (least, most) = (report.minimum_budget, report.peak.total);
         assert!(least < most);
-        vec![least, most, (least + most) / 2]
+        (least, most)
     });
-    let done = AtomicBool::new(false);
+    let done = AtomicBool::new(range.is_none());
     std::thread::scope(|scope| {
         let changer = scope.spawn(|| {
-            let mut changes = 0;
-            while !done.load(Ordering::SeqCst) && !sizes.is_empty() {
-                assert!(set_budget(sizes[changes % sizes.len()]));
-                changes += 1;
-                std::thread::sleep(Duration::from_micros(500));
-            }
-            changes
+            let (least, most) = range?;
+            let changed = change_budgets(least, most);
+            done.store(true, Ordering::SeqCst);
+            Some(changed)
         });
         let drivers: Vec<_> = contexts
             .chunks(2)
             .enumerate()
             .map(|(thread, pair)| {
                 let pair: Vec<&Context> = pair.iter().collect();
-                scope.spawn(move || drive(thread, &pair))
+                let done = &done;
+                scope.spawn(move || {
+                    let lines = drive(thread, &pair);
+                    while !done.load(Ordering::SeqCst) {
+                        assert_eq!(drive(thread, &pair), lines);
+                    }
+                    lines
+                })
             })
             .collect();
-        let lines: Vec<String> = drivers
-            .into_iter()
-            .flat_map(|d| d.join().expect("a driver"))
-            .collect();
-        lines.iter().for_each(|line| say(line));
-        done.store(true, Ordering::SeqCst);
-        assert!(changer.join().expect("a changer") > 3 || sizes.is_empty());
+        for driver in drivers {
+            let lines: Vec<String> = driver.join().expect("a driver");
+            lines.iter().for_each(|line| say(line));
+        }
+        if let Some((changed, late)) = changer.join().expect("a changer") {
+            say(&format!("changes {changed} late {late}"));
+        }
     });
     if let Some(report) = report() {
+        common::assert_accounted(&report);
         say(&format!(
             "report recarvings {} errors {}",
             report.recarvings,
             report.errors.join("; ")
         ));
     }
+}
+
+/// Changes the budget between the smallest and the largest, at random and by turns, some with a deadline. How many were made, and how
+/// many were too late.
+fn change_budgets(least: u64, most: u64) -> (u64, u64) {
+    let changes = std::env::var("FAULTS_CHANGES").ok();
+    let changes: u64 = changes.and_then(|n| n.parse().ok()).unwrap_or(20);
+    let (mut made, mut late, mut seed, mut now) = (0, 0, 12345_u64, None);
+    for number in 0..changes {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let size = match number % 4 {
+            0 => least,
+            1 => most,
+            _ => least + (seed >> 16) % (most - least),
+        };
+        let deadline = [
+            "",
+            r#","deadline_ms":0"#,
+            r#","deadline_ms":1"#,
+            r#","deadline_ms":20"#,
+        ];
+        let body = format!(
+            r#"{{"size":{size}{}}}"#,
+            deadline[(seed >> 40) as usize % 4]
+        );
+        let (status, answer) = ask("/pipeshard/budget", &body).expect("pipeshard");
+        let held = device_bytes().expect("a simulated GPU");
+        match status {
+            200 => {
+                assert_eq!(answer["budget"], size);
+                assert!(answer["held_total"].as_u64() <= Some(size), "{answer}");
+                assert!(held <= size, "{held} of {size}: {answer}");
+                (made, now) = (made + 1, Some(size));
+            }
+            409 => {
+                assert_eq!(answer["error"]["type"], "deadline", "{answer}");
+                assert!(body.contains("deadline"), "{answer}");
+                late += 1;
+                if let Some(before) = now {
+                    let (_, limits) = ask("/pipeshard", "").expect("pipeshard");
+                    assert_eq!(limits["budget"], before);
+                }
+            }
+            _ => panic!("{status}: {answer}"),
+        }
+    }
+    let (status, answer) =
+        ask("/pipeshard/budget", &format!(r#"{{"size":{}}}"#, least / 2)).expect("pipeshard");
+    assert_eq!(
+        (status, &answer["error"]["type"]),
+        (409, &"budget_too_small".into())
+    );
+    let smallest = answer["error"]["minimum"].as_u64().expect("a size");
+    // what is named works, and a page less does not
+    let asked =
+        |size: u64| ask("/pipeshard/budget", &format!(r#"{{"size":{size}}}"#)).expect("pipeshard");
+    assert_eq!(asked(smallest).0, 200);
+    assert_eq!(asked(smallest - 1).0, 409);
+    assert!(set_budget(most) && !set_budget(1));
+    (made, late)
 }
 
 fn drive(thread: usize, contexts: &[&Context]) -> Vec<String> {

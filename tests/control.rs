@@ -1,0 +1,102 @@
+//! llama-server's budget is changed while it answers (`--pipeshard-control`).
+
+mod common;
+
+use common::server::Server;
+use common::{synthetic, Eval, MIB};
+use serde_json::{json, Value};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const USUAL: [&str; 8] = ["-c", "512", "-np", "2", "-t", "1", "-ub", "128"];
+
+fn model() -> PathBuf {
+    synthetic("tiny-llama", &["--layers=12"])
+}
+
+fn question(number: usize) -> Value {
+    let prompt = format!("What is the answer to question number {number}, and why?");
+    json!({"prompt": prompt, "n_predict": 48, "temperature": 0, "cache_prompt": false, "ignore_eos": true})
+}
+
+fn answers(server: &Server) -> Vec<String> {
+    let one = |number| server.complete(&question(number))["content"].as_str().map(str::to_owned);
+    (0..4).map(|number| one(number).expect("a text")).collect()
+}
+
+fn server(model: &Path, flags: &[&str]) -> Server {
+    Server::start(model, &[&USUAL[..], flags].concat())
+}
+
+#[test]
+fn budgets_change_while_answers_are_written() {
+    let model = model();
+    let expected = answers(&server(&model, &["--pipeshard-sim", "vram=1G", "-dev", "none", "-ngl", "0"]));
+    let roomy = Eval::of(&model).largest_budget();
+    let budget = roomy.to_string();
+    let device = format!("vram={roomy},delay=100,seed=5");
+    let ours = server(
+        &model,
+        &["--pipeshard-vram", &budget, "--pipeshard-sim", &device, "--pipeshard-control"],
+    );
+    let first = answers(&ours);
+    assert_eq!(first, expected);
+    let (status, limits) = ours.get("/pipeshard");
+    assert!(status.contains("200"), "{status} {limits}");
+    let size = |value: &Value| value.as_u64().expect("a size");
+    let (least, most) = (size(&limits["minimum"]), size(&limits["budget"]));
+    assert!(most == roomy && least < most / 2, "{limits}");
+    assert!(size(&limits["held_total"]) > most / 2);
+
+    let over = AtomicBool::new(false);
+    let changes = std::thread::scope(|scope| {
+        let changer = scope.spawn(|| {
+            let mut changes = 0;
+            while !over.load(Ordering::SeqCst) {
+                let size = [least, most, (least + most) / 2][changes % 3];
+                let (status, now) = ours.post("/pipeshard/budget", &json!({ "size": size }));
+                assert!(status.contains("200"), "{status} {now}");
+                assert!(now["held_total"].as_u64() <= Some(size), "{now}");
+                changes += 1;
+            }
+            changes
+        });
+        assert_eq!(answers(&ours), expected);
+        over.store(true, Ordering::SeqCst);
+        changer.join().expect("a changer")
+    });
+    assert!(changes > 8, "{changes}");
+    let (_, props) = ours.get("/props");
+    assert_eq!(props["pipeshard"]["errors"], 0);
+
+    // a size as on the command line; one that is too small says what works, and it does
+    let named = format!("{}M", most / MIB - 1);
+    let (status, now) = ours.post("/pipeshard/budget", &json!({"size": named, "deadline_ms": 5000}));
+    assert!(status.contains("200") && now["budget"] == (most / MIB - 1) * MIB, "{status} {now}");
+    let (status, refused) = ours.post("/pipeshard/budget", &json!({"size": "1M"}));
+    assert!(status.contains("409"), "{status} {refused}");
+    let minimum = size(&refused["error"]["minimum"]);
+    assert_eq!(ours.get("/pipeshard").1["budget"], now["budget"]);
+    let (status, now) = ours.post("/pipeshard/budget", &json!({ "size": minimum }));
+    assert!(status.contains("200"), "{status} {now}");
+    assert_eq!(answers(&ours), expected);
+}
+
+#[test]
+fn nobody_changes_what_was_not_opened() {
+    let model = model();
+    let closed = server(&model, &["--pipeshard-vram", "200M", "--pipeshard-sim", "vram=1G"]);
+    assert!(closed.get("/pipeshard").0.contains("404"));
+    assert!(closed.post("/pipeshard/budget", &json!({"size": "100M"})).0.contains("404"));
+    drop(closed);
+    let keyed = ["--pipeshard-vram", "200M", "--pipeshard-sim", "vram=1G", "--pipeshard-control", "--api-key", "secret"];
+    let keyed = server(&model, &keyed);
+    assert!(keyed.get("/pipeshard").0.contains("401"));
+    assert!(keyed.post("/pipeshard/budget", &json!({"size": "100M"})).0.contains("401"));
+    drop(keyed);
+    let off = server(&model, &["--pipeshard-control", "-dev", "none", "-ngl", "0"]);
+    let (status, says) = off.get("/pipeshard");
+    assert!(status.contains("501"), "{status}");
+    let message = says["error"]["message"].as_str().expect("a sentence");
+    assert!(message.contains("--pipeshard-vram"), "{message}");
+}
