@@ -14,8 +14,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONSTANTS = "crates/pipeshard-plan/src/constants.rs"
 # what a factor of two means something for, with the module that it stands in
 NAMES = [
-    "SMALL_OPERATIONS", "MANY_EMBEDDINGS", "MANY_TOKENS", "TOKEN_WEIGHT", "USUAL_PASS", "CONVERSATION_WEIGHT", "GAIN", "GAIN_ON_USUAL",
-    "BATCH_GAIN", "HARMLESS", "GENERATED", "LONGEST_PROMPT", "REPEATED",
+    "SMALL_OPERATIONS", "TOKEN_WEIGHT", "USUAL_PASS", "CONVERSATION_WEIGHT", "GAIN_ON_USUAL", "BATCH_GAIN", "HARMLESS", "GENERATED",
+    "LONGEST_PROMPT", "REPEATED",
 ]
 HEAD = """\
 # What plans depend on

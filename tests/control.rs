@@ -77,7 +77,8 @@ fn budgets_change_while_answers_are_written() {
     assert!(status.contains("409"), "{status} {refused}");
     let minimum = size(&refused["error"]["minimum"]);
     assert_eq!(ours.get("/pipeshard").1["budget"], now["budget"]);
-    let (status, now) = ours.post("/pipeshard/budget", &json!({ "size": minimum }));
+    let (status, now) = ours.post("/pipeshard/budget", &json!({ "size": "minimum" }));
+    assert_eq!(now["budget"], minimum);
     assert!(status.contains("200"), "{status} {now}");
     assert_eq!(answers(&ours), expected);
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [vision] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [vision] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard-lab grids` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -492,6 +492,13 @@ fi
 
 # shellcheck source=rows.sh
 [[ $what != *rows* && $what != *cache* ]] || source rows.sh
+if [[ $what == *live* ]]; then
+    # llama-server's budget changes while it answers
+    synth 8b llama3-8b --type f16
+    python3 live.py "$bin/llama-server" "$models/8b.gguf" ${LIVE_SIZES:-8 4} "${LIVE_CHANGES:-60}" 2>&1 | tee -a "$OUT/live.txt"
+    note "live: $(tail -n 1 "$OUT/live.txt")"
+fi
+
 # shellcheck source=sharing.sh
 [[ $what != *sharing* ]] || source sharing.sh
 

@@ -168,9 +168,11 @@ struct BudgetRequest {
 }
 
 impl BudgetRequest {
-    fn bytes(&self) -> Result<u64, String> {
+    /// `minimum`: what the word stands for.
+    fn bytes(&self, minimum: impl FnOnce() -> u64) -> Result<u64, String> {
         match &self.size {
             Size::Bytes(bytes) => Ok(*bytes),
+            Size::Text(text) if text == "minimum" => Ok(minimum()),
             Size::Text(text) => match text.parse::<ByteSize>() {
                 Ok(size) => Ok(size.0),
                 Err(error) => Err(error.to_string()),
@@ -199,7 +201,9 @@ pub fn answer(gate: Option<&Gate<Runtime>>, path: &str, body: &str) -> Answer {
                     return invalid(&format!("{usage}: {error}"));
                 }
             };
-            let bytes = match request.bytes() {
+            // 0 where nothing is loaded, which is said then
+            let minimum = || limits(gate).map_or(0, |limits| limits.minimum);
+            let bytes = match request.bytes(minimum) {
                 Ok(bytes) => bytes,
                 Err(why) => return invalid(&why),
             };
@@ -230,7 +234,11 @@ mod tests {
 
     #[test]
     fn before_a_model_is_loaded_there_is_nothing_to_change() {
-        for (path, body) in [("/pipeshard", ""), ("/pipeshard/budget", "{\"size\": 1}")] {
+        for (path, body) in [
+            ("/pipeshard", ""),
+            ("/pipeshard/budget", "{\"size\": 1}"),
+            ("/pipeshard/budget", "{\"size\": \"minimum\"}"),
+        ] {
             let (status, says) = asked(path, body);
             assert_eq!(
                 (status, &says["error"]["type"]),
