@@ -25,7 +25,7 @@ pub struct LayerKv {
     pub bytes: u64,
 }
 
-/// Where this layer's KV goes: on the device as long as all that must be there fits beside it.
+/// Decides where this layer's KV cache goes: to the device while everything that must be there fits next to it.
 pub fn kv_on_host(
     accounts: &mut Accounts,
     tenant: &mut Tenant,
@@ -174,7 +174,7 @@ fn wanted(
     }
 }
 
-/// Whether so much more fits beside what is held now, and what the backend is going to take.
+/// Reports whether this much more fits next to what is held now and what the backend is going to take.
 fn has_room(accounts: &Accounts, before: u64, bytes: u64) -> bool {
     accounts.spoken_for() - before + bytes <= accounts.budget()
 }
@@ -236,7 +236,7 @@ pub fn scratch_grows(
     }
 }
 
-/// A graph will not run, for the compute buffers that it wants besides the `known` bytes that were reserved cannot be planned for.
+/// A graph will not run: the compute buffers that it wants in addition to the `known` reserved bytes cannot be planned for.
 fn say_why_refused(tenant: &Tenant, telemetry: &mut Telemetry, known: u64) {
     let Some(reason) = tenant.planner.attempts.error_here() else {
         return;

@@ -37,7 +37,7 @@ pub(super) const ADAPTING: [Move; 4] = [WHOLE, SHARE, RING, FETCHING];
 pub(super) const SHARES: [Move; 1] = [SHARE];
 
 const MIB: u64 = 1 << 20;
-/// Sizes of the ring that are tried, in MiB, besides the derived one.
+/// Sizes of the ring that are tried in addition to the derived one, in MiB.
 pub(super) const RINGS: [u64; 9] = [64, 128, 256, 384, 512, 768, 1024, 1536, 2048];
 
 impl Descent<'_> {

@@ -99,7 +99,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     fit_ubatch: Option<Vec<u32>>,
 
-    /// Ubatches that pipeshard is given for longer prompts, besides choosing its own [default: 2048,4096; quick: 2048]
+    /// Ubatches that pipeshard is given for longer prompts, in addition to its own choice [default: 2048,4096; quick: 2048]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     our_ubatch: Option<Vec<u32>>,
 
