@@ -73,7 +73,7 @@ pub const GUARDS: &[(&str, Guard)] = &[
     ("graph_begin", Guard::IdleThenAlone),
     ("cut", Guard::Plain),
     ("split_made", Guard::Plain),
-    // in mid-run the arena keeps its shape until the graph is split again
+    // while running, the arena keeps its shape until the graph is split again
     ("scratch_wanted", Guard::IdleOrAlone),
     ("scratch_failed", Guard::Idle),
     ("graph_dropped", Guard::Idle),

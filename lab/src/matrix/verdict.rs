@@ -120,7 +120,7 @@ pub fn healthy(
     require(
         report.reallocations_after_reserve <= GROWTHS * report.contexts.max(1),
         format!(
-            "compute buffers grew {} times in mid-run",
+            "compute buffers grew {} times while running",
             report.reallocations_after_reserve
         ),
     )?;
