@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-/// No file of ours is larger: the plan of a model with 2000 tensors takes a megabyte.
+/// Files that pipeshard writes are smaller: the plan of a model with 2000 tensors takes a megabyte.
 const MAX_BYTES: u64 = 64 << 20;
 
 fn written(folder: &Path, text: &[u8]) -> io::Result<NamedTempFile> {
@@ -66,7 +66,7 @@ pub(crate) fn list(folder: &Path, begin: &str, end: &str) -> Vec<std::path::Path
     files.into_iter().map(|(_, path)| path).collect()
 }
 
-/// Removes a file; that it is gone already is no error.
+/// Removes a file. A file that is already gone is not an error.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

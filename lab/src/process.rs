@@ -18,7 +18,7 @@ pub struct Line {
     pub text: String,
 }
 
-/// What a process left behind.
+/// The outcome of a process.
 #[derive(Debug)]
 pub struct Finished {
     /// When it was started.
@@ -84,7 +84,7 @@ fn is_progress(line: &str) -> bool {
     line.starts_with("llama-bench: benchmark ")
 }
 
-/// Has the kernel end the process when the thread that starts it ends: what is killed leaves nothing behind that would compute
+/// Has the kernel end the process when the thread that starts it ends: a killed process leaves no child that would compute
 /// while the next one does, or hold device memory.
 fn end_with_parent(command: &mut Command) {
     // SAFETY: between fork and exec only prctl is called, which is async-signal-safe and touches no memory of this process.

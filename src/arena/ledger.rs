@@ -140,7 +140,7 @@ impl Ledger {
         self.kv_order.retain(|&o| o != owner);
     }
 
-    /// Whether `owner` is known.
+    /// Reports whether `owner` is known.
     pub fn has_kv(&self, owner: usize) -> bool {
         self.kv.contains_key(&owner)
     }
@@ -157,7 +157,7 @@ impl Ledger {
         caches.into_values().max().unwrap_or(0)
     }
 
-    /// Whether the KV of this layer that was made last is on the host.
+    /// Reports whether the KV of this layer that was made last is on the host.
     pub fn layer_on_host(&self, model: usize, layer: u32) -> bool {
         self.kv_order
             .iter()

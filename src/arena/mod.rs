@@ -62,7 +62,7 @@ pub struct ExpertCounters {
     pub copied: u64,
     /// Experts that were still in place.
     pub reused: u64,
-    /// Bytes that copies of the whole tensors would have moved beside.
+    /// Bytes that copies of the whole tensors would have moved in addition.
     pub bytes_saved: u64,
 }
 

@@ -25,10 +25,10 @@ pub struct LoadedUnit {
 // SAFETY: `source` and `host` are to a weight that llama.cpp keeps until it announces its end, and are only read.
 unsafe impl Send for LoadedUnit {}
 
-/// A tensor of ours that C and copy commands have the address of: so nobody may claim it for himself, as a box would.
+/// A tensor of this library whose address C and copy commands hold. A `Box` would claim it exclusively, so this is not one.
 struct OwnedTensor(NonNull<ffi::ggml_tensor>);
 
-// SAFETY: owned, with pointers to device memory that nobody dereferences; used under the runtime's lock.
+// SAFETY: owned, with pointers to device memory that are never dereferenced; used under the runtime's lock.
 unsafe impl Send for OwnedTensor {}
 
 impl OwnedTensor {
@@ -82,7 +82,7 @@ impl LoadedUnit {
         self.device.raw()
     }
 
-    /// Whether it has a place on the device, be it one for measuring.
+    /// Reports whether it has a place on the device, be it one for measuring.
     pub fn is_placed(&self) -> bool {
         // SAFETY: the tensor is owned.
         unsafe { !(*self.device.raw()).data.is_null() }
@@ -110,7 +110,7 @@ impl LoadedUnit {
 
     /// How many experts are stacked in it, one after the other; none for a tensor of another kind.
     pub fn experts(&self) -> Option<u32> {
-        // SAFETY: the tensor is owned, and nobody changes its shape.
+        // SAFETY: the tensor is owned, and its shape never changes.
         let (ne, nb) = unsafe { ((*self.device.raw()).ne, (*self.device.raw()).nb) };
         let experts = u32::try_from(ne[2]).ok().filter(|&n| n > 1 && ne[3] == 1)?;
         (nb[2].checked_mul(experts as usize) == Some(self.bytes)).then_some(experts)
@@ -118,7 +118,7 @@ impl LoadedUnit {
 
     /// How many rows at once the CPU multiplies it with one by one, at most.
     pub fn rows_one_by_one(&self) -> u32 {
-        // SAFETY: the tensor is owned, and nobody changes its type.
+        // SAFETY: the tensor is owned, and its type never changes.
         let kind = DType::from_id(unsafe { (*self.device.raw()).type_ });
         kind.map_or(1, DType::rows_one_by_one)
     }
@@ -137,7 +137,7 @@ impl LoadedUnit {
         }
     }
 
-    /// Whether the host memory is page-locked.
+    /// Reports whether the host memory is page-locked.
     pub fn pinned(&self) -> bool {
         self.pinned
     }

@@ -86,7 +86,7 @@ pub struct Config {
     pub report: Option<PathBuf>,
     /// Where a timeline of the lanes goes (`LLAMA_ARG_PIPESHARD_TRACE`).
     pub trace: Option<PathBuf>,
-    /// How many passes are in it besides the first: the latest (`LLAMA_ARG_PIPESHARD_TRACE_PASSES`).
+    /// How many passes are in it after the first: the latest (`LLAMA_ARG_PIPESHARD_TRACE_PASSES`).
     pub trace_passes: usize,
     /// A plan to follow in place of making one (`LLAMA_ARG_PIPESHARD_PLAN`).
     pub plan: Option<PathBuf>,
@@ -140,7 +140,7 @@ pub struct Debug {
     pub candidate: Option<Candidate>,
     /// Percent of the ring that decode streams through (`PIPESHARD_DEBUG_DECODE_STREAM`).
     pub decode_stream: Option<u32>,
-    /// MiB that a simulated GPU's backend takes on its own account behind the first pass (`PIPESHARD_DEBUG_POOLS`).
+    /// MiB that a simulated GPU's backend takes for itself after the first pass (`PIPESHARD_DEBUG_POOLS`).
     pub pools_mib: Option<u32>,
     /// MiB of a simulated GPU that another program takes and gives back (`PIPESHARD_DEBUG_OTHERS`).
     pub others_mib: Option<u32>,
@@ -213,7 +213,7 @@ pub enum ConfigError {
         /// Its name.
         variable: String,
     },
-    /// A plan that nobody knows.
+    /// An unknown plan.
     #[error("PIPESHARD_DEBUG_CANDIDATE: unknown plan '{name}'; known: {names}")]
     Candidate {
         /// What it holds.
@@ -223,14 +223,14 @@ pub enum ConfigError {
     },
 }
 
-/// Whether the user gave no ubatch, so that the plan's is used. Asked when a context is made: llama.cpp's parser finds the ubatch in
-/// flags, variables and presets, after this library was loaded.
+/// Reports whether the user gave no ubatch, so that the plan's is used. Asked when a context is made: llama.cpp's parser finds
+/// the ubatch in flags, variables and presets, after this library was loaded.
 pub fn ubatch_is_free() -> bool {
     std::env::var_os("LLAMA_ARG_PIPESHARD_UBATCH").is_some_and(|value| value == "auto")
 }
 
 impl Debug {
-    /// Whether plans are others than those of the same command without switches: such plans are not kept.
+    /// Reports whether plans are others than those of the same command without switches: such plans are not kept.
     pub fn changes_plans(&self) -> bool {
         let numbers = [
             self.expert_rows,
@@ -274,7 +274,7 @@ impl Config {
         Ok(())
     }
 
-    /// Whether what passes take is compared with what was predicted: not on virtual clocks.
+    /// Reports whether what passes take is compared with what was predicted: not on virtual clocks.
     pub fn on_wall_clock(&self) -> bool {
         self.sim.is_none() || self.debug.calibrate
     }

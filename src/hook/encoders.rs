@@ -1,4 +1,4 @@
-//! Encoders of images and sound (`--mmproj`), as far as they compute on the device.
+//! Encoders of images and sound (`--mmproj`) that compute on the device.
 //!
 //! Owns what is known of each by its scheduler: the file's header, its weights if it takes turns with the language model, the tensors
 //! of its rewritten graph, what has to be true when that runs; and what all of them have done. How much memory they hold is in the
@@ -78,7 +78,7 @@ fn add_copies(counts: &mut VisionReport, tower: &Tower) {
     counts.staged_bytes += tower.residency.copies().staged_bytes;
 }
 
-/// What a graph of an encoder came to.
+/// The outcome of an encoder's graph.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Begun {
     /// What the device's backend is expected to take from its pool, in bytes.
@@ -148,7 +148,7 @@ impl Encoders {
         }
     }
 
-    /// Whether the encoder with this scheduler takes turns with the language model.
+    /// Reports whether the encoder with this scheduler takes turns with the language model.
     pub fn takes_turns(&self, sched: usize) -> bool {
         self.tower(sched).is_some()
     }
@@ -169,7 +169,7 @@ impl Encoders {
         all.filter_map(|(&sched, encoder)| Some((sched, encoder.tower.as_mut()?)))
     }
 
-    /// Whether weights of one that takes turns have device memory.
+    /// Reports whether weights of one that takes turns have device memory.
     pub fn hold_memory(&self) -> bool {
         let mut towers = self.by_sched.values().filter_map(|e| e.tower.as_ref());
         towers.any(|tower| tower.residency.holds_memory())
@@ -196,7 +196,7 @@ impl Encoders {
         }
     }
 
-    /// Whether a scheduler is an encoder's.
+    /// Reports whether a scheduler is an encoder's.
     pub fn knows(&self, sched: usize) -> bool {
         self.by_sched.contains_key(&sched)
     }
@@ -206,12 +206,13 @@ impl Encoders {
         self.by_sched.get(&sched)
     }
 
-    /// Whether there are any.
+    /// Reports whether there are any.
     pub fn is_empty(&self) -> bool {
         self.by_sched.is_empty()
     }
 
-    /// Whether an encoder like this one, of its file and kind, was noted before: llama.cpp makes one to see what it takes.
+    /// Reports whether an encoder like this one, of its file and kind, was noted before: llama.cpp makes one to see what it
+    /// takes.
     pub fn was_seen(&self, sched: usize) -> bool {
         self.by_sched.get(&sched).is_some_and(|encoder| {
             let mut seen = self.seen.iter();

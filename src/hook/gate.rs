@@ -8,12 +8,12 @@
 //! | guard | waits until | so its holder may |
 //! |---|---|---|
 //! | [`Plain`] | nothing | look, and count |
-//! | [`InTurn`] | nobody waits for an [`Alone`] | begin to prepare |
+//! | [`InTurn`] | no thread waits for an [`Alone`] | begin to prepare |
 //! | [`Idle`] | no pass is being submitted | change what a pass reads: the plan, schedulers, what is held |
-//! | [`Alone`] | besides, no other thread prepares, or makes a context | change the arena's shape: no graph finds its weights moved |
+//! | [`Alone`] | also, no other thread prepares, or makes a context | change the arena's shape: no graph finds its weights moved |
 //!
 //! [`Idle::parts`] and [`Alone::parts`] hand out the state together with a proof, [`NoPass`] or [`NewShape`]. Functions that may
-//! only run then take the proof as an argument, and there is no other way to have one. [`GUARDS`] says which callback takes which.
+//! only run then take the proof as an argument, and there is no other way to get one. [`GUARDS`] lists which callback takes which.
 //!
 //! A pass counts as being submitted only where it uses what there is one of: the ring, the lanes around it, the memory of fetched
 //! experts. Others prepare until their end, which keeps the arena's shape, and any number of them goes on side by side.
@@ -73,7 +73,7 @@ pub const GUARDS: &[(&str, Guard)] = &[
     ("graph_begin", Guard::IdleThenAlone),
     ("cut", Guard::Plain),
     ("split_made", Guard::Plain),
-    // in mid-run the arena keeps its shape until the graph is split again
+    // while running, the arena keeps its shape until the graph is split again
     ("scratch_wanted", Guard::IdleOrAlone),
     ("scratch_failed", Guard::Idle),
     ("graph_dropped", Guard::Idle),
@@ -101,7 +101,7 @@ struct Preparing {
     maker: Option<ThreadId>,
     /// Threads that wait to change the arena's shape.
     waiting: usize,
-    /// Threads that wait behind those.
+    /// Threads that wait after those.
     held_back: usize,
     /// Grows whenever a thread begins or ends to prepare, or a pass ends.
     steps: u64,
@@ -174,7 +174,7 @@ pub(super) struct Watched {
     pub preparing: usize,
     /// Threads that wait to be alone.
     pub waiting: usize,
-    /// Threads that wait behind those.
+    /// Threads that wait after those.
     pub held_back: usize,
     /// The scheduler whose pass is being submitted.
     pub pass: Option<usize>,
@@ -225,7 +225,7 @@ macro_rules! guards {
         }
 
         impl<S> $name<'_, S> {
-            /// Whether a callback panicked before.
+            /// Reports whether a callback panicked before.
             pub fn is_broken(&self) -> bool {
                 self.0.held.broken
             }
@@ -241,11 +241,11 @@ macro_rules! guards {
 guards! {
     /// The state, whatever else goes on.
     Plain
-    /// The state, when nobody waits to change the arena's shape.
+    /// Returns the state once no thread waits to change the arena's shape.
     InTurn
     /// The state, when no pass is being submitted.
     Idle
-    /// The state, when besides no other thread has a graph that refers to the arena.
+    /// Returns the state once, in addition, no other thread has a graph that refers to the arena.
     Alone
 }
 
@@ -274,7 +274,7 @@ impl<S> Plain<'_, S> {
         self.0.held.preparing.begin(sched, true);
     }
 
-    /// No graph of `sched` will run any more, whoever prepared it.
+    /// No graph of `sched` will run any more, whichever thread prepared it.
     pub fn end_preparing_of(&mut self, sched: usize) {
         self.0.end_where(|of| of.sched == sched);
     }
@@ -415,7 +415,8 @@ impl<S> Gate<S> {
         Idle(locked)
     }
 
-    /// The same when besides no other thread makes a context: the calling thread does from here on, until it says that it is over.
+    /// The same once, in addition, no other thread makes a context. The calling thread makes one from here on, until it
+    /// reports the end.
     pub fn making(&self) -> Idle<'_, S> {
         let mut locked = self.lock();
         while locked.held.pass.is_some() || locked.others_make() {

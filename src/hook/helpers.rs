@@ -1,7 +1,7 @@
 //! Work of the host that a few threads share while the device has nothing to do: the mask of a long prompt, its embeddings.
 //!
-//! A thread that slept may take milliseconds to wake up, so nobody waits for one: the caller begins at once, whoever is awake
-//! takes the next part, and who comes late finds nothing left.
+//! A thread that slept may take milliseconds to wake up, so the caller does not wait for one. It begins at once; a helper that
+//! is awake takes the next part, and a late one finds nothing left.
 
 use parking_lot::{Condvar, Mutex};
 use std::num::NonZeroUsize;
@@ -30,13 +30,13 @@ struct Work {
     /// Borrowed from the caller, who stays until all parts are over.
     part: *const (dyn Fn(usize) + Sync),
     parts: usize,
-    /// The first part that nobody has taken.
+    /// The first part that is not taken.
     next: AtomicUsize,
     /// Parts that are over.
     over: AtomicUsize,
 }
 
-// SAFETY: `part` is called for parts that were taken only, of which the caller waits for each; it is `Sync`.
+// SAFETY: `part` is called only for parts that were taken, and the caller waits for each of them; it is `Sync`.
 unsafe impl Send for Work {}
 // SAFETY: as above; the rest is atomic.
 unsafe impl Sync for Work {}
@@ -100,7 +100,7 @@ impl Helpers {
             (0..parts).for_each(part);
             return;
         }
-        // SAFETY: the lifetime alone is forgotten; nobody calls it any more when this returns, see `Work`.
+        // SAFETY: only the lifetime is erased; it is not called after this returns, see `Work`.
         let part = unsafe {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(part)
         };

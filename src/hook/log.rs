@@ -53,8 +53,8 @@ fn held_back<T>(look: impl FnOnce(&mut Option<Vec<Message>>) -> T) -> Option<T> 
     LATER.try_with(|later| look(&mut later.borrow_mut())).ok()
 }
 
-/// Does `work`, and delivers behind it what the thread says meanwhile. The program's log callback may take locks of its own, or ask
-/// for the report: it is not called from where the runtime is locked.
+/// Does `work`, and afterwards delivers the messages that the thread logged during it. The program's log callback may take
+/// locks of its own, or ask for the report: it is not called from where the runtime is locked.
 pub fn after<T>(work: impl FnOnce() -> T) -> T {
     /// Also where `work` panics.
     struct Deliver;
@@ -105,7 +105,7 @@ pub fn error(message: &str) {
     to_stderr(&format!("pipeshard: {message}"));
 }
 
-/// A line on standard error. Where nobody reads that any more, it is lost: that is no reason to end the process.
+/// A line on standard error. Without a reader the line is lost, and the process goes on.
 pub fn to_stderr(text: &str) {
     Message::ToStderr(text.to_string()).send();
 }

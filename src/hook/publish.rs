@@ -175,7 +175,7 @@ fn predicted(planner: &Planner) -> Option<Predicted> {
     })
 }
 
-/// What passes took beside what was predicted for them, or why they are not compared.
+/// Measured and predicted times of passes, or why they are not compared.
 fn calibration(runtime: &Runtime) -> Result<CalibrationCounts, &'static str> {
     if !runtime.config.on_wall_clock() {
         return Err(
@@ -250,7 +250,7 @@ pub fn is_due() {
     PUBLISHED.store(false, Ordering::Relaxed);
 }
 
-/// Whether the last model's end has published already.
+/// Reports whether the last model's end has published already.
 pub fn is_done() -> bool {
     PUBLISHED.load(Ordering::Relaxed)
 }

@@ -12,7 +12,7 @@ use super::tenant::Tenant;
 use super::weights::Weights;
 use std::sync::Arc;
 
-/// Everything, behind one [`super::gate::Gate`].
+/// All state, in one [`super::gate::Gate`].
 pub struct Runtime {
     /// What was asked for.
     pub config: Arc<Config>,

@@ -1,4 +1,4 @@
-//! ggml's schedulers, as far as they are known: their backends, the graph that each split last, and what goes between its backends.
+//! The known schedulers of ggml: their backends, the graph that each split last, and what goes between its backends.
 //!
 //! Written by [`super::answers::graph`] while a graph is split, read by [`super::answers::pass`]. Knows of no plan.
 
@@ -36,7 +36,7 @@ pub struct Schedulers {
     by_address: HashMap<usize, Sched>,
 }
 
-/// Whether `backend` computes on `device`.
+/// Reports whether `backend` computes on `device`.
 ///
 /// # Safety
 /// `backend` is a live backend.
@@ -100,12 +100,12 @@ impl Schedulers {
         Some((entry, compute))
     }
 
-    /// Whether it is known.
+    /// Reports whether it is known.
     pub fn knows(&self, sched: usize) -> bool {
         self.by_address.contains_key(&sched)
     }
 
-    /// Whether a pass over the latest graph of `sched` uses what there is one of.
+    /// Reports whether a pass over the latest graph of `sched` uses what there is one of.
     pub fn uses_lanes(&self, sched: usize) -> bool {
         let entry = self.by_address.get(&sched);
         entry.is_some_and(|entry| entry.graph.uses_lanes())
@@ -123,7 +123,7 @@ impl Schedulers {
         sizes.map(rounded).sum()
     }
 
-    /// Whether the latest graph of `sched` refers to the arena.
+    /// Reports whether the latest graph of `sched` refers to the arena.
     pub fn refers_to_arena(&self, sched: usize) -> bool {
         let entry = self.by_address.get(&sched);
         entry.is_some_and(|entry| entry.graph.refers_to_arena())

@@ -90,14 +90,15 @@ impl Tenant {
         self.planner.for_measuring(input, accounts.ledger.scratch())
     }
 
-    /// Gives units that have no place an address, so that nobody thinks that compute buffers have to hold them.
+    /// Gives units that have no place an address, so that ggml does not put them into compute buffers.
     pub fn place_for_measuring(&mut self) {
         if let Some(placeholder) = self.residency.placeholder() {
             self.weights.place_for_measuring(placeholder);
         }
     }
 
-    /// Whether the arena has another shape than the plan for now, which may have to be made. Where there is none, it has not.
+    /// Reports whether the arena has another shape than the plan for now, which may have to be made. Where there is none, it
+    /// has not.
     pub fn wants_another_shape(&mut self, accounts: &Accounts) -> bool {
         if self.current_plan(accounts).is_err() {
             return false;

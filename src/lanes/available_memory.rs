@@ -2,14 +2,14 @@
 //!
 //! The kernel does not know that page-locked pages of a file cannot be reclaimed: it goes on to call them available, and ends
 //! processes when they are not. So who locks subtracts from what is said here what it has locked by now, and asks ahead of each step.
-//! Memory that cannot be reclaimed anyway (no copy of a file on a disk) is no part of what is available, locked or not.
+//! Memory that cannot be reclaimed anyway (it is not a copy of a file on a disk) is not available, locked or not.
 
 use std::path::{Path, PathBuf};
 
 /// Kept for the rest of the system: a sixteenth of all memory, at least so much.
 const LEAST_MARGIN: u64 = 512 << 20;
 
-/// Bytes that may be page-locked in all, those that are locked already among them; `None` where nobody tells.
+/// Returns the bytes that may be page-locked in all, including those already locked; `None` if unknown.
 pub fn lockable_bytes() -> Option<u64> {
     let meminfo = read(Path::new("/proc/meminfo"));
     let total = kib_of(&meminfo, "MemTotal:");

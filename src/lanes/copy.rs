@@ -6,8 +6,8 @@ use pipeshard_sys as ffi;
 use std::ffi::c_void;
 use std::ops::Range;
 
-/// One copy command moves at most this many bytes, so that an activation never queues behind a whole group of experts. A command
-/// costs time beside its bytes: an H100 on PCIe 5 streamed a prompt at 6900, 7100 and 7800 tokens per second with commands of 4, 16
+/// One copy command moves at most this many bytes, so that an activation never waits for a whole group of experts. A command
+/// has a fixed cost: an H100 on PCIe 5 streamed a prompt at 6900, 7100 and 7800 tokens per second with commands of 4, 16
 /// and 64 MiB.
 pub const COPY_BYTES: usize = 64 << 20;
 /// Size of a slot of the staging ring, for sources that are not page-locked.
@@ -68,7 +68,7 @@ pub struct CopyTask {
     pub seams: *const [usize],
     /// The device tensor, with its buffer and address set.
     pub device: *mut ffi::ggml_tensor,
-    /// The bytes behind the tensor that kernels read and must find zero, as a tensor of their own.
+    /// The bytes after the tensor, which kernels read and which must be zero, as a separate tensor.
     pub tail: Option<*mut ffi::ggml_tensor>,
 }
 

@@ -131,7 +131,7 @@ impl Device {
         }
     }
 
-    /// Whether copies and kernels run asynchronously and can be ordered by events.
+    /// Reports whether copies and kernels run asynchronously and can be ordered by events.
     pub fn can_pipeline(&self) -> bool {
         let props = self.properties();
         props.caps.async_ && props.caps.events
@@ -305,7 +305,7 @@ impl Event {
         self.0
     }
 
-    /// Records it behind what was submitted to `backend` so far.
+    /// Records the event after everything submitted to `backend` so far.
     ///
     /// # Safety
     /// `backend` is a live backend of the event's device.

@@ -38,7 +38,7 @@ impl DriverGpu {
         found.map(DriverGpu).map_err(|error| said(&error))
     }
 
-    /// The GPU behind a device of ggml's.
+    /// Returns the GPU of a ggml device.
     ///
     /// # Errors
     /// As for [`Self::by_index`], or the device's backend does not say where it is.
@@ -110,10 +110,10 @@ fn own_figure(listed: &[(u32, Option<u64>)], own: &[u32]) -> Result<u64, String>
 
 /// Who tells how much of a device's memory is gone.
 pub trait MemorySource: Send {
-    /// Bytes that this process holds on the device, or why nobody tells.
+    /// Returns the bytes that this process holds on the device, or why they are not known.
     fn held_by_process(&mut self) -> Result<u64, String>;
 
-    /// Bytes that nobody holds.
+    /// Free bytes.
     fn free(&mut self) -> u64;
 }
 

@@ -28,17 +28,17 @@ impl ExpertSet {
         self.words.iter().map(|word| word.count_ones()).sum()
     }
 
-    /// Whether none is.
+    /// Reports whether none is.
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|&word| word == 0)
     }
 
-    /// Whether all are.
+    /// Reports whether all are.
     pub fn is_full(&self) -> bool {
         self.len() == self.of
     }
 
-    /// Whether `expert` is.
+    /// Reports whether `expert` is.
     pub fn contains(&self, expert: u32) -> bool {
         expert < self.of && self.words[(expert / 64) as usize] >> (expert % 64) & 1 == 1
     }
@@ -72,7 +72,7 @@ impl ExpertSet {
         }
     }
 
-    /// Whether all of `other` are in this set.
+    /// Reports whether all of `other` are in this set.
     pub fn contains_all(&self, other: &ExpertSet) -> bool {
         other.missing(self).next().is_none()
     }
@@ -94,7 +94,7 @@ impl ExpertSet {
 const READ_PAST_EXPERT: usize = 512;
 
 /// What to copy for a run of experts of `slice` bytes each, out of a tensor of `total` bytes: the run, and, unless the expert
-/// behind it is in place, the beginning of that.
+/// after it is in place, the beginning of that.
 pub fn run_bytes(
     run: &Range<u32>,
     slice: usize,

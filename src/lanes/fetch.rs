@@ -1,6 +1,6 @@
 //! Chosen experts on their way to the device, while the CPU computes others of the same layer.
 //!
-//! A stream of its own, so that they do not wait behind what the copy lane has in hand. Layers take turns in a kit of memory: the
+//! A stream of its own, so that they do not wait for the copy lane's queue. Layers take turns in a kit of memory: the
 //! copies for it wait until the device has read what it held before, and the device waits until it is filled.
 
 use crate::lanes::copy::{bytes_tensor, host_buffer, pieces, DroppedWait};
@@ -26,7 +26,7 @@ pub struct ExpertStack {
     pub target: *mut ffi::ggml_tensor,
 }
 
-/// The tokens of a pass, and how their choices lie behind each other.
+/// The tokens of a pass, and how their choices follow each other in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct ChoiceLayout {
     /// Tokens.
@@ -75,7 +75,7 @@ pub struct FetchCounters {
 }
 
 impl FetchCounters {
-    /// With what `fetcher`, if there is one, has fetched besides.
+    /// Adds what `fetcher`, if present, has fetched.
     pub fn and(self, fetcher: Option<&ExpertFetcher>) -> Self {
         let more = fetcher.map_or(FetchCounters::default(), |fetcher| fetcher.counters);
         FetchCounters {
@@ -165,7 +165,7 @@ impl ExpertFetcher {
         let stream = Stream::open(device).ok_or_else(|| refused("a stream"))?;
         let memory = Buffer::allocate(device.memory_type(), layout.bytes);
         let memory = memory.ok_or_else(|| refused("memory"))?.holds_weights();
-        // what kernels read behind the last expert
+        // what kernels read after the last expert
         memory.clear(0);
         let event = || Event::new(device).ok_or_else(|| refused("an event"));
         let kit = |at: u64| -> Result<Kit, String> {
@@ -210,7 +210,7 @@ impl ExpertFetcher {
         &self.layout
     }
 
-    /// Whether it can fetch for so many tokens whose choices lie like that.
+    /// Reports whether it can fetch for so many tokens whose choices lie like that.
     pub fn serves(&self, choice: ChoiceLayout) -> bool {
         let fetched = choice.rows * choice.experts;
         (1..=self.shape.most() as usize).contains(&fetched)
@@ -269,8 +269,8 @@ impl ExpertFetcher {
         state.numbers_sent
     }
 
-    /// Submits the copies of the first experts that each token has chosen to a kit, behind what still reads it; what several have
-    /// chosen once. Waits for nothing.
+    /// Submits the copies of the first experts that each token has chosen to a kit, after everything that still reads it; what
+    /// several have chosen once. Waits for nothing.
     ///
     /// # Safety
     /// The host has waited for what [`Self::await_numbers`] said. What was asked for has arrived, in the same layout. The stacks' memory is page-locked and stays until the copies are made;

@@ -1,4 +1,4 @@
-//! A file mapped as it is, to be read: weights that nobody has to copy before they are streamed.
+//! A file mapped as it is, to be read: weights that can be streamed without a copy first.
 
 use pipeshard_sys as ffi;
 use std::ffi::c_void;

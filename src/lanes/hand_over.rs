@@ -1,6 +1,6 @@
 //! Results that go from the device to the CPU and back, in the order of the compute lane.
 //!
-//! ggml's scheduler waits for the device ahead of every tensor that it copies, and again behind it. Here each copy is one more
+//! ggml's scheduler waits for the device before every tensor that it copies, and again after it. Here each copy is one more
 //! command of the compute lane: the host waits once, for all that a split of the CPU reads, and for nothing on the way
 //! back. Host memory that the lane still reads stays as it is until then: ahead of whatever the CPU computes, and at the
 //! end of a pass, the host waits for that.
@@ -16,7 +16,7 @@ enum Sources {
     Free,
     /// Copies from it were submitted.
     Read,
-    /// The event stands behind them.
+    /// The event was recorded after them.
     Marked,
 }
 
@@ -79,7 +79,7 @@ impl HandOver {
     }
 
     /// Submits the copy of `input` to `copy`, if it goes between the two ends and both tensors lie where these can copy.
-    /// False: somebody else has to, behind what [`Self::sources_free`] says.
+    /// False: the caller has to, after what [`Self::sources_free`] returns.
     ///
     /// # Safety
     /// Both tensors have memory and the same layout, and belong to the graph that the scheduler of `ends` is submitting.

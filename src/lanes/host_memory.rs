@@ -52,10 +52,10 @@ pub enum NotLocked {
     NoRoom,
 }
 
-/// How many bytes of reclaimable memory may be page-locked beside what is locked by others.
+/// How many bytes of reclaimable memory may be page-locked in addition to what others have locked.
 #[derive(Clone, Copy)]
 pub struct Limit<'a> {
-    /// In all; `None` where nobody tells.
+    /// In all; `None` if unknown.
     pub lockable: &'a dyn Fn() -> Option<u64>,
     /// What others of this process have locked.
     pub elsewhere: u64,
@@ -94,8 +94,8 @@ impl LockedMemory {
         seams.into()
     }
 
-    /// The pieces of `[base, base + bytes)`, as offsets, of which each lies in one locked range or outside of all. The driver refuses
-    /// a copy of more than one of them.
+    /// Splits `[base, base + bytes)` into pieces, as offsets. Each piece lies in one locked range or outside of all. The
+    /// driver refuses a copy of more than one of them.
     pub fn pieces(
         &self,
         base: *const u8,
@@ -193,7 +193,7 @@ impl LockedMemory {
         self.ranges.len() < before
     }
 
-    /// Whether all of `[base, base + bytes)` is page-locked.
+    /// Reports whether all of `[base, base + bytes)` is page-locked.
     pub fn covers(&self, base: *const u8, bytes: usize) -> bool {
         let (mut at, end) = (base as usize, base as usize + bytes);
         while at < end {

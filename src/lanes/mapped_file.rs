@@ -54,7 +54,7 @@ pub struct Shrunk {
 }
 
 impl Shrunk {
-    /// Whether some of `[base, base + bytes)` is lost.
+    /// Reports whether some of `[base, base + bytes)` is lost.
     pub fn affects(&self, base: *const u8, bytes: usize) -> bool {
         let (first, end) = (base as usize, base as usize + bytes);
         self.lost.iter().any(|&(from, to)| first < to && from < end)
@@ -70,7 +70,8 @@ pub struct MappedFiles {
 }
 
 impl MappedFiles {
-    /// The files that these address ranges (first byte, length) are mapped from, as far as they are mapped at all.
+    /// Returns the files that these address ranges (first byte, length) are mapped from; ranges that are not mapped are left
+    /// out.
     pub fn of(ranges: &[(usize, usize)]) -> Self {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
         let mut files = MappedFiles::default();
@@ -138,7 +139,7 @@ impl MappedFiles {
         files.filter_map(move |(index, watched)| watched.pieces.iter().any(holds).then_some(index))
     }
 
-    /// Whether pages of `[base, base + bytes)` can be reclaimed while nobody locks them: copies of what a disk has.
+    /// Reports whether pages of `[base, base + bytes)` can be reclaimed while they are not locked: copies of what a disk has.
     pub fn reclaimable(&self, base: *const u8, bytes: usize) -> bool {
         let mut files = self.holding(base, bytes);
         files.any(|index| !self.watched[index].in_memory)
@@ -172,7 +173,7 @@ impl Watched {
     }
 }
 
-/// Whether a file system keeps its files in memory.
+/// Reports whether a file system keeps its files in memory.
 fn in_memory(file: &File) -> bool {
     const KINDS: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6]; // tmpfs, ramfs, hugetlbfs
                                                                      // SAFETY: an all-zero statfs is valid, and the file is open.
@@ -260,7 +261,7 @@ mod tests {
         assert!(shrunk.affects(at(3 * page), 11));
         assert!(shrunk.affects(at(4 * page - 1), 1));
         assert!(shrunk.to_string().contains("196618 bytes left"), "{shrunk}");
-        // SAFETY: mapped above; nobody else knows of it.
+        // SAFETY: mapped above, and not yet visible to other code.
         unsafe { libc::munmap(base, 4 * page) };
     }
 

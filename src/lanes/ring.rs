@@ -125,7 +125,7 @@ impl Ring {
         }
     }
 
-    /// Says that `group` is a tensor of so many stacked experts.
+    /// States that `group` is a tensor of so many stacked experts.
     pub fn stack(&mut self, group: GroupId, experts: u32) {
         self.experts[group] = Some(Experts {
             wanted: ExpertSet::none(experts),
@@ -156,7 +156,7 @@ impl Ring {
         self.next = 0;
     }
 
-    /// Says, behind [`Ring::begin_pass`], that the pass reads only some experts of `group` and will say which by
+    /// States, after [`Ring::begin_pass`], that the pass reads only some experts of `group` and will say which by
     /// [`Ring::choose`]. The group must have been [stacked](Ring::stack).
     pub fn choose_later(&mut self, group: GroupId) {
         if let Some(experts) = &mut self.experts[group] {
@@ -165,7 +165,7 @@ impl Ring {
         }
     }
 
-    /// Whether `group` cannot be filled before its experts are [chosen](Ring::choose).
+    /// Reports whether `group` cannot be filled before its experts are [chosen](Ring::choose).
     pub fn awaits_choice(&self, group: GroupId) -> bool {
         let state = &self.states[group];
         state.choosy && !state.chosen && (state.partial || !state.filled)
@@ -179,7 +179,7 @@ impl Ring {
         }
     }
 
-    /// Whether all that the pass reads of `group` is in place, or on its way there.
+    /// Reports whether all that the pass reads of `group` is in place, or on its way there.
     fn in_place(&self, group: GroupId) -> bool {
         let state = &self.states[group];
         state.filled && (!state.partial || (state.chosen && state.settled))

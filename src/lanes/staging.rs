@@ -30,7 +30,7 @@ impl<B> StagingRing<B> {
         self.blocks.len()
     }
 
-    /// Whether there are none.
+    /// Reports whether there are none.
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty()
     }

@@ -25,7 +25,7 @@ pub(super) struct Bench<'e, 'b> {
     /// Batch sizes in tokens, rising.
     pub batches: &'e [u32],
     pub pace: Pace,
-    /// What one repetition should take, in seconds: long beside what submitting it costs.
+    /// What one repetition should take, in seconds: long compared with the cost of submitting it.
     pub repetition: f64,
     /// Bytes per second that are certainly not exceeded, for a first guess.
     pub best_rate: f64,
@@ -41,7 +41,7 @@ pub(super) struct Read {
     pub alone: Quantity,
     /// The same while copies are under way, and what the link gets meanwhile.
     pub busy: Option<Beside>,
-    /// Seconds more for all of some behind a rest.
+    /// Additional seconds for a series of operations after a rest.
     pub wake: Quantity,
 }
 
@@ -136,7 +136,7 @@ impl<'b> Bench<'_, 'b> {
         series.map(|series| self.time(&series)).transpose()
     }
 
-    /// Batch 1 alone, beside copies, and behind a rest.
+    /// Batch 1 alone, during copies, and after a rest.
     pub fn read(
         &self,
         op: &Op,
@@ -236,7 +236,7 @@ impl<'b> Bench<'_, 'b> {
         })
     }
 
-    /// By how many seconds longer all operations take behind a rest.
+    /// Returns by how many seconds longer all operations take after a rest.
     fn wake(&self, series: &Series<'b>, alone: f64) -> Result<Quantity, MeasureError> {
         let mut longer = Vec::with_capacity(RESTS);
         for turn in 0..RESTS {

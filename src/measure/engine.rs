@@ -95,7 +95,7 @@ impl Engine {
         }
     }
 
-    /// Whether it can compute a node.
+    /// Reports whether it can compute a node.
     pub fn computes(&self, node: Tensor) -> bool {
         // SAFETY: the device is live, and the tensor belongs to a live graph.
         unsafe { ffi::ggml_backend_dev_supports_op(self.device.raw(), node.raw()) }

@@ -241,7 +241,7 @@ impl<'b> Graph<'b> {
 
 impl Drop for Graph<'_> {
     fn drop(&mut self) {
-        // SAFETY: owned, freed once; whoever runs a graph waits for it before it is dropped.
+        // SAFETY: owned, freed once; the code that runs a graph waits for it before it is dropped.
         unsafe { ffi::ggml_free(self.context) }
     }
 }

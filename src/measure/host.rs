@@ -8,7 +8,7 @@ fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Bytes of the CPU's last caches, all of them together; 32 MiB where nobody tells.
+/// Bytes of the CPU's last caches, all of them together; 32 MiB if unknown.
 pub(super) fn last_cache_bytes() -> u64 {
     let mut caches = std::collections::HashMap::new();
     for cpu in 0..4096 {
@@ -28,7 +28,7 @@ pub(super) fn last_cache_bytes() -> u64 {
     }
 }
 
-/// Bytes of memory that programs may still take; 4 GiB where nobody tells.
+/// Bytes of memory that programs may still take; 4 GiB if unknown.
 pub(super) fn free_memory() -> u64 {
     let text = read("/proc/meminfo");
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"));

@@ -1,6 +1,6 @@
-//! Measuring: operations through ggml's public interface, copies, and what is paid besides.
+//! Measuring: operations through ggml's public interface, copies, and overheads.
 //!
-//! Weights are random and lie in more memory than caches hold, of which one part after the other is used. All device memory is one
+//! Weights are random and lie in more memory than caches hold; one part after the other is used. All device memory is one
 //! allocation of known size (and what the backend takes for itself), given back at the end.
 
 mod clock;
@@ -88,7 +88,7 @@ impl Settings {
     }
 }
 
-/// More weights than the last cache holds, as far as half of the free memory allows.
+/// More weights than the last cache holds, but at most half of the free memory.
 fn host_weights(cache: u64, free: u64) -> u64 {
     (4 * cache).max(512 * MIB).min(free / 2).max(16 * MIB)
 }
@@ -100,7 +100,7 @@ pub struct Measured {
     pub link: Link,
     /// The host's memory.
     pub memory: HostMemory,
-    /// What is paid besides.
+    /// Overheads.
     pub overheads: Overheads,
     /// What the host does next to products.
     pub host: HostCosts,
@@ -240,7 +240,7 @@ impl Arenas {
             bytes: device_bytes,
         };
         let device = Buffer::allocate(device.memory_type(), device_bytes).ok_or_else(refused)?;
-        // inputs and outputs of the host: touched only as far as they are used
+        // inputs and outputs of the host: touched only where they are used
         let host_bytes = settings.host_weights + device_bytes;
         let host = Buffer::allocate(Memory::host(), host_bytes)
             .ok_or(MeasureError::HostMemory(host_bytes))?;
@@ -383,8 +383,8 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// What the CPU reads, alone and while the copy lane does as well; what that gets meanwhile is put into `link`. And how much longer
-    /// it takes behind a rest.
+    /// Measures the rate at which the CPU reads, alone and while the copy lane reads as well, and how much longer it takes after a
+    /// rest. The copy lane's rate meanwhile goes into `link`.
     fn memory(&self, link: &mut Link) -> Result<(HostMemory, Quantity), MeasureError> {
         let room = self.settings.host_weights / 4;
         let op = Op::Product {

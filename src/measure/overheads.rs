@@ -1,4 +1,4 @@
-//! What is paid besides bytes and products: launches, waking threads, hand-overs between the lanes.
+//! Overheads apart from bytes and products: launches, waking threads, hand-overs between the lanes.
 
 use std::time::Instant;
 
@@ -76,7 +76,7 @@ fn in_a_row(
     })
 }
 
-/// Measures what is paid besides. A hand-over is what happens between a split of the device and one of the CPU (`lanes::hand_over`):
+/// Measures the overheads. A hand-over is what happens between a split of the device and one of the CPU (`lanes::hand_over`):
 /// the device computes and copies its result to the host, which waits for both, computes on the CPU, and submits the copy back
 /// with what the device computes next.
 pub(super) fn measure(

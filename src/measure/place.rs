@@ -53,7 +53,7 @@ pub(super) struct Operands {
     stride: u64,
     /// Copies of the weights.
     pub copies: usize,
-    /// Where the values of a KV cache begin, behind its keys.
+    /// Where the values of a KV cache begin, after its keys.
     values: u64,
 }
 
@@ -77,7 +77,7 @@ fn kind_of(type_name: &str) -> Option<&'static DType> {
 }
 
 impl<'b> Place<'b> {
-    /// Fills the input with numbers, as far as `bytes`.
+    /// Fills the first `bytes` of the input with numbers.
     pub fn fill_input(&self, bytes: u64) -> Result<(), MeasureError> {
         let numbers = normal(1 << 18, 5);
         let data: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
@@ -124,7 +124,7 @@ impl<'b> Place<'b> {
             }
         };
         let one = parts.iter().map(|(at, bytes, _)| at + bytes).max();
-        // the tail that a device wants behind quantised rows is in `operand_bytes`, and a little more does not hurt
+        // the tail that a device wants after quantised rows is in `operand_bytes`, and a little more does not hurt
         let stride = up(one.unwrap_or(0) + ALIGNMENT);
         let copies = (self.weights.bytes / stride).min(self.rotate.div_ceil(stride).max(1));
         if copies == 0 {
@@ -302,7 +302,7 @@ impl<'t, 'b> Filler<'t, 'b> {
         }
     }
 
-    /// Fills a range with weights of a type. False for a type of which there are none.
+    /// Fills a range with weights of a type. False for a type that is not supported.
     fn fill(&mut self, room: Room<'b>, type_name: &str, seed: u64) -> Result<bool, MeasureError> {
         let known = self.blocks.iter().position(|b| b.type_name() == type_name);
         let index = match known {

@@ -15,13 +15,13 @@ use pipeshard_sys as ffi;
 
 /// Bytes of one copy command, as streaming weights has them.
 const COMMAND: u64 = COPY_BYTES as u64;
-/// The same where copies go on behind something else that is measured: they end soon after it.
+/// The same where copies accompany another measurement: they end soon after it.
 const BESIDE_COMMAND: u64 = 4 << 20;
-/// More is not copied beside anything, in bytes.
+/// The most that is copied during another measurement, in bytes.
 const MOST_COPIED: f64 = 16e9;
 /// Attempts to make copies last longer than what they accompany.
 const ATTEMPTS: u32 = 4;
-/// Of what copies are expected to last beside something, so much more is submitted.
+/// The factor by which more copies are submitted than the other measurement is expected to need.
 const MARGIN: f64 = 1.25;
 
 /// A copy lane of its own, and page-locked memory to copy from.
@@ -84,7 +84,7 @@ impl<'b> Traffic<'b> {
         self.pinned.as_ref().map(|b| (b.base(), b.size()))
     }
 
-    /// What is copied beside something: memory like that of weights, where there is such.
+    /// The source of copies during another measurement: memory like that of weights, where available.
     fn source(&self) -> Option<(*mut u8, u64)> {
         let pinned = self.pinned()?;
         let mapped = self.mapped.as_ref();
@@ -168,7 +168,7 @@ impl<'b> Traffic<'b> {
     }
 
     /// Runs `once`, which waits for what it does, while copies are under way from its beginning to its end. They are meant to last
-    /// for `lasting` seconds, which becomes what is enough. None where there is no page-locked memory, or the copies could not
+    /// for `lasting` seconds, which becomes what is enough. `None` without page-locked memory, or the copies could not
     /// be made to last.
     pub fn beside(
         &self,

@@ -3,7 +3,7 @@
 //! ```text
 //! place         which folder: the user's, another one, or none
 //! plans         kept plans; the first writer wins
-//! observations  what passes took; nobody but `pipeshard tune` reads it
+//! observations  times of passes; only `pipeshard tune` reads them
 //! ```
 
 mod observations;

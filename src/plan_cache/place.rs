@@ -50,7 +50,7 @@ impl Place {
     /// The plans that are kept there; none where nothing is to be kept.
     ///
     /// # Errors
-    /// A sentence, where nobody says which folder is the user's.
+    /// A sentence, if the environment does not name the user's folder.
     pub fn open(&self) -> Result<Option<PlanCache>, String> {
         match self {
             Place::Off => Ok(None),

@@ -114,7 +114,7 @@ impl PlanCache {
     }
 
     /// Removes the plans of a model that were made by another profile of the same machine, which no run looks for any more, and
-    /// returns how many there were. Files that are no plans stay.
+    /// returns how many there were. Files that are not plans stay.
     ///
     /// # Errors
     /// [`CannotKeep`], where a file cannot be removed.

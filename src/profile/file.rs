@@ -16,7 +16,7 @@ pub enum ProfileFileError {
         /// What the system said.
         source: io::Error,
     },
-    /// The file is no profile.
+    /// The file is not a profile.
     #[error(
         "{path} is not a profile of this version: {reason}; `pipeshard profile --json` prints one"
     )]
@@ -43,7 +43,7 @@ pub enum ProfileFileError {
 /// The profile in a file, whatever machine it is of.
 ///
 /// # Errors
-/// Where the file cannot be read or is no profile.
+/// If the file cannot be read or is not a profile.
 pub fn read_file(path: &Path) -> Result<Profile, ProfileFileError> {
     let text = std::fs::read(path).map_err(|source| ProfileFileError::Read {
         path: path.to_owned(),

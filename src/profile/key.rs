@@ -52,7 +52,7 @@ fn cpu_name(cpuinfo: &str) -> String {
     name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-/// The version of the driver of a device of that name; empty where nobody tells.
+/// Returns the driver's version for a device of that name; empty if unknown.
 fn driver(device: &str) -> String {
     if !device.starts_with("CUDA") {
         return String::new();
@@ -89,13 +89,13 @@ fn slot(devices: &Path, bus_id: &str) -> String {
 /// performance and efficiency cores, those for performance alone.
 pub fn default_threads() -> u32 {
     match cores(Path::new(SYSTEM)) {
-        // nobody tells
+        // unknown
         0 => std::thread::available_parallelism().map_or(4, |n| n.get() as u32),
         n => n as u32,
     }
 }
 
-/// Cores that llama.cpp computes with, as far as `system` tells; else 0.
+/// Returns the number of cores that llama.cpp computes with, by `system`; 0 if unknown.
 fn cores(system: &Path) -> usize {
     let siblings = |cpu: usize| {
         let path = system.join(format!("system/cpu/cpu{cpu}/topology/thread_siblings"));
@@ -114,7 +114,7 @@ fn cores(system: &Path) -> usize {
             .collect::<HashSet<_>>()
             .len();
     }
-    // as llama.cpp counts them: it takes it that each has two threads, one behind the other
+    // as llama.cpp counts them: it assumes that each core has two threads with adjacent numbers
     let (mut count, mut cpu) = (0, 0);
     while cpu < all.len() {
         if !efficient.contains(&cpu) {

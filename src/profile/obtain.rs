@@ -1,4 +1,4 @@
-//! A profile for whoever needs one: from the user's file, the cache, a specification, or measured now.
+//! Obtains a profile: from the user's file, the cache or a specification, or by measuring now.
 
 use std::path::{Path, PathBuf};
 
@@ -72,7 +72,7 @@ pub enum Source {
     File,
 }
 
-/// Why there is no profile.
+/// The reason why no profile could be obtained.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// The user's file.

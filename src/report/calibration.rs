@@ -106,7 +106,7 @@ impl PassTimes {
 }
 
 impl CalibrationCounts {
-    /// What was measured beside what was predicted; none without passes.
+    /// Returns a sentence with measured and predicted times; `None` without passes.
     pub(super) fn sentence(&self) -> Option<String> {
         let kinds = [("prompt", &self.prompt), ("decode", &self.decode)];
         let kinds = kinds.iter().filter(|(_, times)| times.passes > 0);

@@ -10,7 +10,8 @@ use super::types::{Report, UnitCounts};
 const NOTABLE: f64 = 0.1;
 
 impl Report {
-    /// Three lines, each behind `pipeshard: `; one that says why, where pipeshard was not engaged. Errors follow, a line each.
+    /// Returns three lines with the prefix `pipeshard: `, or one line with the reason where pipeshard was
+    /// not engaged. Errors follow, one per line.
     pub fn render_lines(&self) -> String {
         let mut lines = match (self.engaged, &self.reason) {
             (true, _) => vec![self.placed(), self.device_memory(), self.speed()],

@@ -212,7 +212,7 @@ fn field(text: &mut String, label: &str, value: &str) {
 }
 
 /// Appends lines of at most [`WIDTH`] columns: `first` and as many words as fit, then the rest
-/// behind `indent` blanks. A word that is longer than a line is broken.
+/// after `indent` blanks. A word that is longer than a line is broken.
 fn wrap(text: &mut String, first: &str, indent: usize, words: &str) {
     let mut line = first.to_owned();
     let mut used = first.chars().count();

@@ -100,7 +100,7 @@ pub struct Report {
     pub plan: Option<PlanUse>,
     /// What was predicted of the plan; none where nothing was searched for.
     pub predicted: Option<Predicted>,
-    /// What passes took beside what was predicted for them; none where they are not compared.
+    /// Measured and predicted times of passes; `None` where they are not compared.
     pub calibration: Option<CalibrationCounts>,
     /// Why they are not compared, if they are not.
     pub not_calibrated: Option<String>,
@@ -196,13 +196,13 @@ pub struct HostWaits {
     pub hand_overs: u64,
     /// Inputs of the user: tokens, positions, masks.
     pub user_inputs: u64,
-    /// The router's choice, for layers of which only the chosen experts are fetched.
+    /// The router's choice, for layers that fetch only the chosen experts.
     pub expert_choices: u64,
     /// A free slot of the staging ring.
     pub staging: u64,
 }
 
-/// Of layers of which only the chosen experts are fetched. An expert of a layer counts once per tensor: three times if it has
+/// Counts of layers that fetch only the chosen experts. An expert of a layer counts once per tensor: three times if it has
 /// an up, a gate and a down projection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -211,7 +211,7 @@ pub struct ExpertCounts {
     pub copied: u64,
     /// Chosen, and still in place from an earlier batch.
     pub reused: u64,
-    /// What copies of the whole layers would have moved beside.
+    /// Bytes that copies of the whole layers would have moved in addition.
     pub bytes_saved: u64,
     /// Fetched for a few tokens while the CPU computed others of the same layer.
     pub fetched: u64,
@@ -244,7 +244,7 @@ pub struct UnitCounts {
 }
 
 impl UnitCounts {
-    /// Whether nothing was counted.
+    /// Reports whether nothing was counted.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

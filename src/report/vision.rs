@@ -53,7 +53,7 @@ pub struct EncoderReport {
     /// llama.cpp's name for what it is.
     pub projector: String,
     /// It takes turns with the language model: its weights are in host memory, and what it has on the device is there while
-    /// something is encoded, and after that while nobody else needs the room.
+    /// something is encoded, and after that while nothing else needs the room.
     pub in_turn: bool,
     /// Bytes of its weights.
     pub weights: u64,

@@ -31,7 +31,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// [`ReportError`] when the folder is missing, not writable or full; nothing is left behind.
+    /// [`ReportError`] when the folder is missing, not writable or full; no file is left then.
     pub fn write_json(&self, path: &Path) -> Result<(), ReportError> {
         let text = self.to_json() + "\n";
         replace(path, text.as_bytes()).map_err(|source| ReportError {
@@ -41,7 +41,7 @@ impl Report {
     }
 }
 
-/// Whether this is the file of a model: it begins as one.
+/// Reports whether this is the file of a model: it begins as one.
 pub fn is_model(path: &Path) -> bool {
     let mut start = [0; 4];
     // to open a pipe is to wait for who writes to it

@@ -32,7 +32,7 @@ impl TensorContext {
         (!raw.is_null()).then_some(TensorContext { raw, capacity })
     }
 
-    /// An empty one with room for so many tensors, in place of what `held` had. None where there is no memory.
+    /// Returns an empty one with room for this many tensors, in place of what `held` had; `None` if memory is short.
     pub fn emptied(held: &mut Option<TensorContext>, capacity: usize) -> Option<&TensorContext> {
         match held {
             // SAFETY: alive; its tensors belong to the graph before this one.

@@ -139,7 +139,7 @@ impl Clock {
         self.simulated = !self.events_only && sim::is_simulated(device.raw());
     }
 
-    /// Whether times are those of a simulated device.
+    /// Reports whether times are those of a simulated device.
     pub fn is_virtual(&self) -> bool {
         self.simulated
     }
@@ -163,7 +163,7 @@ impl Clock {
         lane.times.get(stamp.number)
     }
 
-    /// A stamp where something begins behind what `stream` was given so far. A real device has none for the compute
+    /// Stamps the start of work that follows everything submitted to `stream` so far. A real device has none for the compute
     /// streams: when a split begins follows from when it was submitted, and from the ends of what it waits for, which are
     /// seen more exactly than something that begins at once.
     ///

@@ -93,7 +93,7 @@ impl Recorder {
         }))))
     }
 
-    /// Whether anything is written down.
+    /// Reports whether anything is written down.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
@@ -255,7 +255,7 @@ impl Recorder {
         })
     }
 
-    /// Copies begin behind what the copy lane was given so far.
+    /// Copies begin after everything submitted to the copy lane so far.
     ///
     /// # Safety
     /// `stream` is a live backend of the attached device.
@@ -374,7 +374,7 @@ impl Tracing {
         number
     }
 
-    /// The stream of a scheduler, by a number that no other living scheduler has (as far as numbers go).
+    /// The stream of a scheduler, by a number that no other living scheduler has.
     fn compute_lane(&mut self, sched: usize) -> DeviceLane {
         let lane = self.scheds.get(&sched).and_then(|s| s.lane);
         let lane = lane.unwrap_or_else(|| {

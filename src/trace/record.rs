@@ -59,10 +59,10 @@ pub struct Stretch {
     pub end: Stamp,
 }
 
-/// A time that nobody knows (yet).
+/// A time that is not known (yet).
 const UNKNOWN: u64 = u64::MAX;
 
-/// The times of one lane's stamps, in nanoseconds. Written by whoever watches the lane.
+/// The times of one lane's stamps, in nanoseconds. Written by the lane's watcher.
 #[derive(Debug)]
 pub struct StampTimes(Box<[AtomicU64]>);
 

@@ -54,7 +54,7 @@ fn split_end(now: u64, done: Option<u64>) -> Record {
     record(now, now, What::SplitEnd { on_device })
 }
 
-/// Two groups for two splits, the second of which also takes an input from the CPU, which computes the third.
+/// Two groups for two splits. The second split also takes an input from the CPU, which computes the third split.
 fn one_pass(from: u64, rows: u32) -> Vec<Record> {
     let records = [
         record(0, 0, What::EpochAsked),
@@ -219,7 +219,7 @@ fn the_first_and_the_last_passes_stay() {
     }
     let numbered = summary(&timeline);
     assert_eq!(numbered.passes_left_out, 3);
-    // what lies between the first and the fifth is no time between passes
+    // the time from the first to the fifth is not a time between passes
     assert_eq!(numbered.tiers[0].between_ns, 200 + 10 - 99);
 }
 

@@ -69,7 +69,7 @@ impl Server {
                 .take_while(|_| !closed.load(Ordering::SeqCst))
                 .for_each(drop);
         });
-        let server = Server {
+        let mut server = Server {
             child,
             port,
             reader: Some(reader),
@@ -77,6 +77,8 @@ impl Server {
         };
         let start = Instant::now();
         while request(port, "GET /health", "").is_none_or(|(status, _)| !status.contains("200")) {
+            let ended = server.child.try_wait().expect("our child");
+            assert!(ended.is_none(), "the server ended at start: {ended:?}");
             assert!(
                 start.elapsed() < Duration::from_secs(90),
                 "the server does not become ready"

@@ -17,7 +17,7 @@ pub struct TraceArgs {
 /// Prints the figures.
 ///
 /// # Errors
-/// [`TraceError`] for a file that cannot be read or is no trace.
+/// [`TraceError`] for a file that cannot be read or is not a trace.
 pub fn run(args: &TraceArgs) -> Result<(), TraceError> {
     let summary = read_summary(&args.file)?;
     match args.json {

@@ -47,7 +47,7 @@ pub enum TuneError {
     /// The question makes no sense.
     #[error(transparent)]
     Asked(#[from] PlanCommandError),
-    /// There is no plan.
+    /// No plan was found.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// The machine cannot be measured.

@@ -181,7 +181,7 @@ fn compare(args: &VerifyArgs, folder: &Path) -> Result<Comparison, String> {
     })
 }
 
-/// The largest difference of a logit, as far as both sides had seen the same tokens: behind the first token that differs
+/// Returns the largest difference of a logit, while both sides had seen the same tokens: after the first token that differs
 /// they answer different questions.
 fn difference_while_tokens_agree(
     a: &[f32],

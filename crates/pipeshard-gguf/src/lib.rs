@@ -1,5 +1,5 @@
 //! GGUF files: a model's inventory from the header of one ([`inventory_of`]), as ggml's own reader sees it, and the bytes of a
-//! header ([`container`]) for whoever writes one.
+//! header ([`container`]) for writers.
 
 pub mod container;
 mod error;
@@ -15,7 +15,7 @@ pub use file::GgufFile;
 /// Takes the inventory of a GGUF file (or of the pieces of a split one) from its header; no weights are read.
 ///
 /// # Errors
-/// [`InventoryError`] when the file is missing, empty, foreign, cut short or damaged, is no language model, or a
+/// [`InventoryError`] when the file is missing, empty, foreign, cut short or damaged, is not a language model, or a
 /// piece of it is missing.
 pub fn inventory_of(path: &Path) -> Result<Inventory, InventoryError> {
     let pieces = file::open_all(path)?;

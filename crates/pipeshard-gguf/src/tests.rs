@@ -192,7 +192,7 @@ fn a_gguf_without_layers_is_refused() {
         fs::write(&path, gguf(&none, FIRST)).unwrap();
         assert!(refusal(&path).contains("llama.block_count"));
     }
-    // a key of another type than expected is no reason to abort
+    // a key of an unexpected type must not abort
     none[1].1 = Value::F32(2.0);
     fs::write(&path, gguf(&none, FIRST)).unwrap();
     assert!(refusal(&path).contains("llama.block_count"));

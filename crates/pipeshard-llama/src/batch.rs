@@ -17,7 +17,7 @@ impl Batch {
         Batch::default()
     }
 
-    /// Tokens of one sequence from position `from` on, of which the last one's results are wanted.
+    /// Tokens of one sequence from position `from` on; results are wanted for the last one.
     pub fn of(sequence: i32, from: i32, tokens: &[i32]) -> Self {
         let mut batch = Batch::new();
         for (i, &token) in tokens.iter().enumerate() {
@@ -45,7 +45,7 @@ impl Batch {
         self.tokens.len()
     }
 
-    /// Whether there are none.
+    /// Reports whether there are none.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }

@@ -177,7 +177,7 @@ impl<'m> Context<'m> {
         }
     }
 
-    /// Evaluates tokens behind what the first sequence holds; the last one's logits are wanted.
+    /// Evaluates tokens after those that the first sequence holds; logits are wanted for the last one.
     ///
     /// # Errors
     /// [`LlamaError::Decode`].
@@ -276,7 +276,7 @@ impl<'m> Context<'m> {
         unsafe { ffi::llama_set_n_threads(self.raw, threads, threads) }
     }
 
-    /// Whether tokens attend to later ones.
+    /// Reports whether tokens attend to later ones.
     pub fn set_causal(&mut self, causal: bool) {
         // SAFETY: the context is alive.
         unsafe { ffi::llama_set_causal_attn(self.raw, causal) }
@@ -364,7 +364,7 @@ impl<'m> Context<'m> {
         unsafe { ffi::llama_memory_seq_keep(self.memory(), sequence) }
     }
 
-    /// Whether positions can be changed.
+    /// Reports whether positions can be changed.
     pub fn can_shift(&self) -> bool {
         // SAFETY: as above.
         unsafe { ffi::llama_memory_can_shift(self.memory()) }

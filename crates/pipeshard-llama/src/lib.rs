@@ -1,4 +1,4 @@
-//! llama.cpp's C API behind safe wrappers, as far as the tool's own commands use it.
+//! llama.cpp's C API in safe wrappers: the part that the tool's own commands use.
 //!
 //! The wrappers own what they free and keep C's pointers to themselves. [`start`] comes first: backends, and with them
 //! libpipeshard and a simulated GPU, are loaded as the process's environment says.

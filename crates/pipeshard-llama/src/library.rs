@@ -50,7 +50,7 @@ impl Library {
 
     fn json(&self, function: Text) -> Option<serde_json::Value> {
         let (function, free) = (function?, self.free?);
-        // SAFETY: the text is NUL-terminated and ours until it is given back.
+        // SAFETY: the text is NUL-terminated, and owned here until it is given back.
         unsafe {
             let text = function();
             if text.is_null() {

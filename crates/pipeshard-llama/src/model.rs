@@ -167,7 +167,7 @@ impl Model {
         unsafe { ffi::llama_model_n_layer(self.0) }
     }
 
-    /// Whether it has a recurrent state, in some layers or in all.
+    /// Reports whether it has a recurrent state, in some layers or in all.
     pub fn is_recurrent(&self) -> bool {
         // SAFETY: the model is alive.
         unsafe { ffi::llama_model_is_recurrent(self.0) || ffi::llama_model_is_hybrid(self.0) }

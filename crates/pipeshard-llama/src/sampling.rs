@@ -111,7 +111,7 @@ impl Sampler {
 }
 
 impl Context<'_> {
-    /// Lets the graph itself sample a sequence's tokens with `sampler`, as far as the device can. Ends with the context, so
+    /// Lets the graph itself sample a sequence's tokens with `sampler`, where the device supports it. Ends with the context, so
     /// the chain is never freed.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ const TIB: u64 = 1 << 40;
 #[serde(transparent)]
 pub struct ByteSize(pub u64);
 
-/// Why a text is no size.
+/// An invalid size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseSizeError {
     /// Nothing, or only blanks.
@@ -39,7 +39,7 @@ pub enum ParseSizeError {
     /// Does not start with a plain decimal number.
     #[error("invalid size '{0}': it must start with a number; write 4G, 1.5G or 1500M")]
     NoNumber(String),
-    /// The number is followed by something that is no unit.
+    /// An unknown unit follows the number.
     #[error(
         "invalid size '{text}': unknown unit '{unit}'; use K, M, G or T (powers of 1024), or no unit for bytes"
     )]

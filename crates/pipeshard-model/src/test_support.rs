@@ -20,7 +20,7 @@ fn tensor(name: String, type_name: &str, shape: [u64; 3]) -> TensorInfo {
     }
 }
 
-/// A model of these tensors, each layer of which caches keys and values of so many elements.
+/// A model of these tensors. Each layer caches keys and values with the given number of elements.
 fn inventory(architecture: &str, layers: u32, cached: u32, tensors: Vec<TensorInfo>) -> Inventory {
     let kv = |layer| KvLayer {
         layer,

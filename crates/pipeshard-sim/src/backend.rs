@@ -41,7 +41,7 @@ pub(super) fn open(device: &'static Device) -> ffi::ggml_backend_t {
 /// # Safety
 /// `backend` must be one that `open` made, and not yet freed.
 pub(super) unsafe fn stream_of<'a>(backend: ffi::ggml_backend_t) -> &'a Stream {
-    // SAFETY: the context of these backends is a stream, of which they hold a reference.
+    // SAFETY: the context of these backends is a stream, and they hold a reference to it.
     unsafe { &*(*backend).context.cast::<Stream>() }
 }
 
@@ -87,7 +87,7 @@ unsafe extern "C" fn backend_set(
     size: usize,
 ) {
     guard("set_tensor_async", (), || {
-        // SAFETY: ggml calls this with a backend of ours, a tensor, and as many bytes as it says.
+        // SAFETY: ggml calls this with a backend of this library, a tensor, and as many bytes as it says.
         let (stream, to) = unsafe {
             (
                 stream_of(backend),
@@ -116,7 +116,7 @@ unsafe extern "C" fn backend_get(
     size: usize,
 ) {
     guard("get_tensor_async", (), || {
-        // SAFETY: ggml calls this with a backend of ours, a tensor, and room for as many bytes as it says.
+        // SAFETY: ggml calls this with a backend of this library, a tensor, and room for as many bytes as it says.
         let (stream, from) = unsafe {
             (
                 stream_of(backend),
@@ -187,7 +187,7 @@ unsafe extern "C" fn backend_copy(
     to: *mut ffi::ggml_tensor,
 ) -> bool {
     guard("cpy_tensor_async", false, || {
-        // SAFETY: ggml calls this with two backends, the second of which is ours, and with tensors.
+        // SAFETY: ggml calls this with two backends and tensors; the second backend belongs to this library.
         unsafe {
             let device = stream_of(to_backend).device;
             let same_device = (*from_backend).device == device.handles().device;
@@ -232,7 +232,7 @@ unsafe extern "C" fn backend_copy(
 
 unsafe extern "C" fn backend_synchronize(backend: ffi::ggml_backend_t) {
     guard("synchronize", (), || {
-        // SAFETY: ggml calls this with a backend of ours.
+        // SAFETY: ggml calls this with a backend of this library.
         let stream = unsafe { stream_of(backend) };
         stream.drain();
         stream
@@ -249,7 +249,7 @@ unsafe extern "C" fn backend_compute(
     graph: *mut ffi::ggml_cgraph,
 ) -> ffi::ggml_status {
     guard("graph_compute", ffi::GGML_STATUS_FAILED, || {
-        // SAFETY: ggml calls this with a backend of ours.
+        // SAFETY: ggml calls this with a backend of this library.
         let stream = unsafe { stream_of(backend) };
         let device = stream.device;
         if !device.health.begin_operation() {
@@ -279,9 +279,9 @@ unsafe extern "C" fn backend_event_record(
     event: ffi::ggml_backend_event_t,
 ) {
     guard("event_record", (), || {
-        // SAFETY: ggml calls this with a backend of ours and an event of its device.
+        // SAFETY: ggml calls this with a backend of this library and an event of its device.
         let (stream, event) = unsafe { (stream_of(backend), event_of(event)) };
-        // streams go on when the device is gone: nobody waits for ever
+        // streams go on when the device is gone: so that no thread waits for ever
         stream.device.health.begin_operation();
         event.record(|fence| {
             let moment = stream.device.meter.lock().record_event(stream.id);
@@ -296,7 +296,7 @@ unsafe extern "C" fn backend_event_wait(
     event: ffi::ggml_backend_event_t,
 ) {
     guard("event_wait", (), || {
-        // SAFETY: ggml calls this with a backend of ours and an event of its device.
+        // SAFETY: ggml calls this with a backend of this library and an event of its device.
         let (stream, event) = unsafe { (stream_of(backend), event_of(event)) };
         stream.device.health.begin_operation();
         let latest = event.latest();
@@ -313,7 +313,7 @@ unsafe extern "C" fn backend_event_wait(
 /// What ggml finds under `ggml_backend_set_n_threads`.
 pub(super) unsafe extern "C" fn set_n_threads(backend: ffi::ggml_backend_t, threads: i32) {
     guard("set_n_threads", (), || {
-        // SAFETY: ggml calls this with a backend of ours.
+        // SAFETY: ggml calls this with a backend of this library.
         let stream = unsafe { stream_of(backend) };
         stream.set_threads(threads);
     });

@@ -91,7 +91,7 @@ unsafe extern "C" fn memory_type_alloc(
     size: usize,
 ) -> ffi::ggml_backend_buffer_t {
     guard("alloc_buffer", ptr::null_mut(), || {
-        // SAFETY: ggml calls this with a type of ours.
+        // SAFETY: ggml calls this with a buffer type of this library.
         let device = unsafe { device_of(buft) };
         if !device.health.begin_operation() {
             device.report_failure("alloc_buffer");
@@ -146,7 +146,7 @@ const BUFFER_INTERFACE: ffi::ggml_backend_buffer_i = ffi::ggml_backend_buffer_i 
 
 unsafe extern "C" fn buffer_free(buffer: ffi::ggml_backend_buffer_t) {
     guard("free_buffer", (), || {
-        // SAFETY: ggml frees a buffer of ours once.
+        // SAFETY: ggml frees a buffer of this library once.
         let context = unsafe { Box::from_raw((*buffer).context.cast::<DeviceBuffer>()) };
         if context.device.spec.free_waits {
             context.device.synchronize("free");
@@ -158,7 +158,7 @@ unsafe extern "C" fn buffer_free(buffer: ffi::ggml_backend_buffer_t) {
 }
 
 unsafe extern "C" fn buffer_base(buffer: ffi::ggml_backend_buffer_t) -> *mut c_void {
-    // SAFETY: ggml calls this with a buffer of ours.
+    // SAFETY: ggml calls this with a buffer of this library.
     unsafe { buffer_of(buffer) }.address as *mut c_void
 }
 
@@ -170,7 +170,7 @@ unsafe extern "C" fn buffer_memset(
     size: usize,
 ) {
     guard("memset_tensor", (), || {
-        // SAFETY: ggml calls this with a buffer of ours and a tensor in it; locate() checks the range.
+        // SAFETY: ggml calls this with a buffer of this library and a tensor in it; locate() checks the range.
         unsafe {
             let buffer = buffer_of(buffer);
             let place = buffer.locate(tensor, offset, size);
@@ -189,7 +189,7 @@ unsafe extern "C" fn buffer_set(
     size: usize,
 ) {
     guard("set_tensor", (), || {
-        // SAFETY: ggml calls this with a buffer of ours, a tensor in it and as many bytes as it says; locate() checks
+        // SAFETY: ggml calls this with a buffer of this library, a tensor in it and as many bytes as it says; locate() checks
         // the range.
         unsafe {
             let buffer = buffer_of(buffer);
@@ -211,7 +211,7 @@ unsafe extern "C" fn buffer_get(
     size: usize,
 ) {
     guard("get_tensor", (), || {
-        // SAFETY: ggml calls this with a buffer of ours, a tensor in it and room for as many bytes as it says; locate()
+        // SAFETY: ggml calls this with a buffer of this library, a tensor in it and room for as many bytes as it says; locate()
         // checks the range.
         unsafe {
             let buffer = buffer_of(buffer);
@@ -232,7 +232,7 @@ unsafe extern "C" fn buffer_copy(
     to: *mut ffi::ggml_tensor,
 ) -> bool {
     guard("cpy_tensor", false, || {
-        // SAFETY: ggml calls this with a buffer of ours, a tensor in it, and one in any buffer; locate() checks ranges.
+        // SAFETY: ggml calls this with a buffer of this library, a tensor in it, and one in any buffer; locate() checks ranges.
         unsafe {
             let buffer = buffer_of(buffer);
             let Some(source) = buffer_of_tensor(from, buffer.device) else {
@@ -256,7 +256,7 @@ unsafe extern "C" fn buffer_copy(
 
 unsafe extern "C" fn buffer_clear(buffer: ffi::ggml_backend_buffer_t, value: u8) {
     guard("clear", (), || {
-        // SAFETY: ggml calls this with a buffer of ours, which is allocated until it is freed.
+        // SAFETY: ggml calls this with a buffer of this library, which is allocated until it is freed.
         unsafe {
             let buffer = buffer_of(buffer);
             let place = buffer.device.memory.translate(buffer.address, buffer.size);
@@ -365,7 +365,7 @@ unsafe extern "C" fn host_type_alloc(
     size: usize,
 ) -> ffi::ggml_backend_buffer_t {
     guard("alloc_buffer", ptr::null_mut(), || {
-        // SAFETY: ggml calls this with a type of ours.
+        // SAFETY: ggml calls this with a buffer type of this library.
         let device = unsafe { device_of(buft) };
         match map_pinned(device, size) {
             // SAFETY: the mapping is as long as the buffer says, and host_free() ends both.
@@ -414,7 +414,7 @@ fn map_pinned(device: &Device, size: usize) -> Option<*mut c_void> {
 
 unsafe extern "C" fn host_free(buffer: ffi::ggml_backend_buffer_t) {
     guard("free_buffer", (), || {
-        // SAFETY: ggml frees a buffer of ours once; its context is the mapping, which is as long as the buffer.
+        // SAFETY: ggml frees a buffer of this library once; its context is the mapping, which is as long as the buffer.
         unsafe {
             let (memory, size) = ((*buffer).context, (*buffer).size);
             if let Err(error) = device_of((*buffer).buft).unpin(memory, size) {

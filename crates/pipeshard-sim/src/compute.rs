@@ -142,7 +142,7 @@ impl GraphCopy {
         cost
     }
 
-    /// In place of computing: whatever chooses among things chooses the first one, so that whoever reads the choice finds one.
+    /// Stands in for computing: every choice among things is the first one, so that a reader of the choice finds one.
     pub fn choose_first(&mut self) {
         let nodes = self.tensors[..self.nodes].iter();
         for node in nodes.filter(|n| computes(n) && n.type_ == ffi::GGML_TYPE_I32) {
@@ -210,7 +210,7 @@ impl GraphCopy {
     }
 }
 
-/// Whether a node is a kernel, and not just another way to look at memory.
+/// Reports whether a node is a kernel, and not just another way to look at memory.
 fn computes(node: &ffi::ggml_tensor) -> bool {
     let looks_only = matches!(
         node.op,
@@ -288,7 +288,7 @@ fn work_of(node: &ffi::ggml_tensor) -> (u64, u64) {
     }
 }
 
-/// ggml's CPU backend, of which this process uses one, for one graph at a time.
+/// The process's only instance of ggml's CPU backend; it computes one graph at a time.
 struct Engine {
     backend: ffi::ggml_backend_t,
     set_threads: ffi::ggml_backend_set_n_threads_t,
@@ -351,7 +351,7 @@ fn compute_nodes(nodes: &mut [ffi::ggml_tensor], threads: i32) -> Result<(), Com
     }
 }
 
-/// A graph of ggml's around tensors of ours, freed when dropped.
+/// A ggml graph around this library's tensors; freed when dropped.
 ///
 /// It counts no uses of its nodes, so ggml-cpu fuses none of them: a fused norm does not write its own result, which a
 /// later split may need. Fused or not, the bits are the same.

@@ -18,7 +18,7 @@ use super::spec::SimSpec;
 pub(super) trait Lane: Send + Sync {
     /// Blocks until all that was submitted before is done.
     fn drain(&self);
-    /// Whether something is being carried out.
+    /// Reports whether something is being carried out.
     fn is_busy(&self) -> bool;
 }
 
@@ -102,7 +102,7 @@ impl Device {
         DEVICES.read().clone()
     }
 
-    /// The simulated device behind ggml's handle, if it is one.
+    /// Returns the simulated device of ggml's handle, if it is one.
     pub fn find(handle: ffi::ggml_backend_dev_t) -> Option<&'static Self> {
         let devices = DEVICES.read();
         devices
@@ -130,7 +130,7 @@ impl Device {
         self.health.failure()
     }
 
-    /// Says in the log that a wait ended for a device that failed.
+    /// Reports in the log that a wait ended for a device that failed.
     pub fn report_failure(&self, what: &str) {
         if let Some(failure) = self.failure() {
             log::error!("{what}: the simulated GPU failed before: {failure}");

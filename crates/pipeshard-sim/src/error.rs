@@ -1,11 +1,11 @@
-//! Why a text is no specification of a simulated GPU.
+//! Errors of specifications of a simulated GPU.
 
 use pipeshard_model::size::{ByteSize, ParseSizeError};
 
 /// All properties.
 const KEYS: &str = "vram, pcie, pageable, flops, membw, launch, cpu, granularity, seed, delay, pin, context, failalloc, failevent, failcopy, lost, unpin, poison, compute, freewait";
 
-/// Why a text is no specification of a simulated GPU.
+/// An invalid specification of a simulated GPU.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// No capacity.

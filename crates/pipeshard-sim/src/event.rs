@@ -13,7 +13,7 @@ pub(super) unsafe extern "C" fn device_event_new(
     device: ffi::ggml_backend_dev_t,
 ) -> ffi::ggml_backend_event_t {
     guard("event_new", ptr::null_mut(), || {
-        // SAFETY: ggml calls this with a handle of ours.
+        // SAFETY: ggml calls this with a handle that this library made.
         if !unsafe { device_of(device) }.health.begin_event() {
             return ptr::null_mut();
         }
@@ -43,7 +43,7 @@ pub(super) unsafe extern "C" fn device_event_synchronize(
     event: ffi::ggml_backend_event_t,
 ) {
     guard("event_synchronize", (), || {
-        // SAFETY: ggml calls this with a handle of ours and an event of event_new().
+        // SAFETY: ggml calls this with a handle that this library made and an event of event_new().
         let (device, event) = unsafe { (device_of(device), event_of(event)) };
         if let Some(recording) = event.latest() {
             if !exiting() {

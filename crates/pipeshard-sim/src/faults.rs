@@ -27,7 +27,7 @@ impl Faults {
         Some(Self { from, lasting })
     }
 
-    /// Whether the operation with this number fails.
+    /// Reports whether the operation with this number fails.
     pub fn hit(&self, number: u64) -> bool {
         number == self.from || (self.lasting && number > self.from)
     }

@@ -35,7 +35,7 @@ impl Fence {
         state.waiting -= 1;
     }
 
-    /// Whether a thread has got to [`Fence::wait`] and waits there: for tests.
+    /// Reports whether a thread has got to [`Fence::wait`] and waits there: for tests.
     #[cfg(test)]
     pub fn is_waited_for(&self) -> bool {
         let state = self.state.lock();
@@ -51,7 +51,7 @@ pub struct Recording {
     pub moment: u64,
 }
 
-/// An event as CUDA has them: whoever waits, waits for the latest recording that was submitted before, and for nothing
+/// An event as CUDA has them: a waiter waits for the latest recording that was submitted before, and for nothing
 /// if there is none. Recording it again leaves those who wait already with the recording that they know.
 #[derive(Debug, Default)]
 pub struct Event {

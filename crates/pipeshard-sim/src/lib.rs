@@ -69,7 +69,7 @@ pub fn registry(spec: SimSpec) -> ffi::ggml_backend_reg_t {
     }
 }
 
-/// Whether a device is a simulated one.
+/// Reports whether a device is a simulated one.
 pub fn is_simulated(device: ffi::ggml_backend_dev_t) -> bool {
     Device::find(device).is_some()
 }

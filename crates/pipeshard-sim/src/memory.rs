@@ -203,7 +203,7 @@ impl DeviceMemory {
         Ok(())
     }
 
-    /// Whether an address is one of this device's, allocated or not.
+    /// Reports whether an address is one of this device's, allocated or not.
     pub fn owns(&self, address: usize) -> bool {
         (self.base..self.base + self.span).contains(&address)
     }
@@ -281,7 +281,7 @@ impl DeviceMemory {
 
     fn open_shadow(&self, address: usize, len: usize) -> io::Result<()> {
         let shadow = address + self.span;
-        // SAFETY: the range was just taken out of the holes, so it is this object's own mapping and nobody uses it.
+        // SAFETY: the range was just taken out of the holes, so it is this object's own mapping and nothing uses it.
         let failed = unsafe {
             libc::mprotect(
                 shadow as *mut libc::c_void,

@@ -1,4 +1,4 @@
-//! Which host memory is page-locked, as far as the simulated device knows.
+//! Which host memory is page-locked, as the simulated device knows it.
 
 use std::collections::BTreeMap;
 
@@ -100,7 +100,7 @@ impl Pins {
         self.locked
     }
 
-    /// Whether the policy allows to lock that much more.
+    /// Reports whether the policy allows to lock that much more.
     pub fn check(&self, len: usize) -> Result<(), PinError> {
         let asked = len as u64;
         match self.policy {

@@ -8,7 +8,7 @@ use crate::sync::{Condvar, Mutex};
 pub trait Queued {
     /// Bytes that it holds on to until it is carried out.
     fn staged(&self) -> usize;
-    /// Whether it does nothing but wait for another thread.
+    /// Reports whether it does nothing but wait for another thread.
     fn only_waits(&self) -> bool;
 }
 
@@ -119,13 +119,13 @@ impl<C: Queued> CommandQueue<C> {
         self.work.notify_one();
     }
 
-    /// Whether a thread waits until all is completed: for tests.
+    /// Reports whether a thread waits until all is completed: for tests.
     #[cfg(test)]
     pub fn is_waited_for(&self) -> bool {
         self.state.lock().draining > 0
     }
 
-    /// Whether a command is being carried out that does not just wait.
+    /// Reports whether a command is being carried out that does not just wait.
     pub fn is_busy(&self) -> bool {
         self.state.lock().busy
     }

@@ -95,7 +95,7 @@ unsafe extern "C" fn device_name(_device: ffi::ggml_backend_dev_t) -> *const c_c
 }
 
 unsafe extern "C" fn device_description(device: ffi::ggml_backend_dev_t) -> *const c_char {
-    // SAFETY: ggml calls this with a handle of ours.
+    // SAFETY: ggml calls this with a handle that this library made.
     unsafe { device_of(device) }.description.as_ptr()
 }
 
@@ -105,7 +105,7 @@ unsafe extern "C" fn device_memory(
     total: *mut usize,
 ) {
     guard("get_memory", (), || {
-        // SAFETY: ggml calls this with a handle of ours and with places for two numbers.
+        // SAFETY: ggml calls this with a handle that this library made and with places for two numbers.
         unsafe {
             let (f, t) = device_of(device).free_and_total();
             *free = f as usize;
@@ -123,7 +123,7 @@ unsafe extern "C" fn device_props(
     props: *mut ffi::ggml_backend_dev_props,
 ) {
     guard("get_props", (), || {
-        // SAFETY: ggml calls this with a handle of ours and with a place for the answer.
+        // SAFETY: ggml calls this with a handle that this library made and with a place for the answer.
         unsafe {
             let (free, total) = device_of(device).free_and_total();
             *props = ffi::ggml_backend_dev_props {
@@ -150,7 +150,7 @@ unsafe extern "C" fn device_init_backend(
     _params: *const c_char,
 ) -> ffi::ggml_backend_t {
     guard("init_backend", ptr::null_mut(), || {
-        // SAFETY: ggml calls this with a handle of ours.
+        // SAFETY: ggml calls this with a handle that this library made.
         let device = unsafe { device_of(device) };
         match device.health.begin_operation() {
             true => backend::open(device),
@@ -163,7 +163,7 @@ unsafe extern "C" fn device_buffer_type(
     device: ffi::ggml_backend_dev_t,
 ) -> ffi::ggml_backend_buffer_type_t {
     guard("get_buffer_type", ptr::null_mut(), || {
-        // SAFETY: ggml calls this with a handle of ours.
+        // SAFETY: ggml calls this with a handle that this library made.
         let device = unsafe { device_of(device) };
         device.handles().memory_type
     })
@@ -173,7 +173,7 @@ unsafe extern "C" fn device_host_buffer_type(
     device: ffi::ggml_backend_dev_t,
 ) -> ffi::ggml_backend_buffer_type_t {
     guard("get_host_buffer_type", ptr::null_mut(), || {
-        // SAFETY: ggml calls this with a handle of ours.
+        // SAFETY: ggml calls this with a handle that this library made.
         let device = unsafe { device_of(device) };
         device.handles().host_type
     })
@@ -184,7 +184,7 @@ unsafe extern "C" fn device_supports_op(
     op: *const ffi::ggml_tensor,
 ) -> bool {
     guard("supports_op", false, || {
-        // SAFETY: ggml calls this with a handle of ours and a tensor.
+        // SAFETY: ggml calls this with a handle that this library made and a tensor.
         let (device, node) = unsafe { (device_of(device), &*op) };
         let on_the_host = matches!(
             node.op,
@@ -217,7 +217,7 @@ unsafe extern "C" fn device_supports_op(
     })
 }
 
-/// Whether a buffer type belongs to another simulated device.
+/// Reports whether a buffer type belongs to another simulated device.
 fn is_of_another(device: &'static Device, buft: ffi::ggml_backend_buffer_type_t) -> bool {
     // SAFETY: buffer types live as long as the process.
     let owner = unsafe { (*buft).device };
@@ -230,7 +230,7 @@ unsafe extern "C" fn device_supports_buft(
     buft: ffi::ggml_backend_buffer_type_t,
 ) -> bool {
     guard("supports_buft", false, || {
-        // SAFETY: ggml calls this with a handle of ours.
+        // SAFETY: ggml calls this with a handle that this library made.
         let device = unsafe { device_of(device) };
         buft == device.handles().memory_type
     })
@@ -241,7 +241,7 @@ unsafe extern "C" fn device_offload_op(
     op: *const ffi::ggml_tensor,
 ) -> bool {
     guard("offload_op", false, || {
-        // SAFETY: ggml calls this with a handle of ours and a tensor.
+        // SAFETY: ggml calls this with a handle that this library made and a tensor.
         let (device, node) = unsafe { (device_of(device), &*op) };
         batch_size(node) >= device.offload_min_batch
     })

@@ -37,9 +37,9 @@ pub struct SimSpec {
     pub flops: u64,
     /// Bandwidth of the device's own memory in bytes per second.
     pub membw: u64,
-    /// What each kernel costs besides its work, in nanoseconds.
+    /// Overhead of each kernel, in nanoseconds.
     pub launch_ns: u64,
-    /// The rate at which the host computes, in bytes of weights per second; nobody's claim when absent.
+    /// The rate at which the host computes, in bytes of weights per second; `None`: not stated.
     pub cpu: Option<u64>,
     /// What each allocation is rounded up to, in bytes.
     pub granularity: u64,
@@ -66,7 +66,7 @@ pub struct SimSpec {
     /// Whether kernels compute. Off, they only take their time: for graphs that this machine could not compute, what they
     /// would have written keeps what it held, and choices are all 0.
     pub compute: bool,
-    /// Freeing memory waits until the streams are idle, as CUDA's does. Off, whoever still uses it reads what is gone.
+    /// Freeing memory waits until the streams are idle, as CUDA's does. Off: what still uses the memory reads freed memory.
     pub free_waits: bool,
 }
 

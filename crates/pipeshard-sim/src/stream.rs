@@ -124,7 +124,7 @@ impl Stream {
         self.threads.load(Ordering::Relaxed)
     }
 
-    /// Whether a thread waits for all that was submitted: for tests.
+    /// Reports whether a thread waits for all that was submitted: for tests.
     #[cfg(test)]
     pub fn is_waited_for(&self) -> bool {
         self.queue.is_waited_for()
@@ -258,7 +258,7 @@ impl Delays {
         }
     }
 
-    /// Some of `len`, at least 1 and less than all of it; all of it when there are no delays.
+    /// Returns a part of `len`, at least 1 and less than `len`; all of `len` when there are no delays.
     fn part(&mut self, len: usize) -> usize {
         match self.longest_us {
             0 => len,
@@ -266,7 +266,7 @@ impl Delays {
         }
     }
 
-    /// Where to pause between the nodes of a graph: ascending ends of its pieces, the last of which is `len`.
+    /// Where to pause between the nodes of a graph: ascending ends of its pieces; the last end is `len`.
     fn pieces(&mut self, len: usize) -> Vec<usize> {
         let mut ends = vec![len];
         if self.longest_us > 0 && len > 1 {
@@ -280,7 +280,7 @@ impl Delays {
     }
 }
 
-/// Whether the process ends: nothing is carried out any more, so nothing may be waited for.
+/// Reports whether the process ends: nothing is carried out any more, so nothing may be waited for.
 pub(super) fn exiting() -> bool {
     EXITING.load(Ordering::SeqCst)
 }

@@ -4,7 +4,7 @@ use std::sync::Once;
 
 use pipeshard_sys as ffi;
 
-/// Makes ggml's CPU backend known, as the tools do when they start. It lies beside the tests or one folder up.
+/// Makes ggml's CPU backend known, as the tools do when they start. It lies in the tests' folder or one folder up.
 pub fn load_cpu() {
     static LOADED: Once = Once::new();
     LOADED.call_once(|| {
@@ -23,8 +23,8 @@ pub fn load_cpu() {
     });
 }
 
-/// Whether so much host memory is page-locked for a device, when tests beside this one are through: what these lock in place is
-/// page-locked for all simulated devices.
+/// Reports whether this much host memory is page-locked for a device, once tests that run at the same time are through:
+/// what they lock in place is page-locked for all simulated devices.
 pub fn page_locked_is(device: ffi::ggml_backend_dev_t, bytes: u64) -> bool {
     let begun = std::time::Instant::now();
     loop {

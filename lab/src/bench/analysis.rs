@@ -1,4 +1,4 @@
-//! What the measurements say when they are put beside each other.
+//! Compares the measurements with each other.
 
 use std::collections::BTreeSet;
 
@@ -304,7 +304,7 @@ pub fn setting_text(setting: &str, ubatch: Option<u32>) -> String {
     }
 }
 
-/// Puts everything beside each other: by model, budget and test, in that order.
+/// Groups everything for comparison: by model, budget and test, in that order.
 pub fn cells(measurements: &[Measurement], models: &[String], machine: &Machine) -> Vec<Cell> {
     let mut cells = Vec::new();
     for model in models {

@@ -137,7 +137,7 @@ impl Clock {
             .map_or(Duration::MAX, |limit| limit.saturating_sub(self.elapsed()))
     }
 
-    /// Whether something that should take so many seconds can still be finished.
+    /// Reports whether something that should take so many seconds can still be finished.
     pub fn has_time_for(&self, estimated: f64) -> bool {
         self.left().as_secs_f64() > estimated * self.factor() + 1.0
     }

@@ -25,7 +25,7 @@ pub struct Tools {
     pub repetitions: u32,
 }
 
-/// Files that a process leaves beside its results.
+/// Files that a process leaves in addition to its results.
 #[derive(Debug, Clone)]
 pub struct Side {
     /// pipeshard's report.
@@ -97,7 +97,7 @@ impl Tools {
         }
     }
 
-    /// The command that times a generation deep in a context with several settings, of which `args` has lists.
+    /// Returns the command that times a generation deep in a context with several settings; `args` has a list of each.
     pub fn deep_command(&self, path: &Path, test: Test, ubatch: u32, args: &[String]) -> Command {
         let mut command = self.tool("llama-bench");
         command.arg("-m").arg(path);
@@ -180,7 +180,7 @@ impl Tools {
         command
     }
 
-    /// The arguments behind the model's name, but for those that name files.
+    /// Returns the arguments after the model's name, without those that name files.
     fn arguments(&self, job: &Job, repeats: Repeats, slack: u64) -> Vec<String> {
         let mut args: Vec<String> = Vec::new();
         let mut push = |list: &[&str]| args.extend(list.iter().map(|&a| a.to_owned()));
@@ -283,7 +283,7 @@ impl BenchLine {
         serde_json::from_str(line.trim()).ok()
     }
 
-    /// Whether it is the result of `test`.
+    /// Reports whether it is the result of `test`.
     pub fn is_of(&self, test: Test) -> bool {
         let tokens = match test.work {
             Work::Decode => (0, test.tokens),
@@ -292,7 +292,7 @@ impl BenchLine {
         (self.n_prompt, self.n_gen) == tokens && self.n_depth == test.depth
     }
 
-    /// Whether it is the result of a prompt and a generation together.
+    /// Reports whether it is the result of a prompt and a generation together.
     pub fn is_answer(&self, prompt: u32, tokens: u32) -> bool {
         (self.n_prompt, self.n_gen, self.n_depth) == (prompt, tokens, 0)
     }
@@ -321,7 +321,7 @@ impl BatchedLine {
     }
 }
 
-/// Whether a line of `llama-bench --progress` says that the next test starts.
+/// Reports whether a line of `llama-bench --progress` says that the next test starts.
 pub fn starts_a_test(line: &str) -> bool {
     line.starts_with("llama-bench: benchmark ") && line.trim_end().ends_with(": starting")
 }

@@ -73,7 +73,7 @@ pub fn write_csv(path: &Path, cells: &[Cell]) -> io::Result<()> {
                 let mut of = cells.iter();
                 of.find(|c| (&c.model, c.budget, c.test) == wanted)
             };
-            // behind this prompt, where that was measured
+            // after this prompt, where that was measured
             let decode = at(cell.test.tokens).or_else(|| at(0));
             let decode = decode.and_then(|c| c.row(row.approach));
             let ours = cell.ours().filter(|_| !row.approach.is_ours());

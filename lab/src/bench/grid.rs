@@ -18,7 +18,7 @@ pub struct Grid {
     pub ubatches: Vec<u32>,
     /// Ubatches of `--fit`, ascending.
     pub fit_ubatches: Vec<u32>,
-    /// Ubatches that pipeshard is given besides choosing its own, ascending.
+    /// Ubatches that pipeshard is given in addition to its own choice, ascending.
     pub our_ubatches: Vec<u32>,
     /// Tokens of single passes that pipeshard alone is measured with, ascending: one is never slower than two.
     pub rows: Vec<u32>,
@@ -166,8 +166,8 @@ impl Grid {
         }
     }
 
-    /// Whether pipeshard gets that ubatch for a prompt: one that is larger changes nothing, and the quick grid has it where
-    /// stock gets the same.
+    /// Reports whether pipeshard gets that ubatch for a prompt: one that is larger changes nothing, and the quick grid has it
+    /// where stock gets the same.
     fn is_given(&self, ubatch: u32, prompt: u32) -> bool {
         match self.full_search {
             true => ubatch <= prompt,

@@ -86,7 +86,7 @@ pub enum Form {
     /// Each by itself, by `llama-bench`.
     #[default]
     Separate,
-    /// A prompt and the generation behind it together, by `llama-bench`, and told apart by what it says as it goes on.
+    /// A prompt and the generation after it together, by `llama-bench`, and told apart by its progress output.
     Answer,
     /// Sequences side by side, by `llama-batched-bench`.
     Batched,
@@ -108,7 +108,7 @@ impl Job {
         }
     }
 
-    /// A prompt, and so many tokens generated behind it.
+    /// A prompt, and this many tokens generated after it.
     pub fn answer(model: usize, budget: u64, prompt: u32, tokens: u32) -> Self {
         let tests = vec![Test::prompt(prompt), Test::decode(tokens, prompt)];
         Job {

@@ -43,7 +43,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether a test of `--fit` was measured within the budget, with whatever target.
+    /// Reports whether a test of `--fit` was measured within the budget, with whatever target.
     fn kept_to_its_budget(&self, job: &Job, test: Test) -> bool {
         let name = self.name(job.model);
         self.store.measurements.iter().any(|m| {

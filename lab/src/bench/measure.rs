@@ -1,4 +1,4 @@
-//! From what a process said, and left behind, to a measurement.
+//! From a process's output and files to a measurement.
 
 use std::path::Path;
 use std::time::Instant;
@@ -61,7 +61,7 @@ pub fn result_of(finished: &Finished, test: Test) -> Option<TestResult> {
     })
 }
 
-/// A prompt and the generation behind it, told apart by when `llama-bench` says that it goes on to the latter.
+/// A prompt and the generation after it, told apart by when `llama-bench` says that it goes on to the latter.
 pub fn answer_of(finished: &Finished, prompt: Test, decode: Test) -> Option<[TestResult; 2]> {
     let lines = finished.lines.iter().filter(|s| !s.error);
     let (said, line) = lines

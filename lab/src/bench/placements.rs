@@ -14,7 +14,7 @@ use super::types::{budget_text, Approach, Measurement, Predicted, Test, Work};
 /// The chosen placement may be slower than the best by this part.
 const WITHIN: f64 = 0.05;
 
-/// One placement at one point: a prompt, and the generation behind it, from one load.
+/// One placement at one point: a prompt and the generation after it, from one load.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Placed {
     /// Its name; empty for what the planner chose by itself.
@@ -72,7 +72,7 @@ impl Point {
     }
 }
 
-/// All points of which a prompt and the generation behind it were measured.
+/// All points with a measured prompt and the generation after it.
 pub fn points(measurements: &[Measurement]) -> Vec<Point> {
     let ours = || {
         let valid = measurements.iter().filter(|m| m.is_valid());

@@ -40,7 +40,7 @@ fn error(m: &Measurement) -> Option<Error> {
     off.is_finite().then_some(Error { off, of })
 }
 
-/// What predictions of one kind come to; nothing where there are none.
+/// Sums up the predictions of one kind; empty without any.
 fn line(what: &str, mut errors: Vec<Error>) -> Option<String> {
     errors.sort_by(|a, b| a.off.abs().total_cmp(&b.off.abs()));
     let sizes: Vec<f64> = errors.iter().map(|error| error.off.abs()).collect();
@@ -59,7 +59,7 @@ fn line(what: &str, mut errors: Vec<Error>) -> Option<String> {
     ))
 }
 
-/// What all predictions come to, for people: those of prompts and those of generation, of the plans that were chosen and of those
+/// Sums up all predictions for people: those of prompts and those of generation, of the plans that were chosen and of those
 /// that were forced.
 pub fn render(measurements: &[Measurement]) -> String {
     let ours = measurements.iter().filter(|m| {
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn each_process_counts_once_for_what_it_timed() {
         let all = [
-            // 10 % too slow, half of what it took, and right; three repetitions of the first, one of which was disturbed
+            // 10 % too slow, half of what it took, and right; three repetitions of the first, and one of them was disturbed
             run(Test::prompt(8), &[1.0, 9.0, 1.0], (Some(1.1), Some(1.0))),
             run(Test::prompt(512), &[2.0], (Some(1.0), None)),
             run(Test::prompt(2048), &[0.5], (Some(0.5), None)),

@@ -8,7 +8,7 @@ use super::types::{Approach, Work};
 const MORE_SECONDS: f64 = 2.0;
 /// No test is repeated more often than this many times what is asked for.
 const AT_MOST: u32 = 4;
-/// Tests one of which takes longer than this, in seconds by estimate, are timed once.
+/// Tests that take longer than this are timed once; estimated seconds.
 const LONG: f64 = 10.0;
 /// And longer than this, not warmed up.
 const VERY_LONG: f64 = 60.0;

@@ -177,7 +177,7 @@ impl Run<'_> {
                     .map(|row| self.again(model, budget, row, test, round)),
             );
         }
-        // in turn, as far as there are as many
+        // in turn, while there are as many
         let mut theirs = theirs.into_iter();
         for job in ours {
             if let Some(their) = theirs.next() {

@@ -55,7 +55,7 @@ impl Store {
             .append(true)
             .open(path)
             .map_err(fail)?;
-        // behind a line that was cut short
+        // after a line that was cut short
         file.write_all(b"\n").map_err(fail)?;
         Ok(Store {
             path: path.to_owned(),
@@ -65,7 +65,7 @@ impl Store {
         })
     }
 
-    /// Whether this was measured.
+    /// Reports whether this was measured.
     pub fn has(&self, key: &Key) -> bool {
         self.known.contains(key)
     }

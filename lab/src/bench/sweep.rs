@@ -21,14 +21,14 @@ pub const CANDIDATES: &[&str] = &[
 /// Cells of a context that its generation has room in; the rest is the prompt.
 const ROOM: u32 = 128;
 const LEAST_TOKENS: u32 = 4;
-/// How many times as long a generation right behind its prompt may take as one in a restored context: its first tokens are slower,
-/// and with few others they would decide.
+/// How many times as long a generation right after its prompt may take as one in a restored context: its first tokens are
+/// slower, and with few others they would decide.
 const BEHIND_A_PROMPT: f64 = 4.0;
 
 /// Which of the further grids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum GridKind {
-    /// Prompts that fill a context and generation behind them, against -ngl, -ot or -ncmoe, and -nkvo
+    /// Prompts that fill a context and generation after them, against -ngl, -ot or -ncmoe, and -nkvo
     Contexts,
     /// Generation of 1 to 64 sequences side by side, against the same
     Batches,
@@ -79,7 +79,7 @@ impl Sweep {
         steps
     }
 
-    /// A prompt that fills a context, and what there is time for right behind it.
+    /// A prompt that fills a context, and as much generation after it as there is time for.
     fn answer(&self, seconds: f64, model: usize, facts: Facts, context: u32, budget: u64) -> Job {
         let test = self.test(seconds, facts, context, 1, budget);
         Job::answer(model, budget, test.depth, test.tokens)

@@ -168,7 +168,7 @@ fn cells_of(cell: &Cell, row: &Row, decode: Option<(u32, &Row)>) -> Vec<String> 
         Some(ours) if !row.approach.is_ours() => multiple(ours.times(row)),
         _ => none(),
     };
-    // from one load with the generation behind it: whose bytes is not known
+    // from one load with the generation after it: it is not known which of the two took the bytes
     let behind = decode.is_some_and(|(at, _)| at > 0);
     let streamed = row.counted.as_ref().map(|c| c.bytes_streamed);
     let streamed = match streamed {

@@ -46,12 +46,12 @@ impl Approach {
         Approach::PipeshardAll,
     ];
 
-    /// Whether pipeshard is at work.
+    /// Reports whether pipeshard is at work.
     pub fn is_ours(self) -> bool {
         matches!(self, Approach::Pipeshard | Approach::PipeshardAll)
     }
 
-    /// Whether it is what pipeshard has to beat at the same budget.
+    /// Reports whether it is what pipeshard has to beat at the same budget.
     pub fn is_baseline(self) -> bool {
         matches!(
             self,
@@ -262,7 +262,7 @@ pub struct Measurement {
     pub round: u32,
     /// Seconds of each repetition.
     pub seconds: Vec<f64>,
-    /// The most device memory that was seen, in bytes, less the bare context; none where nobody could tell.
+    /// The most device memory that was seen, in bytes, less the bare context; `None` if unknown.
     pub peak: Option<u64>,
     /// What pipeshard counted.
     pub counted: Option<Counted>,
@@ -271,10 +271,10 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    /// Whether it may stand for its approach.
+    /// Reports whether it may stand for its approach.
     pub fn is_valid(&self) -> bool {
         let held = match self.approach {
-            // a fault of ours that the verdict names, and no reason to hide the figure
+            // a fault of pipeshard's that the verdict names; the figure is shown anyway
             Approach::Pipeshard => matches!(self.outcome, Outcome::OverBudget { .. }),
             _ => false,
         };

@@ -75,7 +75,7 @@ impl Way {
         (placed.setting == setting).then_some(placed)
     }
 
-    /// The placement with the least on the host that fits beside compute buffers and pools of `beside` bytes, or of what is
+    /// The placement with the least on the host that fits next to compute buffers and pools of `beside` bytes, or of what is
     /// estimated for them.
     pub fn fit(
         self,

@@ -12,8 +12,8 @@ use clap::{Parser, Subcommand};
 #[command(
     name = "pipeshard-lab",
     version,
-    about = "Makes models, checks features and measures: what pipeshard is developed with",
-    long_about = "Makes models, checks features and measures: what pipeshard is developed with.\n\n\
+    about = "Developer tools of pipeshard: make models, check features, measure",
+    long_about = "Developer tools of pipeshard: make models, check features, measure.\n\n\
         It has the commands of pipeshard, too.",
     after_help = "Examples:\n  \
         pipeshard-lab synth --shape tiny-llama tiny.gguf a small model of random weights\n  \

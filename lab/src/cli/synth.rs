@@ -96,7 +96,7 @@ pub struct SynthArgs {
     #[arg(long, value_name = "N", value_parser = count)]
     expert_feed_forward: Option<u32>,
 
-    /// Width of what every token uses beside the experts, in architectures that have it.
+    /// Width of the shared expert, which every token uses, in architectures that have one.
     #[arg(long, value_name = "N", value_parser = count)]
     shared_feed_forward: Option<u32>,
 
@@ -151,7 +151,7 @@ impl SynthArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// [`SynthError`] when the shape, the types or the place to write to are no good; then nothing is left behind.
+/// [`SynthError`] when the shape, the types or the output path are invalid; then no file is left.
 pub fn run(args: &SynthArgs) -> Result<(), SynthError> {
     let (Some(name), Some(out)) = (&args.shape, &args.out) else {
         println!("{}", list()?);

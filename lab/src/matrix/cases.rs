@@ -76,7 +76,7 @@ enum Features {
     These(&'static [&'static str]),
 }
 
-/// Every one of these models with every one of these features, as far as it applies.
+/// Each of these models with each of these features that applies to it.
 struct Rule {
     models: Models,
     features: Features,
@@ -276,7 +276,7 @@ pub fn refused(model: &MatrixModel, feature: &Feature) -> Option<&'static str> {
     entry(REFUSED, model, feature)
 }
 
-/// Whether there is anything to try.
+/// Reports whether there is anything to try.
 fn applies(model: &MatrixModel, feature: &Feature) -> bool {
     match feature.name {
         "n-cpu-moe" => model.kind == Kind::Mixture,

@@ -8,7 +8,7 @@ use pipeshard_llama::{
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Why a scenario did not come to its end.
+/// Why a scenario did not finish.
 #[derive(Debug)]
 pub enum Failure {
     /// llama.cpp cannot do this with this model, by its own account.
@@ -52,7 +52,7 @@ pub struct Step {
     pub run: fn(&mut Stage) -> Outcome,
 }
 
-/// Files that a feature needs beside the model.
+/// Files that a feature needs in addition to the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// LoRA adapters of several ranks.
@@ -77,7 +77,7 @@ pub struct Feature {
     pub setup: fn(&mut Setup),
     /// The processes, in order.
     pub steps: &'static [Step],
-    /// Files beside the model.
+    /// Files in addition to the model.
     pub needs: &'static [Need],
     /// How often the scenario is to be repeated in its process, where it repeats anything.
     pub repeats: u32,
@@ -116,7 +116,7 @@ impl Feature {
         }
     }
 
-    /// With files beside the model.
+    /// With further files.
     pub const fn needs(mut self, needs: &'static [Need]) -> Self {
         self.needs = needs;
         self

@@ -16,7 +16,7 @@ pub(super) struct Search<'a> {
     everything: &'a Measured,
     smallest: Option<u64>,
     kv_host: Option<u64>,
-    /// The smallest budget, where that has room for all KV already: what comes to the device after the KV needs more than it.
+    /// The smallest budget, where it already has room for all KV cache: what follows the KV cache onto the device needs more.
     whole_kv_at_least: Option<u64>,
 }
 

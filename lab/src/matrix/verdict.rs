@@ -87,7 +87,7 @@ pub fn report_of(step: &StepResult) -> Result<Report, String> {
     report_of_value(&value)
 }
 
-/// Whether pipeshard did a step's work inside `bytes`, and nothing went wrong on the way.
+/// Reports whether pipeshard did a step's work inside `bytes`, and nothing went wrong on the way.
 ///
 /// # Errors
 /// The first thing that is not as it should be.
@@ -120,7 +120,7 @@ pub fn healthy(
     require(
         report.reallocations_after_reserve <= GROWTHS * report.contexts.max(1),
         format!(
-            "compute buffers grew {} times in mid-run",
+            "compute buffers grew {} times while running",
             report.reallocations_after_reserve
         ),
     )?;
@@ -154,7 +154,7 @@ pub fn healthy(
         for name in ["failed_allocations", "events_never_recorded"] {
             require(count(name) == 0, format!("{name}: {}", count(name)))?;
         }
-        // nothing is on the device that nobody asked for, at any time; and in the end nothing is booked that is not there
+        // at no time is anything on the device that was not asked for, and in the end everything booked is there
         for name in ["unaccounted_bytes", "beyond_ledger_bytes"] {
             let bytes = device[name].as_i64();
             require(bytes == Some(0), format!("{name}: {bytes:?}"))?;

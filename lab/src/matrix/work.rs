@@ -86,7 +86,7 @@ pub(super) struct Work<'a> {
     seed: u64,
 }
 
-/// What a run at a budget gave beside answers.
+/// What a run at a budget gave in addition to answers.
 pub(super) struct Measured {
     pub(super) steps: Vec<StepResult>,
     /// The most that was held, in bytes.
@@ -212,7 +212,7 @@ impl<'a> Work<'a> {
         Ok(measured)
     }
 
-    /// Whether the answers are stock's and pipeshard gave them.
+    /// Reports whether the answers are stock's and pipeshard gave them.
     pub(super) fn judge(
         &self,
         stock: &[StepResult],

@@ -29,7 +29,7 @@ pub enum Architecture {
     GraniteHybrid,
     /// An encoder for embeddings, or with a head for ranking.
     Bert,
-    /// A vision tower in the shape of Qwen2.5-VL's, a file of its own beside the language model's.
+    /// A vision tower in the shape of Qwen2.5-VL's, a separate file next to the language model's.
     Clip,
 }
 
@@ -54,68 +54,68 @@ impl Architecture {
         }
     }
 
-    /// Whether queries and keys are normalised per head.
+    /// Reports whether queries and keys are normalised per head.
     pub(super) fn normalises_queries(self) -> bool {
         use Architecture::{Gemma3, Qwen3, Qwen3Moe, Qwen3Next};
         matches!(self, Qwen3 | Qwen3Moe | Qwen3Next | Gemma3)
     }
 
-    /// Whether each block's output is normalised before it joins the residual stream.
+    /// Reports whether each block's output is normalised before it joins the residual stream.
     pub(super) fn normalises_outputs(self) -> bool {
         matches!(self, Architecture::Gemma3)
     }
 
-    /// Whether queries, keys and values have biases.
+    /// Reports whether queries, keys and values have biases.
     pub(super) fn biases_queries(self) -> bool {
         use Architecture::{Bert, GptOss, Qwen2, Qwen2Vl};
         matches!(self, Qwen2 | Qwen2Vl | GptOss | Bert)
     }
 
-    /// Whether the norm before the feed-forward network goes by the name of the one after attention.
+    /// Reports whether the norm before the feed-forward network goes by the name of the one after attention.
     pub(super) fn names_norm_after_attention(self) -> bool {
         matches!(self, Architecture::GptOss | Architecture::Qwen3Next)
     }
 
-    /// Whether heads times elements per head must be the width of the residual stream.
+    /// Reports whether heads times elements per head must be the width of the residual stream.
     pub(super) fn heads_fill_width(self) -> bool {
         use Architecture::{Bert, Clip, Phi3, Qwen2, Qwen2Vl};
         matches!(self, Qwen2 | Qwen2Vl | Phi3 | Bert | Clip)
     }
 
-    /// Whether there may be experts.
+    /// Reports whether there may be experts.
     pub(super) fn may_mix(self) -> bool {
         self == Architecture::Llama || self == Architecture::GraniteHybrid || self.must_mix()
     }
 
-    /// Whether there have to be experts.
+    /// Reports whether there have to be experts.
     pub(super) fn must_mix(self) -> bool {
         use Architecture::{Deepseek2, GptOss, Qwen3Moe, Qwen3Next};
         matches!(self, Qwen3Moe | Qwen3Next | GptOss | Deepseek2)
     }
 
-    /// Whether there may be experts that every token uses.
+    /// Reports whether there may be experts that every token uses.
     pub(super) fn may_share_experts(self) -> bool {
         use Architecture::{Deepseek2, GraniteHybrid, Qwen3Next};
         matches!(self, Deepseek2 | GraniteHybrid | Qwen3Next)
     }
 
-    /// Whether layers may look back over a window.
+    /// Reports whether layers may look back over a window.
     pub(super) fn may_slide(self) -> bool {
         matches!(self, Architecture::Gemma3 | Architecture::GptOss)
     }
 
-    /// Whether some layers, or all, are state-space blocks.
+    /// Reports whether some layers, or all, are state-space blocks.
     pub(super) fn is_recurrent(self) -> bool {
         use Architecture::{GraniteHybrid, Mamba2, Qwen3Next};
         matches!(self, Mamba2 | GraniteHybrid | Qwen3Next)
     }
 
-    /// Whether it reads text.
+    /// Reports whether it reads text.
     pub fn reads_text(self) -> bool {
         self != Architecture::Clip
     }
 
-    /// Whether it writes text, which takes an output head.
+    /// Reports whether it writes text, which takes an output head.
     pub fn writes_text(self) -> bool {
         !matches!(self, Architecture::Clip | Architecture::Bert)
     }

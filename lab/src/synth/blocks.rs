@@ -46,7 +46,7 @@ enum Kind {
     SignedScale(Box<[u16; 256]>),
     /// Blocks with a scale at byte 0, a minimum at byte 2 and random bits after that.
     ScaleAndMin(Box<[(u16, u16); 256]>),
-    /// As `SignedScale`, with signed bytes of which -128 is not used.
+    /// As `SignedScale`, with signed bytes; -128 is not used.
     Bytes(Box<[u16; 256]>),
     /// Blocks with a power of two at byte 0 and random bits after it.
     PowerOfTwo(Box<[u8; 256]>),
@@ -74,7 +74,7 @@ fn normal_table() -> Vec<f32> {
     table
 }
 
-/// A spread of scales around `scale`, of which the upper half is negative when `signed`.
+/// A spread of scales around `scale`; the upper half is negative when `signed`.
 fn scales(scale: f32, signed: bool) -> impl Fn(usize) -> f32 {
     move |index| {
         let spread = (0.75 + (index % 128) as f32 / 256.0) / SCALE_RMS;

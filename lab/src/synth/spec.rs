@@ -93,7 +93,7 @@ pub struct SynthSpec {
     pub experts_used: u32,
     /// Width of one expert.
     pub expert_feed_forward: u32,
-    /// Width of what every token uses beside the routed experts; 0 where there is none.
+    /// Width of the shared expert, which every token uses; 0 without one.
     pub shared_feed_forward: u32,
     /// Layers at the start that have no experts though the others have.
     pub leading_dense: u32,
@@ -154,7 +154,7 @@ fn fail(reason: String) -> Result<(), SynthError> {
 }
 
 impl SynthSpec {
-    /// Whether there are experts.
+    /// Reports whether there are experts.
     pub fn is_mixture(&self) -> bool {
         self.experts > 0
     }
@@ -170,12 +170,12 @@ impl SynthSpec {
         }
     }
 
-    /// Whether a layer has experts.
+    /// Reports whether a layer has experts.
     pub(super) fn layer_mixes(&self, layer: u32) -> bool {
         self.is_mixture() && layer >= self.leading_dense
     }
 
-    /// Whether a layer is a state-space block instead of attention.
+    /// Reports whether a layer is a state-space block instead of attention.
     pub(super) fn layer_is_recurrent(&self, layer: u32) -> bool {
         match self.architecture {
             Architecture::Mamba2 => true,

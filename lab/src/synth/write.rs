@@ -152,7 +152,7 @@ pub struct WriteOptions {
 ///
 /// # Errors
 /// [`SynthError`] when the shape is impossible, the output exists and may not be replaced, the disk is full, or the
-/// system refuses. Nothing is left behind then.
+/// system refuses. Then no file is left.
 pub fn write(
     spec: &SynthSpec,
     path: &Path,

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Kernels' code, loaded when first used, streams and captured graphs, beyond what the device's context and matrix library hold,
-/// which are no part of the budget: 59 to 81 MiB were seen on an H100 with models of 32, 48 and 64 layers, beside the page tables
-/// and pools below. Too much costs a few residents, too little a budget that is overrun until it is noticed, and residents that
-/// move in mid-prompt.
+/// which are not part of the budget: 59 to 81 MiB were seen on an H100 with models of 32, 48 and 64 layers, in addition to the
+/// page tables and pools below. Too much costs a few residents, too little a budget that is overrun until it is noticed, and
+/// residents that move in mid-prompt.
 const CODE: u64 = 112 << 20;
 /// The device's page tables have so many bytes for each page of host memory that it addresses, and lie in its own memory: 32 MiB
 /// were seen to go while 16 GB were page-locked.
@@ -64,7 +64,7 @@ pub struct BackendReserve {
     real: bool,
     /// A simulated card's memory is looked at as well.
     watched: bool,
-    /// What a simulated card's backend acts as if it took, behind the first pass.
+    /// Bytes that a simulated card's backend claims to take, after the first pass.
     acted: Option<u64>,
     /// Host memory that the device addresses.
     page_locked: u64,
@@ -155,7 +155,7 @@ impl BackendReserve {
         looks
     }
 
-    /// The driver says that so much is held beside what is accounted for.
+    /// The driver reports that this much is held in addition to what is accounted for.
     pub fn measure(&mut self, bytes: u64) -> Seen {
         self.held = bytes;
         let more = bytes > self.most;
@@ -191,7 +191,7 @@ impl BackendReserve {
         std::mem::replace(&mut self.made_room_for, most)
     }
 
-    /// There is no room for it.
+    /// It does not fit.
     pub fn take_room_back(&mut self, before: u64) {
         self.made_room_for = before;
     }
@@ -350,7 +350,7 @@ mod tests {
             passes.filter(|_| reserve.pass_ended(sched, now)).collect()
         };
         assert_eq!(asked(1, 1..=20, 0), [1, 2, 4, 8, 16]);
-        // a new one beside it, however long the first has run
+        // a second one, however long the first has run
         assert_eq!(asked(2, 1..=3, 1), [1, 2]);
         assert_eq!(asked(1, 21..=24, 2), Vec::<u64>::new());
         assert_eq!(asked(1, 25..=31, 3), [25]);

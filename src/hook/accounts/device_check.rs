@@ -1,7 +1,7 @@
 //! The ledger held against what the simulated GPU counts by itself.
 //!
 //! A real device cannot say who holds its memory, so this exists for tests: what is taken on the device and not in the ledger is
-//! memory that nobody asked for. The ledger may be ahead, for memory is booked before it is allocated; it must never be behind.
+//! memory that was not asked for. The ledger may be ahead, because memory is booked before it is allocated; it must never lag.
 
 use crate::arena::ledger::Ledger;
 use crate::lanes::device::Device;

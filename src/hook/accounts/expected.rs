@@ -2,8 +2,8 @@
 //!
 //! They come when the language model's context is made, and its KV cache is placed. So what they will take is expected before:
 //! their weights by the file, their compute buffers, for the largest image that there may be, by an estimate. Where no context has
-//! room beside all that, it expects smaller images. From the first batch on that runs beside them only what they hold is left alone:
-//! weights of the language model use the rest, and give way to a larger image.
+//! room next to all that, it expects smaller images. From the first batch on that runs next to them only what they hold is
+//! kept: weights of the language model use the rest, and give way to a larger image.
 
 /// What encoders are expected to hold, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Expected {
         }
     }
 
-    /// What they hold beside the language model.
+    /// What they hold in addition to the language model.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.scratch)
     }
@@ -50,9 +50,10 @@ impl Expected {
         self.turns.0.saturating_add(self.turns.1)
     }
 
-    /// A context has no room beside them: expects compute buffers of so much less, in the end none. False where none were expected.
+    /// A context does not fit next to them: expects this much less compute buffers, in the end none. False where none were
+    /// expected.
     pub fn give_way(&mut self) -> bool {
-        /// Tries until nothing is left, each of which makes a context again.
+        /// Tries until nothing is left; each try makes a context again.
         const STEPS: u64 = 4;
         if self.scratch == 0 && self.turns.1 == 0 {
             return false;

@@ -137,7 +137,7 @@ impl Accounts {
                 device.description()
             ));
         }
-        // what every process holds that computes on a real device is no part of the budget
+        // what every process holds on a real device is not part of the budget
         let opened =
             match self.config.sim {
                 Some(_) => None,
@@ -242,7 +242,7 @@ impl Accounts {
         self.ledger.encoders_for_good().max(self.expected.total())
     }
 
-    /// Whether a real device computes, whose backend takes memory on its own account.
+    /// Reports whether a real device computes, whose backend takes memory on its own account.
     pub fn is_real(&self) -> bool {
         self.config.sim.is_none()
     }
@@ -307,7 +307,7 @@ impl Accounts {
         self.ledger.now().total() + free.saturating_sub(free / 32)
     }
 
-    /// Whether a budget that was lowered is raised again, as others have given memory back for some time.
+    /// Reports whether a budget that was lowered is raised again, as others have given memory back for some time.
     fn raise_budget(&mut self) -> bool {
         if self.budget >= self.wanted_budget {
             return false;
@@ -365,11 +365,11 @@ mod tests {
     fn every_buffer_is_rounded_up() {
         assert_eq!(rounded(5 * MIB, 2 * MIB, u64::MAX), 6 * MIB);
         assert_eq!(rounded(0, 2 * MIB, u64::MAX), 0);
-        // three buffers, of which the last one is short
+        // three buffers; the last one is short
         assert_eq!(rounded(9 * MIB, 2 * MIB, 4 * MIB), 14 * MIB);
     }
 
-    /// A card of which so much is free, the last first.
+    /// A card with this much free memory, at one check after the other; the last value comes first.
     struct Free(Vec<u64>);
 
     impl MemorySource for Free {

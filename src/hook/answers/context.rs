@@ -25,7 +25,7 @@ pub struct LayerKv {
     pub bytes: u64,
 }
 
-/// Where this layer's KV goes: on the device as long as all that must be there fits beside it.
+/// Decides where this layer's KV cache goes: to the device while everything that must be there fits next to it.
 pub fn kv_on_host(
     accounts: &mut Accounts,
     tenant: &mut Tenant,
@@ -125,11 +125,11 @@ enum Wanted {
     Fit { before: u64, bytes: u64 },
 }
 
-/// Room for compute buffers that grow in mid-run, as a share of all: KV in host memory is copied for attention, and ggml packs graphs
+/// Room for compute buffers that grow while running, as a share of all: KV in host memory is copied for attention, and ggml packs graphs
 /// in another way for each number of tokens in it. The largest growth that was seen was 0.7 % (granite-hybrid, two contexts).
 const GROWTH_SHARE: u64 = 64;
 
-/// What may be added to compute buffers of `bytes` in mid-run. Only the smallest plan keeps room for it: others give something up then.
+/// What may be added to compute buffers of `bytes` while running. Only the smallest plan keeps room for it: others give something up then.
 fn growth(accounts: &Accounts, tenant: &Tenant, bytes: u64) -> u64 {
     let copied = accounts.ledger.kv_placements().iter().any(|kv| !kv.device);
     match copied && tenant.planner.attempts.smallest() {
@@ -174,7 +174,7 @@ fn wanted(
     }
 }
 
-/// Whether so much more fits beside what is held now, and what the backend is going to take.
+/// Reports whether this much more fits next to what is held now and what the backend is going to take.
 fn has_room(accounts: &Accounts, before: u64, bytes: u64) -> bool {
     accounts.spoken_for() - before + bytes <= accounts.budget()
 }
@@ -204,7 +204,7 @@ pub fn scratch_measured(
     }
 }
 
-/// The same in mid-run. The graph that wants them already refers to the arena: where that is in the way, the scheduler divides the
+/// The same while running. The graph that wants them already refers to the arena: where that is in the way, the scheduler divides the
 /// graph once more, and the arena makes room for the larger buffers before that.
 pub fn scratch_grows(
     accounts: &mut Accounts,
@@ -236,7 +236,7 @@ pub fn scratch_grows(
     }
 }
 
-/// A graph will not run, for the compute buffers that it wants besides the `known` bytes that were reserved cannot be planned for.
+/// A graph will not run: the compute buffers that it wants in addition to the `known` reserved bytes cannot be planned for.
 fn say_why_refused(tenant: &Tenant, telemetry: &mut Telemetry, known: u64) {
     let Some(reason) = tenant.planner.attempts.error_here() else {
         return;

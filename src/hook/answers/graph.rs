@@ -35,8 +35,9 @@ impl Begun {
     }
 }
 
-/// Looks at a graph first, the first of its scheduler among them: whether some of its nodes read weights of ours. One that reads none is
-/// forgotten. `encodes`: it is one of an encoder of images or sound, which belongs to no context of a language model.
+/// Looks at a graph first, the first of its scheduler among them: whether some of its nodes read weights that pipeshard
+/// placed. One that reads none is forgotten. `encodes`: it is one of an encoder of images or sound, which belongs to no
+/// context of a language model.
 ///
 /// # Safety
 /// As the contract says of `graph_begin`.
@@ -94,7 +95,8 @@ pub fn prepare_run(
     shape::take(accounts, tenant, &mut telemetry.counters, proof)
 }
 
-/// Whether the arena has the shape of the plan for now and nothing is left to decide, so that the graph can be split as things are.
+/// Reports whether the arena has the shape of the plan for now and nothing is left to decide, so that the graph can be split
+/// as things are.
 pub fn needs_nothing(tenant: &Tenant) -> bool {
     let plan = tenant.planner.plan();
     tenant.planner.is_decided() && plan.is_some_and(|plan| tenant.residency.has_shape(plan))
@@ -113,7 +115,7 @@ pub fn prepare_run_as_it_is(accounts: &Accounts, tenant: &mut Tenant) -> Result<
     Ok(())
 }
 
-/// Says which files were written to while they are in use. Nobody can tell whether the weights are still the same.
+/// Reports which files were written to while they are in use. Nobody can tell whether the weights are still the same.
 /// `suspect`: what that may do.
 pub fn note_written_files(weights: &mut Weights, telemetry: &mut Telemetry, suspect: &str) {
     for path in weights.written_files() {
@@ -204,7 +206,7 @@ pub fn note_reads(graph: &mut SplitGraph, weights: &Weights, residency: &Residen
     graph.addresses = Some(residency.generation().addresses());
 }
 
-/// Must a new split start at this node?
+/// Reports whether a new split must start at this node.
 pub fn cut(schedulers: &mut Schedulers, sched: usize, node: usize) -> bool {
     let entry = schedulers.get_mut(sched);
     entry.is_some_and(|entry| entry.graph.cut(node))

@@ -21,7 +21,7 @@ pub struct Chosen {
     pub kept: Option<KeptFor>,
 }
 
-/// Says once in a process that plans cannot be kept. The run goes on.
+/// Reports once in a process that plans cannot be kept. The run goes on.
 pub fn tell_once(why: &str) {
     static TOLD: AtomicBool = AtomicBool::new(false);
     if !TOLD.swap(true, Ordering::Relaxed) {

@@ -1,4 +1,5 @@
-//! The answers to llama.cpp's and the scheduler's questions: free functions over the parts, thin enough to read beside the table.
+//! The answers to llama.cpp's and the scheduler's questions: free functions over the parts, thin enough to read together with
+//! the table.
 //!
 //! | file | when |
 //! |---|---|
@@ -15,7 +16,7 @@
 //! | [`keeping`] | decisions are kept, or those that were kept are taken |
 //! | [`observing`] | what passes took is written down |
 //!
-//! What may only run while no pass is being submitted, or while nobody refers to the arena, takes the proof of it
+//! What may only run while no pass is being submitted, or while nothing refers to the arena, takes the proof of it
 //! ([`super::gate`]). Nobody here locks anything.
 
 pub mod budget;

@@ -46,7 +46,7 @@ pub fn begin(
     )
 }
 
-/// The same for a graph that uses nothing of which there is one: other passes may go on side by side with it.
+/// The same for a graph that uses no shared part: other passes may go on at the same time.
 pub fn begin_shared(
     tenant: &Tenant,
     schedulers: &mut Schedulers,
@@ -350,7 +350,7 @@ unsafe fn finish_split(
     groups_were_read(&mut tenant.residency, &entry.graph, split, backend)
 }
 
-/// A split that may read streamed groups was submitted: their slots are free behind it, and are filled again.
+/// A split that may read streamed groups was submitted: their slots are free after it, and are filled again.
 ///
 /// # Safety
 /// As for [`split_after`].

@@ -19,7 +19,7 @@ pub struct Refused {
     pub needed: u64,
     /// Those of them that a smaller image needs as well.
     pub fixed: u64,
-    /// Bytes that will be needed besides.
+    /// Bytes that will be needed in addition.
     pub coming: u64,
     /// Tokens of the image, if less of them would need less.
     pub tokens: Option<u64>,
@@ -40,7 +40,7 @@ impl Refused {
         }
     }
 
-    /// The sentence. `error`: why there is no plan.
+    /// Returns the sentence. `error`: why planning failed.
     pub fn sentence(&self, budget: u64, error: &PlanError) -> String {
         let Refused { what, of, .. } = self;
         let needed = ByteSize(self.needed);

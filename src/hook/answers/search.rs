@@ -85,7 +85,7 @@ fn ubatch_wanted(
     telemetry.counters.planning += began.elapsed();
     let followed = &mut tenant.planner.followed;
     if let Some(planned) = followed.ubatch(wanted, wanted.ubatch_is_free) {
-        // whoever saved the plan may have predicted for another machine
+        // the saved plan's prediction may be for another machine
         predict_nothing(tenant, telemetry);
         return planned;
     }
@@ -139,7 +139,7 @@ fn ubatch_wanted(
             ubatch
         }
         other => {
-            // llama.cpp makes the context all the same; what does not fit is said then
+            // llama.cpp makes the context anyway; what does not fit is reported then
             if let Err(why) = other {
                 log::warn(&format!("no plan was searched: {why}"));
             }

@@ -105,7 +105,7 @@ fn what_is_in_the_way_gives_way_before_memory_is_taken() {
     let mut house = house("8400K");
     house.take(&planned(8, 0));
     assert!(house.tenant.residency.fetcher().is_none());
-    // four experts at a time fit beside five MiB, not beside eight
+    // four experts at a time fit next to five MiB, not next to eight
     let divided = planned(5, 4);
     house.take(&divided);
     assert_eq!(house.counters.errors(), &[] as &[String]);

@@ -1,7 +1,7 @@
 //! A graph that is about to be split: which backend runs a node, and which copy of a weight it reads.
 //!
 //! Nodes whose weights are resident or streamed get the device's copy in place of the host's, which to the scheduler is a
-//! weight like any other that lies in device memory: it is no input of a split and cuts nothing. Only where a streamed
+//! weight like any other in device memory: it is not an input of a split and cuts nothing. Only where a streamed
 //! group begins is a new split asked for, so that the wait for its copy stands in front of it.
 
 use super::lookup;
@@ -52,7 +52,7 @@ pub struct Given<'a> {
     pub debug: &'a Debug,
 }
 
-/// What came of it, besides the graph's description.
+/// The result, in addition to the graph's description.
 pub struct Decided {
     /// Nodes that were sent to the CPU.
     pub on_cpu: HashMap<usize, ()>,
@@ -166,7 +166,7 @@ impl Decider<'_> {
         let rows = rows(node);
         let placement = match large {
             Some(id) => {
-                // The last layer of a prompt sees few rows; what it reads streams with the rest all the same: the CPU would have to
+                // The last layer of a prompt sees few rows; what it reads streams with the rest anyway: the CPU would have to
                 // wake up for it.
                 let of_layer = self.plan.units[id.index()].class != UnitClass::Output;
                 let rows = match of_layer && self.streaming && !self.like_stock {
@@ -188,7 +188,7 @@ impl Decider<'_> {
         }
     }
 
-    /// Is this fused attention over KV cache that is copied to the device for it?
+    /// Reports whether this is fused attention over KV cache that is copied to the device for it.
     unsafe fn attends_on_device(&self, node: *mut ffi::ggml_tensor) -> bool {
         (*node).op == ffi::GGML_OP_FLASH_ATTN_EXT
             && self.graph.rows >= self.plan.host_kv_min_rows
@@ -247,7 +247,7 @@ impl Decider<'_> {
         }
     }
 
-    /// If the node should fetch only chosen experts: of which weight, how many it has, and by whose choice.
+    /// If the node should fetch only chosen experts: the weight, its number of experts, and the tensor with the choice.
     unsafe fn chosen_experts(&self, node: *mut ffi::ggml_tensor) -> Option<Choice> {
         let [source, _, indices, ..] = (*node).src;
         if (*node).op != ffi::GGML_OP_MUL_MAT_ID || indices.is_null() {
@@ -266,7 +266,7 @@ impl Decider<'_> {
             .then_some((source, experts, indices))
     }
 
-    /// Does the node add to or scale what the CPU computed?
+    /// Reports whether the node adds to or scales what the CPU computed.
     unsafe fn follows_cpu(&self, node: *mut ffi::ggml_tensor) -> bool {
         let mut producer = (*node).src[0];
         while !producer.is_null() && is_view(producer) {
@@ -278,8 +278,8 @@ impl Decider<'_> {
         self.on_cpu.contains_key(&(producer as usize))
     }
 
-    /// Does the node compute on KV cache in host memory? On the device it pulls all of it over the link, or, where a
-    /// context shift rotates them in place, does not reach them at all.
+    /// Reports whether the node computes on KV cache in host memory. On the device it pulls all of it over the link, or, where
+    /// a context shift rotates them in place, does not reach them at all.
     unsafe fn reads_host_kv(&self, node: *mut ffi::ggml_tensor) -> bool {
         if !matches!(
             (*node).op,

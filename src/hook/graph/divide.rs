@@ -21,7 +21,7 @@ use std::collections::{HashMap, HashSet};
 
 /// Nodes that are put in for a layer at most.
 const NODES: usize = 10;
-/// Tensors that they need besides: memory that experts are fetched to, and their numbers.
+/// Further tensors that they need: memory that experts are fetched to, and their numbers.
 const LEAVES: usize = 4;
 
 /// A layer that was divided.
@@ -70,7 +70,7 @@ impl Divided {
         self.splits.clear();
     }
 
-    /// Whether a new split has to start at this node: the choice has to be known before, also where the CPU makes it.
+    /// Reports whether a new split has to start at this node: the choice has to be known before, also where the CPU makes it.
     pub fn cuts(&self, node: usize) -> bool {
         self.begins.contains(&node)
     }
@@ -251,7 +251,7 @@ impl Divider<'_> {
         if !(of_tokens && numbers && whole && few) {
             return None;
         }
-        // nobody else looks at what is in between
+        // nothing else reads what is in between
         let once = |node: Tensor| {
             let wanted = (*node).flags & ffi::GGML_TENSOR_FLAG_OUTPUT as i32 != 0;
             !wanted

@@ -3,7 +3,7 @@
 //! ggml looks them up with a single thread, and the device has nothing to do until it is over: 10 ms for 4,096 tokens of an 8B
 //! model. ggml's own threads would not help, for it waits until the last one of them is awake: 11 to 19 ms in all on an H100's host.
 //! Here the node becomes an operation of our own, which converts each row as ggml does, to the same bits, with
-//! helpers that nobody waits for.
+//! helpers; nothing waits for a helper.
 
 use crate::hook::helpers::Helpers;
 use half::slice::HalfFloatSliceExt;
@@ -31,7 +31,7 @@ pub unsafe fn share(node: *mut ffi::ggml_tensor) -> bool {
     is_shared(node)
 }
 
-/// Whether the node looks up rows, shared or not.
+/// Reports whether the node looks up rows, shared or not.
 ///
 /// # Safety
 /// `node` is valid.
@@ -112,7 +112,7 @@ struct Lookup<'t> {
     rows: &'t ffi::ggml_tensor,
 }
 
-// SAFETY: memory of the tensors is read, but for rows, each of which one thread writes.
+// SAFETY: memory of the tensors is only read, except for rows, and each row is written by one thread.
 unsafe impl Sync for Lookup<'_> {}
 
 /// Computes the node. ggml calls this on one of its threads alone; where it calls it on more, the others have nothing to do.

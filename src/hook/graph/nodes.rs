@@ -53,7 +53,8 @@ pub unsafe fn origin(tensor: *mut ffi::ggml_tensor) -> *mut ffi::ggml_tensor {
     }
 }
 
-/// Whether a node is computed: a graph also carries the branches of a choice that was not made, so that its shape stays the same.
+/// Reports whether a node is computed: a graph also carries the branches of a choice that was not made, so that its shape
+/// stays the same.
 ///
 /// # Safety
 /// `node` is a valid tensor.
@@ -61,7 +62,7 @@ pub unsafe fn is_computed(node: *const ffi::ggml_tensor) -> bool {
     (*node).flags & ffi::GGML_TENSOR_FLAG_COMPUTE as i32 != 0
 }
 
-/// Whether a node computes nothing.
+/// Reports whether a node computes nothing.
 ///
 /// # Safety
 /// `node` is a valid tensor, as are its sources.

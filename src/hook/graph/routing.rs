@@ -1,4 +1,4 @@
-//! Which experts a batch has chosen, for the groups of which only those are fetched.
+//! The experts that a batch has chosen, for groups that fetch only those.
 //!
 //! The router's choice is computed on the device, in front of the operations that need the experts. When the first split
 //! that reads them is about to be submitted, the choice is read back, for which the host waits, and all groups that are
@@ -71,7 +71,7 @@ impl Routings {
         }
     }
 
-    /// Tells the ring, behind the beginning of a pass, which groups will be chosen from.
+    /// Tells the ring, after a pass has begun, from which groups experts will be chosen.
     pub fn announce(&self, ring: &mut Ring) {
         for &group in self.routings.iter().flat_map(|r| &r.groups) {
             ring.choose_later(group);
@@ -184,7 +184,7 @@ impl ChoiceReader {
         Ok(waits)
     }
 
-    /// Whether the host waits for a device. `asked`: what was chosen is there.
+    /// Reports whether the host waits for a device. `asked`: what was chosen is there.
     unsafe fn read(
         &mut self,
         sched: ffi::ggml_backend_sched_t,
@@ -193,7 +193,7 @@ impl ChoiceReader {
     ) -> Result<bool, PassError> {
         let indices = routing.indices;
         if ffi::ggml_is_empty(indices) {
-            // the last layer of a batch whose results nobody wants
+            // the last layer of a batch without wanted results
             routing.chosen.clear();
             return Ok(false);
         }

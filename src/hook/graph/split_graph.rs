@@ -82,17 +82,17 @@ impl SplitGraph {
         self.group_of.insert(node, (group, copied));
     }
 
-    /// Whether it refers to places in the arena.
+    /// Reports whether it refers to places in the arena.
     pub fn refers_to_arena(&self) -> bool {
         self.addresses.is_some()
     }
 
-    /// Whether a pass over it uses what there is one of: the ring, and the memory of fetched experts.
+    /// Reports whether a pass over it uses what there is one of: the ring, and the memory of fetched experts.
     pub fn uses_lanes(&self) -> bool {
         !self.uses.is_empty() || !self.divided.layers.is_empty()
     }
 
-    /// Must a new split start at this node?
+    /// Reports whether a new split must start at this node.
     pub fn cut(&mut self, node: usize) -> bool {
         match self.group_of.get(&node) {
             Some(&(group, true)) if self.open_group != Some(group) => {
@@ -103,7 +103,7 @@ impl SplitGraph {
         }
     }
 
-    /// Whether nothing that is computed reads this copy of an input.
+    /// Reports whether nothing that is computed reads this copy of an input.
     pub fn is_idle(&self, copy: usize) -> bool {
         self.read_by_idle.contains(&copy) && !self.read.contains(&copy)
     }

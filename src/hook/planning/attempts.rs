@@ -53,7 +53,7 @@ struct Kept {
 /// What becomes of a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failed {
-    /// Nothing of ours failed.
+    /// Nothing that pipeshard answers for failed.
     NotHere,
     /// Another try will go another way.
     Again,
@@ -69,7 +69,7 @@ pub struct Attempts {
 }
 
 impl Attempt {
-    /// Whether an earlier try of the same context failed.
+    /// Reports whether an earlier try of the same context failed.
     pub fn tried(&self) -> bool {
         self.tries > 0
     }
@@ -136,7 +136,7 @@ impl Attempts {
         attempt.cloned().unwrap_or_default()
     }
 
-    /// Whether the calling thread makes a context, or has not used it yet.
+    /// Reports whether the calling thread makes a context, or has not used it yet.
     pub fn makes_here(&self) -> bool {
         let attempt = self.of_threads.get(&this_thread());
         attempt.is_some_and(|attempt| !attempt.only_frees())
@@ -194,7 +194,7 @@ impl Attempts {
         }
     }
 
-    /// A pass of `sched` was submitted by the calling thread: the context works, whoever made it.
+    /// A pass of `sched` was submitted by the calling thread: the context works, whichever thread made it.
     pub fn succeeded(&mut self, sched: usize) {
         if self.of_threads.is_empty() {
             return;
@@ -229,7 +229,7 @@ impl Attempts {
         self.of_threads.remove(&this_thread());
         self.kept = Kept::default();
         if in_use {
-            // whoever computed goes on as before, with the KV cache that was placed under these conditions
+            // a context that has computed goes on as before, with the KV cache that was placed under these conditions
             self.kept.output_on_host = output_is_on_host;
             self.current_mut().freed_scratch = freed_scratch;
         }
@@ -255,17 +255,17 @@ impl Attempts {
         self.of_threads.values().map(of).max().unwrap_or(0)
     }
 
-    /// Whether plans keep the output head on the host: while one context is made like that, and for those that were.
+    /// Reports whether plans keep the output head on the host: while one context is made like that, and for those that were.
     pub fn output_on_host(&self) -> bool {
         self.kept.output_on_host || self.any(|attempt| attempt.output_on_host)
     }
 
-    /// Whether plans are the smallest there are.
+    /// Reports whether plans are the smallest there are.
     pub fn smallest(&self) -> bool {
         self.kept.smallest || self.any(|attempt| attempt.smallest)
     }
 
-    /// Compute buffers that plans have room for at least, in bytes: whoever plans, a context that is being made finds its room.
+    /// The least room for compute buffers in every plan, in bytes, so that a context that is being made finds its room.
     pub fn expected_scratch(&self) -> u64 {
         self.most(|attempt| attempt.expected_scratch.max(attempt.freed_scratch))
     }

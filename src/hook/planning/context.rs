@@ -151,7 +151,7 @@ pub struct ContextPlan {
 }
 
 impl ContextPlan {
-    /// Whether the plan has the KV of this layer, of so many bytes, on the host.
+    /// Reports whether the plan has the KV of this layer, of so many bytes, on the host.
     pub fn has_on_host(&self, layer: u32, bytes: u64) -> bool {
         let of_layer = self.planned.kv.iter().find(|kv| kv.layer == layer);
         self.decisions.kv_on_host.contains(&layer)

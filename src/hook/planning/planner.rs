@@ -1,4 +1,4 @@
-//! The plan for what is held now, and all that it depends on besides.
+//! The plan for what is held now, and everything else that it depends on.
 //!
 //! Owns the plan, the decisions for the context that is being made or used ([`ContextPlan`]), what is known of contexts that did
 //! not fit ([`Attempts`]), the machine's profile and the saved plan that is followed. Asked through [`super::super::tenant`], which
@@ -49,8 +49,8 @@ impl Planner {
         }
     }
 
-    /// `problem` with what contexts that did not fit have taught, and with `extra_scratch` bytes of compute buffers to come besides
-    /// those that are in it; nothing is decided.
+    /// `problem` with what contexts that did not fit have taught, and with `extra_scratch` bytes of compute buffers to come in
+    /// addition those that are in it; nothing is decided.
     pub fn undecided(&self, mut problem: PlanInput, extra_scratch: u64) -> PlanInput {
         let debug = &self.config.debug;
         problem.expert_min_rows = debug.expert_rows;
@@ -125,7 +125,7 @@ impl Planner {
             None => {
                 let mut input = input(self);
                 let mut made = self.make(input.clone());
-                // what a context of another thread may come to need is no reason why this one's graph cannot run
+                // what another thread's context may need later must not stop this one's graph
                 if made.is_err() && !self.attempts.makes_here() && input.scratch > known_scratch {
                     input.scratch = known_scratch;
                     made = self.make(input);
@@ -213,7 +213,7 @@ impl Planner {
         self.context.as_ref().filter(|c| c.model == model)
     }
 
-    /// Whether nothing is left to decide before a graph runs.
+    /// Reports whether nothing is left to decide before a graph runs.
     pub fn is_decided(&self) -> bool {
         let left = |context: &ContextPlan| context.freshness != Freshness::Fresh;
         !self.context().is_some_and(left)
@@ -243,7 +243,7 @@ impl Planner {
         self.attempts.succeeded(sched);
     }
 
-    /// Whether passes have run.
+    /// Reports whether passes have run.
     pub fn in_use(&self) -> bool {
         self.in_use
     }

@@ -1,6 +1,6 @@
 //! A run that follows a saved plan (`--pipeshard-plan`): read at the start, compared with the model and with each context.
 //!
-//! Owned by [`super::planner::Planner`]; where there is no saved plan, every question is answered by "nothing is said".
+//! Owned by [`super::planner::Planner`]; without a saved plan every question has the answer "nothing is set".
 
 use super::context::ContextSize;
 use crate::hook::log;
@@ -98,7 +98,7 @@ impl FollowedPlan {
         }
     }
 
-    /// Whether there is one.
+    /// Reports whether there is one.
     pub fn is_given(&self) -> bool {
         self.file.is_some()
     }
@@ -245,7 +245,7 @@ impl FollowedPlan {
         })
     }
 
-    /// Says so when the run keeps fewer residents than the saved plan has.
+    /// Reports so when the run keeps fewer residents than the saved plan has.
     pub fn note_dropped_residents(&self, carved: &Plan) {
         if let Some(used) = self.used(carved).filter(|used| used.dropped > 0) {
             log::warn(&format!(

@@ -1,8 +1,8 @@
 //! What of a tenant is on the device, and what brings it there.
 //!
 //! Owns the arena, the copy lane, the memory and lane of fetched experts, the placeholder for measuring, and the [`Generation`] of
-//! their addresses. Changes of shape are asked for by [`super::answers::shape`] alone, with the proof that nobody refers to the arena
-//! meanwhile; passes use the lanes. Does not know why a plan is as it is.
+//! their addresses. Changes of shape are asked for by [`super::answers::shape`] alone, with the proof that nothing refers to
+//! the arena meanwhile; passes use the lanes. Does not know why a plan is as it is.
 
 mod generation;
 
@@ -41,7 +41,7 @@ pub struct Residency {
     carved: Option<Plan>,
     /// The scheduler whose splits read the ring last.
     ring_reader: Option<usize>,
-    /// By scheduler, the end of its latest pass: its backends may be gone by then, the event is ours.
+    /// By scheduler, the end of its latest pass: its backends may be gone by then; the event is owned here.
     passes: HashMap<usize, Event>,
     generation: Generation,
     /// Times the arena took another shape while it was in use.
@@ -131,19 +131,19 @@ impl Residency {
         self.carved.as_ref()
     }
 
-    /// Whether everything lies as `plan` has it.
+    /// Reports whether everything lies as `plan` has it.
     pub fn has_shape(&self, plan: &Plan) -> bool {
         self.is_carved_as(plan) && !self.fetches_otherwise(plan)
     }
 
-    /// Whether the arena has the shape of `plan`.
+    /// Reports whether the arena has the shape of `plan`.
     pub fn is_carved_as(&self, plan: &Plan) -> bool {
         self.carved.as_ref().is_some_and(|have| {
             have.chunks == plan.chunks && have.ring == plan.ring && have.tiers == plan.tiers
         })
     }
 
-    /// Whether the plan fetches other experts than there is memory for, and than the device refused memory for.
+    /// Reports whether the plan fetches other experts than there is memory for, and than the device refused memory for.
     fn fetches_otherwise(&self, plan: &Plan) -> bool {
         let have = self.fetcher.as_ref().map(ExpertFetcher::shape);
         let refused = self.refused.as_ref();
@@ -178,7 +178,7 @@ impl Residency {
         }
     }
 
-    /// Whether the arena has memory. It may have some without a plan's shape, see [`Self::lend`].
+    /// Reports whether the arena has memory. It may have some without a plan's shape, see [`Self::lend`].
     pub fn holds_memory(&self) -> bool {
         let arena = self.arena.as_ref();
         arena.is_some_and(|arena| arena.resident_bytes() + arena.slot_bytes() > 0)
@@ -262,7 +262,7 @@ impl Residency {
         }
     }
 
-    /// Whether [`Self::carve`] has waited for what it uploaded, as it must; not so in a test of that wait.
+    /// Reports whether [`Self::carve`] has waited for what it uploaded, as it must; not so in a test of that wait.
     pub fn waits_for_uploads(&self) -> bool {
         self.config.debug.dropped_wait != Some(DroppedWait::Upload)
     }
@@ -348,7 +348,7 @@ impl Residency {
         };
         match known.or(made.as_ref()) {
             Some(done) => done.record(compute),
-            // nobody could wait for the pass later on
+            // nothing could wait for the pass later on
             None => ffi::ggml_backend_synchronize(compute),
         }
         if let Some(made) = made {
@@ -371,7 +371,7 @@ impl Residency {
         self.ring_reader = None;
     }
 
-    /// Whether the host waits for the router's choice, as it must; not so in a test of that wait.
+    /// Reports whether the host waits for the router's choice, as it must; not so in a test of that wait.
     pub fn waits_for_choice(&self) -> bool {
         self.config.debug.dropped_wait != Some(DroppedWait::Choice)
     }

@@ -81,7 +81,7 @@ mod tests {
             unsafe { end.expect("it is there")(user, other, status) };
             let _ = over.send(status);
         });
-        // without an answer it waits for the other's pass, which nobody ends
+        // without an answer it waits for the other's pass, which never ends
         let status = done.recv_timeout(std::time::Duration::from_secs(60));
         assert_eq!(status, Ok(ffi::GGML_STATUS_SUCCESS));
         assert_eq!(shared.gate.watched().pass, Some(1));

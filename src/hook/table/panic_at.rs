@@ -15,7 +15,7 @@ pub const CALLBACKS: &[&str] = &{
     names
 };
 
-/// Which call of which callback panics, for tests (`PIPESHARD_DEBUG_PANIC`).
+/// The callback that panics, and at which call, for tests (`PIPESHARD_DEBUG_PANIC`).
 #[derive(Debug)]
 pub struct PanicAt {
     callback: &'static str,

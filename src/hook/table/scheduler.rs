@@ -20,7 +20,7 @@ pub(super) unsafe extern "C" fn sched_freed(user: *mut c_void, sched: ffi::ggml_
     let freed = || {
         let mut plain = shared.gate.plain();
         plain.end_preparing_of(sched as usize);
-        // an exception on its way through the scheduler leaves its pass unended: nobody else would end it
+        // an exception on its way through the scheduler leaves its pass unended: nothing else would end it
         plain.end_pass(sched as usize);
         drop(plain);
         let mut runtime = shared.gate.idle();
@@ -72,7 +72,7 @@ pub(super) unsafe extern "C" fn graph_begin(
         encoder::begin(accounts, encoders, schedulers, telemetry, begun);
         if encoders.takes_turns(sched as usize) {
             if accounts.reserved() != reserved {
-                // what its backend takes on its own account stays, whoever's turn it is
+                // what its backend takes for itself stays, whichever model's turn it is
                 tenant.planner.replan();
             }
             return begin_encode(shared, runtime, begun);
@@ -315,7 +315,7 @@ pub(super) unsafe extern "C" fn scratch_wanted(
                 ..
             } = parts;
             let ours = computes_on(backend, accounts.device());
-            // buffers of a measured graph stay, so they have to fit beside the language model
+            // buffers of a measured graph stay, so they have to fit next to the language model
             encode::close(accounts, encoders, proof);
             let granted = match (ours, encoders.knows(wanted.0)) {
                 (false, _) => true,

@@ -1,4 +1,4 @@
-//! The runtime of the process behind its gate, and how a callback gets at it.
+//! The process's runtime in its gate, and how a callback reaches it.
 
 use super::panic_at::PanicAt;
 use crate::hook::config::Config;
@@ -30,7 +30,7 @@ fn abandoned() {
     log::warn("a batch was started but neither computed nor dropped; continuing without it");
 }
 
-/// The shared state behind the table's `user` pointer.
+/// The shared state that the table's `user` pointer refers to.
 ///
 /// # Safety
 /// `user` is the pointer that [`super::table`] put into the table.

@@ -1,4 +1,4 @@
-//! What happened, and when. Everybody tells it; nobody decides by it.
+//! What happened, and when. All parts write to it; none decides by it.
 
 pub mod counters;
 pub mod pass_clock;

@@ -1,8 +1,8 @@
-//! What passes take, beside what is predicted for them. Owned by [`super::Telemetry`]; decides nothing.
+//! Times of passes, measured and predicted. Owned by [`super::Telemetry`]; decides nothing.
 //!
 //! A pass is timed from the end of the one before to its own end: what tokens per second are made of. The host's end of a pass
 //! is when its last split was submitted, and the device may still compute; but before the next pass is submitted the host waits
-//! for it, so over a row of like passes the two come to the same. Only a pass that follows one like it counts, without a pause
+//! for it, so over a row of like passes the two are equal. Only a pass that follows one like it counts, without a pause
 //! between them. What is predicted for it is the price of such a pass under the plan that the arena has, with as many tokens in
 //! the cache as its graph reads.
 
@@ -11,7 +11,7 @@ use crate::report::PROMPT_ROWS;
 use pipeshard_plan::cost::{Calibration, Forecast, Lane, PassSeconds, PassShape};
 use std::time::{Duration, Instant};
 
-/// Time between two passes that is no pause: sampling, detokenising, an answer on its way.
+/// The longest time between two passes that does not count as a pause: sampling, detokenising, an answer on its way.
 const SHORT: Duration = Duration::from_millis(20);
 /// Where the device still computes when a pass has been submitted, the next one begins late for that: by this many times what is
 /// predicted at most.
@@ -111,7 +111,7 @@ impl PassClock {
         self.last = None;
     }
 
-    /// The passes below a prompt's of which most were compared.
+    /// The number of rows, below a prompt's, with the most compared passes.
     pub fn most_compared(&self) -> Option<&Compared> {
         let few = |compared: &&Compared| compared.forecast.rows() < PROMPT_ROWS;
         let few = self.compared.iter().filter(few);
@@ -192,7 +192,7 @@ impl PassClock {
         succeeded: bool,
         at: Instant,
     ) -> bool {
-        // graphs without weights, of a sampler for example, are none of ours, but they take time
+        // graphs without weights, of a sampler for example, are not pipeshard's, but they take time
         if !succeeded || graph.addresses != Some(generation) {
             self.last = None;
             return false;

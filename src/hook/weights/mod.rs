@@ -60,7 +60,7 @@ pub struct Weights {
     locks: PageLocks,
 }
 
-/// Looks at a model's weights. Those that are not in host memory are none of ours.
+/// Looks at a model's weights. Weights outside host memory are not pipeshard's.
 ///
 /// # Safety
 /// The tensors are valid.
@@ -255,7 +255,7 @@ impl Weights {
         self.units.iter_mut().for_each(LoadedUnit::unplace);
     }
 
-    /// Gives units that have no place an address, so that nobody thinks that compute buffers have to hold them.
+    /// Gives units that have no place an address, so that ggml does not put them into compute buffers.
     pub fn place_for_measuring(&mut self, placeholder: &Buffer) {
         let unplaced = self.units.iter_mut().filter(|unit| !unit.is_placed());
         unplaced.for_each(|unit| unit.place_for_measuring(placeholder));
@@ -271,7 +271,7 @@ impl Weights {
         self.models.iter().map(|m| m.locked.bytes()).sum()
     }
 
-    /// Bytes of units that the device addresses where they lie, or will, as far as that is known.
+    /// Bytes of units that the device addresses in place, or will, where that is known.
     pub fn addressed_bytes(&self) -> u64 {
         let none = self.locks.locking.off().is_some() || self.locks.refused.is_some();
         let units = self.units.iter().zip(&self.described);
@@ -282,12 +282,12 @@ impl Weights {
         addressed.map(|(unit, _)| unit.bytes() as u64).sum()
     }
 
-    /// Whether nothing is page-locked, and why.
+    /// Reports whether nothing is page-locked, and why.
     pub fn locking_off(&self) -> Option<String> {
         self.locks.locking.off()
     }
 
-    /// The models, as far as they are page-locked, and what locks them.
+    /// The page-locked parts of the models, and what locks them.
     fn parts(&mut self) -> (Vec<Part<'_>>, &mut PageLocks) {
         let mut rest = &mut self.units[..];
         let mut at = 0;
@@ -399,7 +399,7 @@ impl Weights {
         models.filter_map(|model| model.files.written())
     }
 
-    /// Whether rows of embeddings, which are looked up without being asked for, are lost.
+    /// Reports whether rows of embeddings, which are looked up without being asked for, are lost.
     pub fn lookups_lost(&self, shrunk: &Shrunk) -> bool {
         let lost = |unit: &LoadedUnit| shrunk.affects(unit.host(), unit.bytes());
         let mut units = self.units.iter().zip(&self.described);
@@ -418,7 +418,7 @@ impl Weights {
         }
     }
 
-    /// A model of these units besides.
+    /// Adds a model of these units.
     pub(in crate::hook) fn add_of_test(
         &mut self,
         key: usize,

@@ -33,7 +33,7 @@ pub unsafe fn device_bytes_of(tensors: &[*mut ffi::ggml_tensor], granularity: u6
     sizes.map(|size| size.next_multiple_of(granularity)).sum()
 }
 
-/// Whether a weight lies in memory that the driver made, page-locked.
+/// Reports whether a weight lies in memory that the driver made, page-locked.
 ///
 /// # Safety
 /// The weight is loaded.
@@ -87,7 +87,7 @@ impl Locking {
 /// Units by number: which of them are meant.
 pub type Which<'a> = &'a [bool];
 
-/// A model as far as it is page-locked.
+/// The page-locked part of a model.
 pub struct Part<'a> {
     /// The number of its first unit.
     pub first: usize,
@@ -224,7 +224,7 @@ impl PageLocks {
     }
 }
 
-/// The pages of the units that are meant, whoever locked them.
+/// The pages of the given units, whichever part locked them.
 fn pages(parts: &[Part<'_>], which: Which<'_>) -> Vec<Range<usize>> {
     let units = parts.iter().flat_map(|part| part.meant(which));
     merged(

@@ -14,7 +14,7 @@ const BYTES: usize = 3 * PAGE / 2;
 /// Simulated cards count what is locked for all of the process: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Weights that lie one behind the other, in a file that is mapped or in memory, for the rest of the process.
+/// Weights that are adjacent, in a file that is mapped or in memory, for the rest of the process.
 fn weights(count: usize, file: Option<&File>) -> Weights {
     let bytes = (count * BYTES).next_multiple_of(PAGE);
     let (fd, flags) = match file {
@@ -101,13 +101,13 @@ fn what_is_read_is_locked_and_what_is_uploaded_only_for_that() {
     // units 1 and 2 take pages 1 to 4, unit 6 pages 9 and 10
     assert_eq!(weights.page_locked_bytes(), 6 * PAGE as u64);
 
-    // less is resident: more is locked, beside what is
+    // less is resident: more is locked, in addition to what is
     assert_eq!(lock(&mut weights, device, &[1, 2, 3, 6], &[]), None);
     assert_eq!(pinned(&weights), [1, 2, 3, 6]);
     assert_eq!(weights.units[3].seams(), &[PAGE / 2]);
 }
 
-/// Eight weights that are mapped from a disk, of which four pages may be locked; none where there is no disk.
+/// Eight weights that are mapped from a disk; four pages may be locked. `None` without a disk.
 fn limited() -> Option<Weights> {
     let here = std::env::current_dir().expect("there is a folder");
     let file = tempfile::NamedTempFile::new_in(here.join("target")).expect("a file can be made");

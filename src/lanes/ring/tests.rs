@@ -91,7 +91,7 @@ impl CopyLane for Model {
     fn copy_experts(&mut self, group: GroupId, experts: &Experts) -> bool {
         self.assert_readers_are_waited_for(group);
         if experts.in_place.is_empty() {
-            // what is left of an earlier stay may be right, but nobody knows
+            // the content of an earlier stay may be right, but that is not known
             for i in self.span(group) {
                 self.content[i] = None;
             }
@@ -276,7 +276,7 @@ fn experts_that_are_in_place_are_not_copied_again() {
     assert_eq!(pass(&[1, 5]), (0, 0));
     assert_eq!(pass(&[5, 6]), (2, 0));
     assert_eq!(pass(&[0, 1, 2, 3, 4, 5, 6, 7]), (8, 0));
-    // complete by now: nobody needs to know what is chosen
+    // complete by now: the choice is not needed
     assert!(!ring.awaits_choice(0));
     run_choosing(&mut ring, &mut model, &[(0, None), (1, None)]);
     assert_eq!((model.expert_copies, model.copies), (16, 0));

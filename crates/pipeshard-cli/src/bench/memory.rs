@@ -109,7 +109,7 @@ impl Sampler {
     /// Starts.
     pub fn start(source: &Source) -> Self {
         let steps = Arc::new(Mutex::new(Vec::new()));
-        // nobody to ask: nothing to do
+        // nothing to ask, so nothing to do
         let stop = Arc::new(AtomicBool::new(matches!(source, Source::None)));
         let (source, kept, ended) = (source.clone(), Arc::clone(&steps), Arc::clone(&stop));
         let work = move || {

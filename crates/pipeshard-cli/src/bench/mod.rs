@@ -1,7 +1,7 @@
-//! `pipeshard bench`: how fast is a model within a budget, beside stock llama.cpp in as much memory?
+//! `pipeshard bench`: compares the speed of a model within a budget with stock llama.cpp in the same memory.
 //!
 //! Both sides are `llama-bench` processes with the same settings, in turn. pipeshard goes first: what it held at its peak is what
-//! stock's `--fit` is then held to. The grids behind docs/benchmarks.md are made by `pipeshard-lab grids`.
+//! stock's `--fit` is then held to. The grids of docs/benchmarks.md are made by `pipeshard-lab grids`.
 
 pub mod memory;
 mod process;

@@ -73,7 +73,7 @@ impl Memory {
 }
 
 impl Tool {
-    /// The one beside this program. `common`: flags of all its processes.
+    /// Returns the `llama-bench` in this program's folder. `common`: flags of all its processes.
     ///
     /// # Errors
     /// There is none.

@@ -48,7 +48,7 @@ const UNCACHED: &[&str] = &[
 /// Architectures in which a layer may hold a recurrent block and attention side by side.
 const PARALLEL_HYBRIDS: &[&str] = &["falcon-h1"];
 
-/// Layers of gemma3n that keep a cache of their own; the rest read theirs.
+/// Layers of gemma3n that keep a KV cache of their own; the other layers read these caches.
 const GEMMA3N_CACHED_LAYERS: u32 = 20;
 
 /// What the tensors of one layer say about its cache.

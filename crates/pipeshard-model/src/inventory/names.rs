@@ -139,7 +139,7 @@ const LAYER_BASES: &[&str] = &[
     "attn_compressor_norm",
     "attn_rel_b",
     "attn_sinks",
-    // recurrent blocks, where they stand in for attention or beside it
+    // recurrent blocks, which replace attention or come in addition to it
     "ssm_in",
     "ssm_ba",
     "ssm_conv1d",

@@ -53,7 +53,7 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Whether the tensor is a matrix (or a stack of them), as opposed to a vector or a scalar.
+    /// Reports whether the tensor is a matrix (or a stack of them), as opposed to a vector or a scalar.
     pub fn is_matrix(&self) -> bool {
         self.shape[1] > 1
     }

@@ -3,7 +3,7 @@
 use super::types::{BatchFetch, PlanInput, StreamShare, UnitId};
 use serde::{Deserialize, Serialize};
 
-/// The decisions that make one plan out of an input. The default ones are those of an input that nobody searched for.
+/// The decisions that make one plan out of an input. The defaults are those of an input without a search.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Decisions {
     /// [`PlanInput::order`].

@@ -1,4 +1,4 @@
-//! Why there is no plan.
+//! Errors of planning.
 
 use std::fmt;
 
@@ -53,7 +53,7 @@ pub struct Contributor {
     pub bytes: u64,
 }
 
-/// Why there is no plan.
+/// The reason why planning failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// Even with all that can be moved to the host moved there, the budget does not suffice.

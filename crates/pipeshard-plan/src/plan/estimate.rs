@@ -29,7 +29,7 @@ const SLACK: u64 = 8;
 const BASE: u64 = 1 << 20;
 
 /// Estimated bytes of compute buffers for micro-batches of `ubatch` tokens over a context of `ctx`
-/// tokens, of which `outputs` have logits on the device (0 when the CPU computes the output head).
+/// tokens; `outputs` of them have logits on the device (0 when the CPU computes the output head).
 /// Saturates.
 pub fn estimate_scratch(inventory: &Inventory, ubatch: u32, ctx: u32, outputs: u32) -> u64 {
     let tokens = u64::from(ubatch.min(ctx)).max(1);

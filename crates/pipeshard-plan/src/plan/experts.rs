@@ -4,7 +4,7 @@ use super::types::Tier;
 use pipeshard_model::inventory::expected_distinct;
 
 impl Tier {
-    /// Whether an operation that sees `rows` rows, each of which chooses `used` of `experts`, fetches only what was chosen.
+    /// Reports whether an operation on `rows` rows fetches only the chosen experts; each row chooses `used` of `experts`.
     ///
     /// Chosen experts are known only when the router has been computed, so their copy cannot run ahead of it; all experts
     /// can. What is saved has to make up for that: the tier says up to which share of the experts it does.

@@ -173,7 +173,7 @@ impl Plan {
         fetched_for(self.fetched_experts, &self.fetched_by_batches, rows)
     }
 
-    /// Whether that is what `shape` says.
+    /// Reports whether that is what `shape` says.
     pub fn fetches(&self, shape: Option<&FetchShape>) -> bool {
         match shape {
             Some(shape) => {

@@ -114,7 +114,7 @@ struct Work<'a> {
     input: &'a PlanInput,
     fixed: &'a FixedPlan,
     memory: DeviceMemory<'a>,
-    /// Residents besides the small ones.
+    /// Residents, without the small ones.
     large: Vec<UnitId>,
 }
 
@@ -182,7 +182,7 @@ impl<'a> Work<'a> {
         sizes.collect()
     }
 
-    /// Bytes of `kept` large residents and of a ring of `ring` bytes, as far as the rest uses and needs it.
+    /// Returns the bytes of `kept` large residents and of a ring, at most `ring` bytes, that the other units use and need.
     fn need(&self, kept: usize, ring: u64) -> u64 {
         let sizes = self.sizes(&self.groups(kept));
         let ring = ring.min(sizes.iter().sum()).max(ring::minimum(&sizes));

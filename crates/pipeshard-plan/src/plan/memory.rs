@@ -62,14 +62,14 @@ impl<'a> DeviceMemory<'a> {
         packer.into_chunks()
     }
 
-    /// All chunks, if besides the small units `large` ones are resident.
+    /// Returns all chunks, if the small units and `large` others are resident.
     pub(super) fn resident_chunks(&self, large: &[UnitId]) -> Vec<Chunk> {
         let mut chunks = self.packed(&self.small, u64::MAX);
         chunks.extend(self.chunks(large));
         chunks
     }
 
-    /// All residents, if besides the small units `large` ones are.
+    /// Returns all residents, if the small units and `large` others are resident.
     pub(super) fn residents(&self, large: &[UnitId]) -> Vec<UnitId> {
         self.small.iter().chain(large).copied().collect()
     }

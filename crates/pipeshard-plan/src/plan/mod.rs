@@ -9,20 +9,21 @@
 //! 1. what must be on the device: compute buffers (*scratch*), the backend's own *reserve*, and
 //!    every small tensor, which would otherwise pull its operation to the CPU;
 //! 2. the smallest ring of slots that lets a copy overlap the computation before it;
-//! 3. the KV cache, layer by layer; layers that do not fit keep theirs in host memory;
-//! 4. *residents*: a prefix of one fixed priority list (attention, feed-forward, experts, output
-//!    head), in which the layers of a class follow a low-discrepancy sequence, so that residents
-//!    are spread over the depth of the model and the copy engine has work while they compute;
+//! 3. the KV cache, layer by layer; layers that do not fit keep it in host memory;
+//! 4. *residents*: a prefix of a priority list. The usual list is attention, feed-forward, output
+//!    head, experts; the search may choose another one. The layers of a class follow a
+//!    low-discrepancy sequence, so that residents are spread over the depth of the model and the
+//!    copy engine has work while they compute;
 //! 5. a larger ring, for more lookahead.
 //!
-//! Because the list is fixed, the residents of a larger budget contain those of a smaller one, and
-//! because chunk boundaries depend on the list alone, both plans share their leading chunks: a
-//! change of budget moves only what differs.
+//! With the same list the residents of a larger budget contain those of a smaller one. Chunk
+//! boundaries depend only on the list, so both plans share their leading chunks, and a change of
+//! budget moves only what differs. The search may choose another list for another budget.
 //!
 //! What is neither resident nor small depends on the tier, which is a range of rows that an
 //! operation sees: long batches stream it through the ring, short ones compute it on the CPU.
 //! Where a batch leaves enough of a layer's experts alone, it fetches only those that it has chosen. Of what a single token has
-//! chosen in a layer on the host, the device may fetch and compute a part beside the CPU.
+//! chosen in a layer on the host, the device may fetch and compute a part while the CPU computes the rest.
 
 mod chunks;
 mod conversation;

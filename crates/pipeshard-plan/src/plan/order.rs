@@ -91,7 +91,7 @@ mod tests {
                 prefix.sort_unstable();
                 prefix.push(count);
                 let gap = prefix.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
-                // At worst one bisection behind.
+                // At worst one bisection later.
                 assert!(
                     gap <= 2 * count.div_ceil(taken) + 1,
                     "{count} {taken} {gap}"

@@ -2,7 +2,7 @@
 
 use super::types::{Plan, UnitId, PLAN_SCHEMA_VERSION};
 
-/// Why a text is no plan.
+/// A text that is not a valid plan.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadPlanError {
     /// Not the JSON of a plan.
@@ -27,14 +27,14 @@ impl Plan {
     /// sizes add up.
     ///
     /// # Errors
-    /// [`ReadPlanError`] for what is no plan, is of another version, or contradicts itself.
+    /// [`ReadPlanError`] if the text is not a plan, has another version, or contradicts itself.
     pub fn from_json(text: &[u8]) -> Result<Self, ReadPlanError> {
         let plan: Self = serde_json::from_slice(text)?;
         plan.check()?;
         Ok(plan)
     }
 
-    /// Whether a plan that came from outside can be used.
+    /// Reports whether a plan that came from outside can be used.
     ///
     /// # Errors
     /// As [`Plan::from_json`].

@@ -21,7 +21,7 @@ const KIND: &str = "pipeshard plan";
 /// plan is made and measured when it is used.
 const DROPPED_PERCENT: u32 = 5;
 
-/// A tensor, as far as a plan depends on it.
+/// What a plan depends on of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorIdentity {
     /// llama.cpp's name of it.
@@ -249,7 +249,7 @@ impl SavedPlan {
         serde_json::to_string(self).map(|text| text + "\n")
     }
 
-    /// Whether a model consists of what the plan was made for. A model may have loaded fewer tensors than its file has.
+    /// Reports whether a model consists of what the plan was made for. A model may have loaded fewer tensors than its file has.
     ///
     /// # Errors
     /// [`SavedPlanError::Model`] with the first difference.

@@ -25,7 +25,7 @@ pub(super) fn plan_freely(input: &PlanInput) -> Result<Plan, PlanError> {
 }
 
 /// Places the KV cache: in layer order on the device for as long as what must be there fits
-/// beside it, the rest on the host. This is the placement that [`plan`](super::plan) makes.
+/// next to it, the rest on the host. This is the placement that [`plan`](super::plan) makes.
 ///
 /// # Errors
 ///
@@ -215,7 +215,7 @@ impl<'a> Problem<'a> {
         Ok((placed, spare - used + self.room_min()))
     }
 
-    /// The ring that is wanted beside so many residents in so much room; at least the smallest.
+    /// Returns the ring that is wanted next to this many residents in this much room; at least the smallest ring.
     /// Grows by no more than the room does, so that more room never makes a prefix too long.
     fn ring_wanted(&self, step: Step, room: u64) -> u64 {
         let wanted = match self.input.ring_target {
@@ -228,7 +228,7 @@ impl<'a> Problem<'a> {
         wanted.min(step.streamed).max(step.ring_min)
     }
 
-    /// No more than [`Problem::ring_wanted`] beside so many residents, and known without looking at every group.
+    /// Returns a lower bound of [`Problem::ring_wanted`] for this many residents, without looking at every group.
     fn ring_at_least(&self, count: usize, room: u64) -> u64 {
         let wanted = match self.input.ring_target {
             Some(target) => target,
@@ -247,7 +247,7 @@ impl<'a> Problem<'a> {
         round_up(most, self.input.granularity)
     }
 
-    /// The longest prefix that fits beside its ring, never shorter than the anchor.
+    /// Returns the longest prefix that fits together with its ring; never shorter than the anchor.
     fn choose(&self, room: u64) -> usize {
         let fits = |&count: &usize| {
             self.chunks[count] + self.ring_at_least(count, room) <= room && {

@@ -269,7 +269,7 @@ pub struct StreamGroup {
 }
 
 impl StreamGroup {
-    /// Whether the two cannot be in the ring at once.
+    /// Reports whether the two cannot be in the ring at once.
     pub fn overlaps(&self, other: &StreamGroup) -> bool {
         self.offset < other.offset + other.bytes && other.offset < self.offset + self.bytes
     }
@@ -318,7 +318,7 @@ pub struct Tier {
 }
 
 impl Tier {
-    /// Whether an operation that sees this many rows belongs to the tier.
+    /// Reports whether an operation that sees this many rows belongs to the tier.
     pub fn contains(&self, rows: u32) -> bool {
         rows >= self.min_rows && self.max_rows.is_none_or(|max| rows <= max)
     }

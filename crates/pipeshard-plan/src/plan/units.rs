@@ -17,7 +17,7 @@ pub fn default_small_threshold(inventory: &Inventory) -> u64 {
 ///
 /// Norms, biases and other vectors are small whatever their size; other tensors are if they take
 /// fewer than `small_threshold` bytes. Embeddings stay on the host, except that one which is also
-/// the output head counts as the head: its lookup is done on the host all the same.
+/// the output head counts as the head: the host looks embeddings up anyway.
 pub fn units_from_inventory(inventory: &Inventory, small_threshold: u64) -> Vec<Unit> {
     let unit = |tensor: &TensorInfo| Unit {
         name: tensor.name.clone(),

@@ -44,7 +44,7 @@ pub struct Adapted {
 }
 
 impl Adapted {
-    /// Whether this was decided for the memory that there is now.
+    /// Reports whether this was decided for the memory that there is now.
     pub fn is_for(&self, input: &PlanInput) -> bool {
         (self.scratch, self.reserve) == (input.scratch, input.reserve)
             && input.kv_fixed.as_ref() == Some(&self.kv)
@@ -263,7 +263,7 @@ mod tests {
             assert_eq!(again.prediction, found.prediction);
             assert_eq!(again.decisions, found.decisions);
             assert_eq!(again.priced, 1, "nothing is searched for");
-            // on a machine of which more is known by now the plan is the same, its price is not
+            // when more is known about the machine by now, the plan stays the same, but its price changes
             let mut slower = Profile::assumed();
             slower.cpu.bytes /= 4.0;
             slower.link.pinned.median /= 8.0;

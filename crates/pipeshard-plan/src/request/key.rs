@@ -10,7 +10,7 @@ use crate::search::Found;
 use pipeshard_model::inventory::Inventory;
 use serde::{Deserialize, Serialize};
 
-/// Version of the JSON form of [`KeptPlan`]; a file of another one is no plan.
+/// Version of the JSON form of [`KeptPlan`]; files of other versions are not read.
 pub const KEPT_PLAN_SCHEMA: u32 = 2;
 
 /// JSON, or nothing where a value has none, which no profile and no inventory is.

@@ -1,4 +1,4 @@
-//! What passes of a run took. Runs write it down, and nobody but `pipeshard tune` reads it.
+//! Times of a run's passes. Runs write them down; only `pipeshard tune` reads them.
 
 use crate::cost::{learn, ModelShape, Observed, PassSeconds, PassShape};
 use crate::plan::Plan;
@@ -6,7 +6,7 @@ use crate::profile::{Learned, Profile, ProfileKey};
 use pipeshard_model::inventory::Inventory;
 use serde::{Deserialize, Serialize};
 
-/// Version of the JSON form of [`Observation`]; a file of another one is none.
+/// Version of the JSON form of [`Observation`]; files of other versions are not read.
 pub const OBSERVATION_SCHEMA: u32 = 2;
 
 /// Passes of one shape that a run had under one plan.
@@ -58,8 +58,8 @@ impl Observation {
         }
     }
 
-    /// What these passes show of a machine besides its profile; none where they depend on neither the CPU nor the link, or where the
-    /// plan is not one of this model.
+    /// Returns what these passes show of a machine beyond its profile; `None` where they depend on neither the CPU nor the
+    /// link, or where the plan is not one of this model.
     pub fn shows(&self, inventory: &Inventory, profile: &Profile) -> Option<Learned> {
         let used = inventory.using_experts(self.experts_used);
         let units = self.plan.units.iter().map(|unit| unit.name.as_str());

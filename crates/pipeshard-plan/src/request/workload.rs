@@ -38,7 +38,7 @@ impl StatedWorkload {
         (prompt, generated)
     }
 
-    /// Whether the prompt leaves no room for an answer in a context of `each` tokens per sequence.
+    /// Reports whether the prompt leaves no room for an answer in a context of `each` tokens per sequence.
     pub fn is_too_long(self, each: u64) -> bool {
         self.prompt.is_some_and(|prompt| u64::from(prompt) >= each)
     }

@@ -37,7 +37,7 @@ impl Descent<'_> {
         (0..self.costs.experts_used()).map(with).collect()
     }
 
-    /// Whether batches of so many tokens may have their experts divided.
+    /// Reports whether batches of so many tokens may have their experts divided.
     fn may_divide(&self, rows: u32) -> bool {
         let most = FETCHED_ROWS.last().copied().unwrap_or(1);
         rows <= most.min(self.costs.divisible_rows())
@@ -113,7 +113,7 @@ impl Descent<'_> {
         }
     }
 
-    /// Whether anything but experts is in the ring.
+    /// Reports whether anything but experts is in the ring.
     fn may_stream(&self) -> bool {
         let mut units = self.plan.ring.groups.iter().flat_map(|group| &group.units);
         units.any(|(id, _)| self.plan.units[id.index()].class != UnitClass::Experts)
@@ -159,7 +159,7 @@ impl Descent<'_> {
             match experts {
                 true => decisions.expert_min_rows = Some(rows),
                 false => {
-                    // experts keep theirs
+                    // experts keep their placement
                     let own = decisions.expert_min_rows.or(usual_experts);
                     decisions.expert_min_rows = own.or(Some(usual));
                     decisions.stream_min_rows = Some(rows);
@@ -167,7 +167,7 @@ impl Descent<'_> {
             }
             decisions
         };
-        // the fewest rows for which, and for all more, streaming everything is no slower
+        // the fewest rows for which, and for all more, streaming everything is not slower
         let mut found = None;
         for &rows in THRESHOLDS.iter().rev() {
             let all = self.batch_seconds(&with(rows), rows);
@@ -181,7 +181,7 @@ impl Descent<'_> {
         self.adopt_if_harmless(with(rows), most);
     }
 
-    /// Takes over decisions about other batches than those of the conversation, unless they cost it more than `most`, all the same.
+    /// Adopts decisions about batches outside the conversation, unless they make the conversation slower by more than `most`.
     fn adopt_if_harmless(&mut self, decisions: Decisions, most: f64) {
         if let Some(priced) = self.price(decisions) {
             if priced.weighed.score <= most {

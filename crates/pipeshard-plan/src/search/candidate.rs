@@ -1,4 +1,4 @@
-//! Plans that are taken whatever they are predicted to cost: to measure what a search leaves behind.
+//! Plans that are taken whatever their predicted cost, to measure what a search rejects.
 
 use super::descent::Descent;
 use super::moves;

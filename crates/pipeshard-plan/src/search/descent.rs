@@ -205,7 +205,7 @@ impl<'a> Descent<'a> {
         better
     }
 
-    /// Whether the conversation is served better with these decisions; then they are the best.
+    /// Reports whether the conversation is served better with these decisions; then they are the best.
     fn attempt(&mut self, decisions: Decisions) -> bool {
         if !self.seen.insert(decisions.clone()) {
             return false;

@@ -112,7 +112,7 @@ fn chosen(descents: &[Descent]) -> Option<usize> {
 }
 
 /// Adapts decisions to what has become known since: the memory that is there for weights. Changes how large the ring is and how
-/// much generation streams through it, neither of which needs other compute buffers; for the first ubatch of `wanted` only.
+/// much generation streams through it. Neither needs other compute buffers. Only the first ubatch of `wanted` is considered.
 ///
 /// # Errors
 /// As [`plan`](crate::plan::plan).

@@ -21,7 +21,7 @@ struct Block {
 }
 
 impl Descent<'_> {
-    /// Orders of the classes, layers spread over the model or one behind the other; where some KV was sent to the host, with all of it
+    /// Orders of the classes, layers spread over the model or in sequence; where some KV was sent to the host, with all of it
     /// on the device again, too.
     pub(super) fn orders(&self) -> Vec<Decisions> {
         let blocks = self.blocks();
@@ -54,7 +54,7 @@ impl Descent<'_> {
     }
 
     /// The residents of a class spread tensor by tensor, in place of layer by layer: then every layer waits for as many copies
-    /// as every other, and a small ring is enough to hide them behind what the layer itself computes.
+    /// as every other, and a small ring is enough to hide their copies under the layer's own computation.
     pub(super) fn even(&self) -> Vec<Decisions> {
         let mut proposed = Vec::new();
         for class in CLASSES {
@@ -72,8 +72,8 @@ impl Descent<'_> {
         proposed
     }
 
-    /// Whether KV may go to the host. Where compute buffers may turn out so much smaller that everything fits, it stays: weights
-    /// can come back, a cache cannot.
+    /// Reports whether KV may go to the host. Where compute buffers may turn out so much smaller that everything fits, it
+    /// stays: weights can come back, a cache cannot.
     fn may_host_kv(&self) -> bool {
         let missing = self.plan.full_budget.saturating_sub(self.plan.budget);
         self.input.kv_fixed.is_none() && missing > estimate_excess(self.input.scratch)
@@ -136,7 +136,7 @@ impl Descent<'_> {
         choices.into_iter().map(with).collect()
     }
 
-    /// The layers behind the first `hosted` ones come first, whole, from the last one down; those have their KV on the host.
+    /// The layers after the first `hosted` ones come first, whole, from the last one down; those have their KV on the host.
     pub(super) fn whole_layers(&self, hosted: usize) -> Decisions {
         let (layers, blocks) = (self.layers(), self.blocks());
         let (hosted, kept) = layers.split_at(hosted.min(layers.len()));

@@ -23,7 +23,7 @@ impl Prediction {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weighed {
     pub prediction: Prediction,
-    /// Seconds to the first token behind [`USUAL_PASS`] tokens, where the conversation's prompt is shorter.
+    /// Seconds to the first token after [`USUAL_PASS`] tokens, where the conversation's prompt is shorter.
     filled: Option<f64>,
     /// What is made as small as possible, in seconds.
     pub score: f64,
@@ -75,7 +75,7 @@ fn with_prompt(
     }
 }
 
-/// Whether two plans compute the conversation's prompt alike, whatever they do with single tokens.
+/// Reports whether two plans compute the conversation's prompt alike, whatever they do with single tokens.
 fn same_prompts(a: &Plan, b: &Plan, workload: Workload) -> bool {
     if workload.sequences > 1 || (&a.ring, &a.kv) != (&b.ring, &b.kv) {
         return false;

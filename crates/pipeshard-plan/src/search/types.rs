@@ -14,7 +14,8 @@ pub struct UbatchOption {
     pub scratch: u64,
     /// Bytes that the device's backend is expected to take on its own account for it, beyond what the input reserves.
     pub pools: u64,
-    /// The KV cache with it, where that is not the input's: a sliding window's cache has room for an ubatch besides the window.
+    /// The KV cache with this ubatch, where it differs from the input's: a sliding window's cache holds the window and an
+    /// ubatch.
     pub kv: Option<Vec<KvLayer>>,
     /// The CPU computes the output head, whose logits then take no compute buffers; it does so too where the input says it.
     pub output_on_host: bool,
@@ -97,7 +98,7 @@ pub struct Tried {
 /// A plan by name (`PIPESHARD_DEBUG_CANDIDATE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Candidate {
-    /// The decisions of an input that nobody searched for.
+    /// The decisions of an input without a search.
     Usual,
     /// The feed-forward network before attention.
     FeedForwardFirst,

@@ -30,7 +30,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The one that the project was measured on: an H100 beside 16 cores.
+    /// The machine of the project's measurements: an H100 and 16 cores.
     pub fn measured() -> Self {
         Machine {
             link: 55e9,

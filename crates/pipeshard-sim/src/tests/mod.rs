@@ -67,7 +67,7 @@ struct Lane {
 
 impl Lane {
     fn stream(&self) -> &Stream {
-        // SAFETY: the context of the device's backends is a stream, of which they hold a reference.
+        // SAFETY: the context of the device's backends is a stream, and they hold a reference to it.
         unsafe { &*(*self.backend).context.cast::<Stream>() }
     }
 

@@ -104,12 +104,12 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = count)]
     fit_ubatch: Option<Vec<u32>>,
 
-    /// Ubatches that pipeshard is given for longer prompts, besides choosing its own [default: 2048,4096; quick: 2048]
+    /// Ubatches that pipeshard is given for longer prompts, in addition to its own choice [default: 2048,4096; quick: 2048]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = count)]
     our_ubatch: Option<Vec<u32>>,
 
     /// Passes of so many tokens that pipeshard is measured with alone; 0: none [default: 1,2; quick: none]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = count)]
     rows: Option<Vec<u32>>,
 
     /// Tokens to generate; fewer where that would take too long [default: 128; further grids: 64]

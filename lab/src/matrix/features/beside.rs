@@ -7,7 +7,7 @@ use pipeshard_llama::{largest, Batch, Context, ContextOptions, LlamaError, Model
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver, Sender};
 
-/// Contexts that are made beside the generation.
+/// Contexts that are made during the generation.
 const CONTEXTS: usize = 6;
 /// Shapes that the arena takes at most for a context that comes, runs and goes: room for it, its plan, its tries, and back.
 const SHAPES: u64 = 6;
@@ -70,7 +70,7 @@ impl Generation<'_, '_> {
         loop {
             let over = self.over.load(Ordering::SeqCst);
             if self.measures {
-                // there is no control vector, as before: but the graphs are measured anew
+                // still without a control vector, but the graphs are measured again
                 self.context.set_control_vector(&[], 0, 0)?;
             }
             let logits = conversation(self.context, self.prompt, || {
@@ -97,7 +97,7 @@ fn failed<T>(why: &str) -> Outcome<T> {
     Err(Failure::Failed(why.to_string()))
 }
 
-/// A prompt and some tokens: all logits, one after the other. `token` is called behind each.
+/// A prompt and some tokens: all logits, one after the other. `token` is called after each.
 fn conversation(
     context: &mut Context<'_>,
     prompt: &[i32],

@@ -243,7 +243,7 @@ fn self_extend(stage: &mut Stage) -> Outcome {
     let mut context = shiftable_context(stage, &model)?;
     let tokens = stage.tokens(&model, 60, 64);
     stage.prompt("prompt", &mut context, 0, 0, &tokens)?;
-    // positions in groups of two, and what follows close behind
+    // positions in groups of two, and what follows directly
     context.divide(0, 0, 64, 2);
     let more = stage.tokens(&model, 61, 34);
     let next = stage.prompt("behind groups", &mut context, 0, 32, &more)?;

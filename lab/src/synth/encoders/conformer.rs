@@ -2,7 +2,7 @@
 
 use super::draft::{Draft, Layer, PLAIN};
 
-/// What a layer of this kind consists of besides attention.
+/// The parts of such a layer other than attention.
 #[derive(Clone, Copy)]
 struct Block {
     /// Projections have biases.
@@ -95,7 +95,7 @@ pub(super) fn lfm2a(draft: &mut Draft<'_>) {
     draft.table("a.position_embd.weight", &[draft.out(), 1500]);
 }
 
-/// A further network behind the projector.
+/// A further network after the projector.
 pub(super) fn d1omni(draft: &mut Draft<'_>) {
     let (inner, out) = (draft.inner(), draft.out());
     lfm(draft, "d1omni_a");

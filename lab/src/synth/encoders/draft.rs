@@ -163,7 +163,7 @@ impl<'a> Draft<'a> {
         COLOURS * patch * patch
     }
 
-    /// Says that there are no layers of the usual kind.
+    /// States that there are no layers of the usual kind.
     pub fn without_layers(&mut self) {
         self.blocks = 0;
     }
@@ -206,22 +206,22 @@ impl<'a> Draft<'a> {
         self.add(&format!("{modality}.attention.layer_norm_epsilon"), epsilon);
     }
 
-    /// Says something under a key.
+    /// Reports something under a key.
     pub fn add(&mut self, key: &str, value: Value) {
         self.keys.push((format!("clip.{key}"), value));
     }
 
-    /// Says a number.
+    /// Reports a number.
     pub fn number(&mut self, key: &str, number: u32) {
         self.add(key, Value::U32(number));
     }
 
-    /// Says several numbers.
+    /// Reports several numbers.
     pub fn numbers(&mut self, key: &str, numbers: &[i32]) {
         self.add(key, Value::I32s(numbers.to_vec()));
     }
 
-    /// Says that something is so.
+    /// States that something is so.
     pub fn flag(&mut self, key: &str) {
         self.add(key, Value::Bool(true));
     }

@@ -51,7 +51,7 @@ pub(super) fn qwen25_omni(draft: &mut Draft<'_>) {
     super::sound::qwen2a(draft);
 }
 
-/// The features of a layer in the middle go beside those of the last.
+/// The features of a middle layer are concatenated with those of the last.
 pub(super) fn qwen3vl(draft: &mut Draft<'_>) {
     let (merged, out) = (4 * draft.width(), draft.out() / 2);
     draft.images("qwen3vl_merger");

@@ -1,5 +1,5 @@
-//! Small encoders of images and sound for tests: one for each projector type that llama.cpp's multimodal library knows, as far as
-//! possible. Each is a file beside that of a language model of the right width.
+//! Small encoders of images and sound for tests: one for each projector type that llama.cpp's multimodal library knows, where
+//! possible. Each is a file next to that of a language model of the right width.
 
 mod conformer;
 mod draft;

@@ -101,7 +101,7 @@ pub(super) fn janus(draft: &mut Draft<'_>) {
     draft.two_layers(["mm.0", "mm.1"], [width, out, out]);
 }
 
-/// Norms behind attention, a gated projector, learned tokens around the image.
+/// Norms after attention, a gated projector, learned tokens around the image.
 pub(super) fn cogvlm(draft: &mut Draft<'_>) {
     let (width, inner, out) = (draft.width(), draft.inner(), draft.out());
     draft.images("cogvlm");

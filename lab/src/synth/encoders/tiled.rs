@@ -3,7 +3,7 @@
 use super::draft::{Draft, Layer, FUSED, GATED, PLAIN};
 use super::square::siglip;
 
-/// Positions of the learned table of models that pick theirs by where a patch lies, and not by its number.
+/// Positions of the learned table of models that select by a patch's place, not by its number.
 const PICKED: u64 = 70 * 70;
 
 /// Neighbouring patches are merged by a shuffle, then one matrix.

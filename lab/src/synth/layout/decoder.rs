@@ -17,7 +17,7 @@ pub(in crate::synth) const EXPERT_WEIGHTS_SCALE: f32 = 2.5;
 /// What follows from the architecture for the scale of a token embedding.
 fn embedding_deviation(spec: &SynthSpec) -> f32 {
     let root = (spec.embedding as f32).sqrt();
-    // A tied head must not answer every token with itself: its rows are small beside what the layers add.
+    // A tied head must not answer every token with itself: its rows are small compared with what the layers add.
     let gemma = spec.architecture == Architecture::Gemma3;
     match (spec.tied, gemma) {
         (false, false) => 1.0,

@@ -200,7 +200,7 @@ fn a_plan_that_fetches_experts_keeps_their_memory_when_it_is_bound() {
     input.fetched_by_batches = vec![BatchFetch { rows, experts }];
     let made = plan(&input).expect("a plan");
     assert!(made.fetched_experts == 2 && made.ledger.reserve > 0);
-    // whoever follows it decides nothing
+    // a run that follows the plan decides nothing
     input.fetched_experts = 0;
     input.fetched_by_batches.clear();
     let again = plan(&bound(&input, &made, 0)).expect("the same plan");

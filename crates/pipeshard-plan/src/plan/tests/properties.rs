@@ -121,7 +121,7 @@ fn streams_from(input: &PlanInput, unit: &Unit) -> u32 {
     }
 }
 
-/// Whether a tier streams something through the place of this unit's group.
+/// Reports whether a tier streams something through the place of this unit's group.
 fn in_the_way(plan: &Plan, tier: &Tier, unit: usize) -> bool {
     let holds = |group: &&StreamGroup| group.units.iter().any(|(id, _)| id.index() == unit);
     let Some(own) = plan.ring.groups.iter().find(holds) else {
