@@ -13,7 +13,7 @@ mod types;
 mod vision;
 mod write;
 
-pub use calibration::{CalibrationCounts, PassTimes, Predicted, ProfileKind};
+pub use calibration::{CalibrationCounts, NotCalibrated, PassTimes, Predicted, ProfileKind};
 pub use timeline::{LaneDuringGap, LinkGap, TierTimeline, TimelineSummary};
 pub use types::{
     ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassCounts, PlanUse, Report, SavedPlanUse,
