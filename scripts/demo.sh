@@ -18,25 +18,25 @@ if gpu=$(nvidia-smi -L 2>/dev/null) && [ -n "$gpu" ] && [ -e "$bin/libggml-cuda.
     budget=${budget:-192M}
     export PIPESHARD_RESERVE=${PIPESHARD_RESERVE:-96M}
 else
-    echo "Device: simulated GPU. No GPU is used: either this machine has none, or this build has no libggml-cuda.so."
+    echo "Device: simulated GPU (no GPU here, or no libggml-cuda.so in this build)"
     budget=${budget:-40M}
     simulated=(--pipeshard-sim vram=1G)
 fi
 flags=(--pipeshard-vram "$budget" --pipeshard-report "$report" "${simulated[@]}")
 size=$(stat -L -c %s "$model")
-echo "Model:  $(basename "$model"), $((size / 1048576)) MiB of weights, within a budget of $budget of VRAM"
+echo "Model:  $(basename "$model"), $((size / 1048576)) MiB of weights; budget: $budget of VRAM"
 echo
-echo "\$ llama-completion -m $(basename "$model") ${flags[*]} -p ... -n 48 --temp 0"
+echo "\$ llama-completion -m MODEL --pipeshard-vram $budget ${simulated[*]}"
 echo
 rm -f "$report"
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
-"$bin/llama-completion" -m "$model" "${flags[@]}" -p "$prompt" -n 48 --temp 0 -no-cnv </dev/null 2>"$said" ||
+"$bin/llama-completion" -m "$model" "${flags[@]}" -p "$prompt" -n 48 --temp 0 -no-cnv </dev/null 2>"$said" | cat -s ||
     { cat "$said" >&2; exit 1; }
 
-# what the run says at its end: what is where, how much device memory, how fast
-echo
-grep -E '^pipeshard: (engaged|off|device memory|speed|error)' "$said" || { cat "$said" >&2; exit 1; }
+# what the run says at its end: what is where, how much device memory, how fast; the device was named above
+grep -E '^pipeshard: (engaged|off|device memory|speed|error)' "$said" | sed -E 's/^(pipeshard: engaged on [A-Z0-9]+) \(.*\)\)?:/\1:/' ||
+    { cat "$said" >&2; exit 1; }
 if [ ! -s "$report" ]; then
     echo "demo: the run left no report in $report" >&2
     exit 1
@@ -53,6 +53,6 @@ if peak > budget:
 PYTHON
 echo
 echo "Next:"
-echo "  $bin/pipeshard plan MODEL --vram 6G       what would live where, and how fast that is"
+echo "  $bin/pipeshard plan MODEL --vram 6G     what would live where"
 echo "  $bin/llama-server -m MODEL --pipeshard-vram 6G"
-echo "  All that the run counted: $report; what it means: docs/report.md"
+echo "  docs/report.md explains $report, all that was counted"

@@ -7,7 +7,36 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 
 /// Files that pipeshard writes are smaller: the plan of a model with 2000 tensors takes a megabyte.
-const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
+
+/// What is kept in a file for a key.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored<T> {
+    /// What belongs to the key.
+    Valid(Box<T>),
+    /// Nothing, or what belongs to another key.
+    Nothing,
+    /// A file that is damaged, and a sentence about it. What is kept next takes its place.
+    Damaged(String),
+}
+
+/// Loads what is kept in a file. `parse` gives nothing for what belongs to another key; `told` makes a sentence of what is wrong.
+pub(crate) fn load<T>(
+    path: &Path,
+    parse: impl FnOnce(&[u8]) -> Result<Option<T>, String>,
+    told: impl FnOnce(String) -> String,
+) -> Stored<T> {
+    let text = match read(path) {
+        Ok(Some(text)) => text,
+        Ok(None) => return Stored::Nothing,
+        Err(error) => return Stored::Damaged(told(error.to_string())),
+    };
+    match parse(&text) {
+        Ok(Some(found)) => Stored::Valid(Box::new(found)),
+        Ok(None) => Stored::Nothing,
+        Err(why) => Stored::Damaged(told(why)),
+    }
+}
 
 fn written(folder: &Path, text: &[u8]) -> io::Result<NamedTempFile> {
     std::fs::create_dir_all(folder)?;

@@ -246,6 +246,38 @@ fn no_gpu_and_none_simulated() {
     assert!(as_it_says.succeeded(), "{}", as_it_says.said());
 }
 
+#[test]
+fn a_profile_that_the_user_names_is_planned_by_or_refused() {
+    let folder = scratch("named-profile");
+    let mut command = tool(LAB);
+    command.args(["profile", "--json", "--sim", "vram=1G,pcie=50M,cpu=500M"]);
+    let slow = finish(&mut command);
+    assert!(slow.succeeded(), "{}", slow.said());
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let eval = Eval::searched(&model()).prompts(&[40]).generate(2);
+    let eval = eval.within(64 * MIB, "");
+    let named = |path: &str| eval.clone().env("LLAMA_ARG_PIPESHARD_PROFILE", path);
+    let rate = |eval: &Eval| eval.answers().report().predicted.expect("a search").tps;
+    let (usual, by_it) = (rate(&eval), rate(&named(&write("slow.json", &slow.stdout))));
+    assert!(by_it < usual / 4.0, "{by_it} of {usual}");
+    let half = write("half.json", &slow.stdout[..slow.stdout.len() / 2]);
+    assert_refused(
+        &named(&half).run(),
+        &["half.json is not a profile of this version"],
+    );
+    assert_refused(
+        &named("no/such.json").run(),
+        &["no/such.json cannot be read"],
+    );
+    // the same by its flag, which turns pipeshard on
+    let flags = [&["--pipeshard-profile", "no/such.json"][..], &SIM].concat();
+    assert_tool_refuses(&model(), &flags, &[], &["no/such.json cannot be read"]);
+}
+
 /// `pipeshard` on a machine without a GPU, and without anything that was measured there.
 fn without_gpu(words: &[&str]) -> Finished {
     let home = scratch("no-gpu");

@@ -141,6 +141,7 @@ impl Board {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+    use std::sync::atomic::AtomicBool;
 
     #[test]
     fn each_part_is_done_once() {
@@ -156,16 +157,65 @@ mod tests {
         }
     }
 
+    /// Counts those who have come, and lets them go together.
+    #[derive(Default)]
+    struct Meeting {
+        come: Mutex<usize>,
+        changed: Condvar,
+    }
+
+    impl Meeting {
+        /// Waits until `others` more have come, or for much longer than a thread may take to wake up. False for the latter.
+        fn wait_for(&self, others: usize) -> bool {
+            let mut come = self.come.lock();
+            *come += 1;
+            self.changed.notify_all();
+            let missing = |come: &mut usize| *come <= others;
+            let patience = std::time::Duration::from_secs(60);
+            let waited = self.changed.wait_while_for(&mut come, missing, patience);
+            !waited.timed_out()
+        }
+    }
+
     #[test]
-    fn others_help_and_nobody_waits_for_them() {
+    fn others_help() {
         let helpers = Helpers::start(2);
-        let seen = Mutex::new(HashSet::new());
-        // parts that take long enough for others to wake up
-        helpers.share(64, &|_| {
+        let (meeting, seen) = (Meeting::default(), Mutex::new(HashSet::new()));
+        // no part is over before each has a thread of its own
+        helpers.share(3, &|_| {
+            meeting.wait_for(2);
             seen.lock().insert(std::thread::current().id());
-            std::thread::sleep(std::time::Duration::from_millis(1));
         });
-        assert!(seen.lock().len() > 1, "all by itself");
+        assert_eq!(seen.lock().len(), 3);
+    }
+
+    #[test]
+    fn nobody_waits_for_helpers_that_are_busy() {
+        let helpers = Helpers::start(2);
+        let (busy, done) = (Meeting::default(), Meeting::default());
+        let late = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // all helpers are at this until the other call has returned
+            scope.spawn(|| {
+                helpers.share(3, &|_| {
+                    busy.wait_for(3);
+                    let met = done.wait_for(3);
+                    late.fetch_or(!met, Ordering::Relaxed);
+                });
+            });
+            assert!(busy.wait_for(3), "the helpers do not come");
+            let here = std::thread::current().id();
+            let by_others = AtomicUsize::new(0);
+            helpers.share(10, &|_| {
+                by_others.fetch_add(
+                    usize::from(std::thread::current().id() != here),
+                    Ordering::Relaxed,
+                );
+            });
+            assert_eq!(by_others.load(Ordering::Relaxed), 0);
+            done.wait_for(3);
+        });
+        assert!(!late.into_inner(), "the call waited for them");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use super::planning::planner::Planner;
 use super::runtime::Runtime;
 use super::telemetry::counters::Counters;
 use crate::report::{
-    CalibrationCounts, ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, PassTimes, PlanUse,
-    Predicted, ProfileKind, Report, UnitPlacements,
+    CalibrationCounts, ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, NotCalibrated, PassTimes,
+    PlanUse, Predicted, ProfileKind, Report, UnitPlacements,
 };
 use crate::trace::summary::summary;
 use crate::trace::timeline::Timeline;
@@ -137,7 +137,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         plan: tenant.planner.context().map(plan_use),
         timeline: timeline.map(summary),
         predicted: predicted(&tenant.planner),
-        not_calibrated: calibration.as_ref().err().map(ToString::to_string),
+        not_calibrated: calibration.as_ref().err().copied(),
         calibration: calibration.ok(),
         ..Report::default()
     }
@@ -176,14 +176,12 @@ fn predicted(planner: &Planner) -> Option<Predicted> {
 }
 
 /// Measured and predicted times of passes, or why they are not compared.
-fn calibration(runtime: &Runtime) -> Result<CalibrationCounts, &'static str> {
+fn calibration(runtime: &Runtime) -> Result<CalibrationCounts, NotCalibrated> {
     if !runtime.config.on_wall_clock() {
-        return Err(
-            "the GPU is simulated: the time of its clocks is not the time that passes take",
-        );
+        return Err(NotCalibrated::Simulated);
     }
     if runtime.tenant.planner.context().is_none() {
-        return Err("nothing was predicted for the context that was made last");
+        return Err(NotCalibrated::NothingPredicted);
     }
     let clock = &runtime.telemetry.clock;
     Ok(CalibrationCounts {

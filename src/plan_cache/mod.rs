@@ -10,5 +10,6 @@ mod observations;
 mod place;
 mod plans;
 
+pub use crate::files::Stored;
 pub use place::{Place, PlaceError, PLAN_CACHE};
-pub use plans::{CannotKeep, Kept, PlanCache};
+pub use plans::{CannotKeep, PlanCache};

@@ -3,24 +3,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::files;
+use crate::files::{self, Stored};
 use pipeshard_plan::request::{Adapted, KeptPlan, PlanKey};
 
 /// A folder of kept plans and observations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanCache {
     pub(super) folder: PathBuf,
-}
-
-/// What is kept for a key.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Kept {
-    /// A plan.
-    Plan(Box<KeptPlan>),
-    /// None.
-    Nothing,
-    /// A file that is none, and a sentence about it. The next plan takes its place.
-    Damaged(String),
 }
 
 /// Why something cannot be kept.
@@ -47,23 +36,18 @@ impl PlanCache {
     }
 
     /// What is kept for a key.
-    pub fn load(&self, key: &PlanKey) -> Kept {
+    pub fn load(&self, key: &PlanKey) -> Stored<KeptPlan> {
         let path = self.path(key);
-        let damaged = |why: String| {
-            Kept::Damaged(format!(
+        let parse = |text: &[u8]| match KeptPlan::read(text)? {
+            kept if kept.key == *key => Ok(Some(kept)),
+            _ => Err("it is that of another key".to_owned()),
+        };
+        files::load(&path, parse, |why| {
+            format!(
                 "the kept plan {} is damaged: {why}; a plan is made anew and takes its place",
                 path.display()
-            ))
-        };
-        match files::read(&path) {
-            Ok(None) => Kept::Nothing,
-            Err(error) => damaged(error.to_string()),
-            Ok(Some(text)) => match KeptPlan::read(&text) {
-                Err(why) => damaged(why),
-                Ok(kept) if kept.key != *key => damaged("it is that of another key".to_owned()),
-                Ok(kept) => Kept::Plan(Box::new(kept)),
-            },
-        }
+            )
+        })
     }
 
     /// Keeps a plan unless one is kept for its key. Returns the one that is kept from here on.
@@ -81,8 +65,8 @@ impl PlanCache {
             return Ok(plan);
         }
         match self.load(&plan.key) {
-            Kept::Plan(first) => Ok(*first),
-            Kept::Nothing | Kept::Damaged(_) => {
+            Stored::Valid(first) => Ok(*first),
+            Stored::Nothing | Stored::Damaged(_) => {
                 files::replace(&path, &text).map_err(fail)?;
                 Ok(plan)
             }
@@ -105,7 +89,7 @@ impl PlanCache {
     /// [`CannotKeep`], where the file cannot be written.
     pub fn settle(&self, key: &PlanKey, adapted: Adapted) -> Result<(), CannotKeep> {
         match self.load(key) {
-            Kept::Plan(kept) if kept.adapted.is_none() => self.replace(&KeptPlan {
+            Stored::Valid(kept) if kept.adapted.is_none() => self.replace(&KeptPlan {
                 adapted: Some(adapted),
                 ..*kept
             }),
@@ -203,14 +187,14 @@ mod tests {
     #[test]
     fn the_first_writer_wins() {
         let (_folder, cache) = cache();
-        assert_eq!(cache.load(&key(1)), Kept::Nothing);
+        assert_eq!(cache.load(&key(1)), Stored::Nothing);
         assert_eq!(cache.keep(plan(1, 512)).unwrap().decided.ubatch, 512);
         assert_eq!(cache.keep(plan(1, 1024)).unwrap().decided.ubatch, 512);
         assert_eq!(cache.keep(plan(2, 1024)).unwrap().decided.ubatch, 1024);
-        assert_eq!(cache.load(&key(1)), Kept::Plan(Box::new(plan(1, 512))));
+        assert_eq!(cache.load(&key(1)), Stored::Valid(Box::new(plan(1, 512))));
         assert_eq!(files_in(&cache), 2, "no temporary file is left");
         cache.replace(&plan(1, 2048)).unwrap();
-        assert_eq!(cache.load(&key(1)), Kept::Plan(Box::new(plan(1, 2048))));
+        assert_eq!(cache.load(&key(1)), Stored::Valid(Box::new(plan(1, 2048))));
     }
 
     #[test]
@@ -245,12 +229,12 @@ mod tests {
         ] {
             assert_ne!(damage, whole);
             std::fs::write(&path, &damage).unwrap();
-            let Kept::Damaged(why) = cache.load(&key(1)) else {
+            let Stored::Damaged(why) = cache.load(&key(1)) else {
                 panic!("{damage}");
             };
             assert!(why.contains("is damaged") && why.contains("takes its place"));
             assert_eq!(cache.keep(plan(1, 1024)).unwrap().decided.ubatch, 1024);
-            assert_eq!(cache.load(&key(1)), Kept::Plan(Box::new(plan(1, 1024))));
+            assert_eq!(cache.load(&key(1)), Stored::Valid(Box::new(plan(1, 1024))));
         }
     }
 
@@ -277,11 +261,11 @@ mod tests {
             decisions: Decisions::default(),
         };
         cache.settle(&key(1), adapted(1)).unwrap();
-        assert_eq!(cache.load(&key(1)), Kept::Nothing);
+        assert_eq!(cache.load(&key(1)), Stored::Nothing);
         cache.keep(plan(1, 512)).unwrap();
         cache.settle(&key(1), adapted(1)).unwrap();
         cache.settle(&key(1), adapted(2)).unwrap();
-        let Kept::Plan(kept) = cache.load(&key(1)) else {
+        let Stored::Valid(kept) = cache.load(&key(1)) else {
             panic!("nothing is kept");
         };
         assert_eq!(kept.adapted, Some(adapted(1)));
@@ -300,7 +284,10 @@ mod tests {
         std::fs::write(cache.folder.join("plan-mine.json"), "{}").unwrap();
         let gone = cache.forget_others(&tuned.key).unwrap();
         assert_eq!((gone, files_in(&cache)), (2, 3));
-        assert_eq!(cache.load(&tuned.key), Kept::Plan(Box::new(tuned)));
-        assert_eq!(cache.load(&elsewhere.key), Kept::Plan(Box::new(elsewhere)));
+        assert_eq!(cache.load(&tuned.key), Stored::Valid(Box::new(tuned)));
+        assert_eq!(
+            cache.load(&elsewhere.key),
+            Stored::Valid(Box::new(elsewhere))
+        );
     }
 }

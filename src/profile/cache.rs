@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::files;
+use crate::files::{self, Stored};
 use pipeshard_plan::profile::{read, Profile, ProfileKey};
 
 /// A folder of profiles.
@@ -26,17 +26,6 @@ pub enum CacheError {
         /// What the system said.
         source: io::Error,
     },
-}
-
-/// What was found in the cache.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Found {
-    /// A profile that matches.
-    Profile(Box<Profile>),
-    /// None that matches.
-    Nothing,
-    /// A file that is damaged, and why.
-    Damaged(String),
 }
 
 /// A number that stays the same from build to build (FNV-1a).
@@ -94,45 +83,31 @@ impl Cache {
     }
 
     /// The profile for a key.
-    pub fn load(&self, key: &ProfileKey) -> Found {
+    pub fn load(&self, key: &ProfileKey) -> Stored<Profile> {
         let path = self.path(key);
-        let damaged = |reason: String| {
-            Found::Damaged(format!(
-                "the profile {} is damaged: {reason}; measured again",
-                path.display()
-            ))
-        };
-        match std::fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Nothing,
-            Err(error) => damaged(error.to_string()),
-            Ok(text) => match read(&text) {
-                Err(reason) => damaged(reason),
-                Ok(profile) if profile.key == *key => Found::Profile(Box::new(profile)),
-                Ok(_) => Found::Nothing,
+        files::load(
+            &path,
+            |text| Ok(Some(read(text)?).filter(|profile| profile.key == *key)),
+            |reason| {
+                format!(
+                    "the profile {} is damaged: {reason}; measured again",
+                    path.display()
+                )
             },
-        }
+        )
     }
 
     /// The profile of a machine with the CPU, the threads and the build of `host` that was written last, and its file: for those
     /// who open no device and so cannot tell which one there is.
     pub fn latest_of(&self, host: &ProfileKey) -> Option<(PathBuf, Profile)> {
-        let is_profile = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| name.starts_with("profile-") && name.ends_with(".json"))
-        };
-        let entries = std::fs::read_dir(&self.folder).ok()?.flatten();
-        let mut files: Vec<(std::time::SystemTime, PathBuf)> = (entries.map(|entry| entry.path()))
-            .filter(is_profile)
-            .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
-            .collect();
-        files.sort();
-        let matches = |(_, path): (_, PathBuf)| {
-            let profile = read(&std::fs::read(&path).ok()?).ok()?;
+        let matches = |path: PathBuf| {
+            let profile = read(&files::read(&path).ok()??).ok()?;
             let key = &profile.key;
             let same =
                 (&key.cpu, key.threads, &key.build) == (&host.cpu, host.threads, &host.build);
             same.then_some((path, profile))
         };
+        let files = files::list(&self.folder, "profile-", ".json");
         files.into_iter().rev().find_map(matches)
     }
 
@@ -166,8 +141,8 @@ impl Cache {
             return Ok(profile);
         }
         match self.load(&profile.key) {
-            Found::Profile(first) => Ok(*first),
-            Found::Nothing | Found::Damaged(_) => {
+            Stored::Valid(first) => Ok(*first),
+            Stored::Nothing | Stored::Damaged(_) => {
                 files::replace(&path, &text).map_err(fail)?;
                 Ok(profile)
             }
@@ -233,11 +208,11 @@ mod tests {
     fn what_is_kept_is_found_again() {
         let (_folder, cache) = cache();
         let profile = measured(key());
-        assert_eq!(cache.load(&key()), Found::Nothing);
+        assert_eq!(cache.load(&key()), Stored::Nothing);
         let path = cache.store(&profile).unwrap();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         assert!(name.starts_with("profile-nvidia-h100-80gb-hbm3-"), "{name}");
-        assert_eq!(cache.load(&key()), Found::Profile(Box::new(profile)));
+        assert_eq!(cache.load(&key()), Stored::Valid(Box::new(profile)));
         let left: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
         assert_eq!(left.len(), 1, "no temporary file is left");
     }
@@ -250,10 +225,10 @@ mod tests {
             ..key()
         };
         cache.store(&measured(key())).unwrap();
-        assert_eq!(cache.load(&other), Found::Nothing);
+        assert_eq!(cache.load(&other), Stored::Nothing);
         cache.store(&measured(other.clone())).unwrap();
         assert_ne!(cache.path(&key()), cache.path(&other));
-        assert!(matches!(cache.load(&key()), Found::Profile(_)));
+        assert!(matches!(cache.load(&key()), Stored::Valid(_)));
         let difference = key().difference(&other).unwrap();
         assert_eq!(difference.0, "slot");
     }
@@ -265,10 +240,10 @@ mod tests {
         second.link.pinned.median *= 2.0;
         assert_eq!(cache.store_first(first.clone()).unwrap(), first);
         assert_eq!(cache.store_first(second.clone()).unwrap(), first);
-        assert_eq!(cache.load(&key()), Found::Profile(Box::new(first)));
+        assert_eq!(cache.load(&key()), Stored::Valid(Box::new(first)));
         std::fs::write(cache.path(&key()), "{").unwrap();
         assert_eq!(cache.store_first(second.clone()).unwrap(), second);
-        assert_eq!(cache.load(&key()), Found::Profile(Box::new(second)));
+        assert_eq!(cache.load(&key()), Stored::Valid(Box::new(second)));
     }
 
     #[test]
@@ -288,12 +263,34 @@ mod tests {
             (change(|k| k.build.push('x')), "build"),
         ];
         for (other, what) in others {
-            assert_eq!(cache.load(&other), Found::Nothing);
+            assert_eq!(cache.load(&other), Stored::Nothing);
             // a file that was moved to another's place is not taken for it
             std::fs::copy(cache.path(&key()), cache.path(&other)).unwrap();
-            assert_eq!(cache.load(&other), Found::Nothing, "{what}");
+            assert_eq!(cache.load(&other), Stored::Nothing, "{what}");
             assert_eq!(other.difference(&key()).unwrap().0, what);
         }
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_not_read() {
+        let (_folder, cache) = cache();
+        let path = cache.store(&measured(key())).unwrap();
+        assert!(cache.latest_of(&key()).is_some());
+        // blanks behind a profile change nothing, however many they are
+        let mut text = std::fs::read(&path).unwrap();
+        text.resize(files::MAX_BYTES as usize, b' ');
+        std::fs::write(&path, &text).unwrap();
+        assert!(matches!(cache.load(&key()), Stored::Valid(_)));
+        text.push(b' ');
+        std::fs::write(&path, &text).unwrap();
+        let found = cache.load(&key());
+        assert!(
+            matches!(&found, Stored::Damaged(why) if why.contains("too large")),
+            "{found:?}"
+        );
+        assert_eq!(cache.latest_of(&key()), None);
+        let refused = from_file(&path, &key()).unwrap_err().to_string();
+        assert!(refused.contains("too large"), "{refused}");
     }
 
     #[test]
@@ -323,7 +320,7 @@ mod tests {
             std::fs::write(&path, &damage).unwrap();
             let found = cache.load(&key());
             assert!(
-                matches!(&found, Found::Damaged(why) if why.contains("measured again")),
+                matches!(&found, Stored::Damaged(why) if why.contains("measured again")),
                 "{damage}: {found:?}"
             );
             let refused = from_file(&path, &key()).unwrap_err().to_string();

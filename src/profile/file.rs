@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::files;
 use pipeshard_plan::profile::{read, Origin, Profile, ProfileKey};
 
 /// Why the user's own profile is not used.
@@ -45,7 +46,9 @@ pub enum ProfileFileError {
 /// # Errors
 /// If the file cannot be read or is not a profile.
 pub fn read_file(path: &Path) -> Result<Profile, ProfileFileError> {
-    let text = std::fs::read(path).map_err(|source| ProfileFileError::Read {
+    let missing = || io::Error::from(io::ErrorKind::NotFound);
+    let text = files::read(path).and_then(|text| text.ok_or_else(missing));
+    let text = text.map_err(|source| ProfileFileError::Read {
         path: path.to_owned(),
         source,
     })?;

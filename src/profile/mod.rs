@@ -7,7 +7,8 @@ mod key;
 mod obtain;
 mod simulated;
 
-pub use cache::{Cache, CacheError, Found};
+pub use crate::files::Stored;
+pub use cache::{Cache, CacheError};
 pub use file::{from_file, read_file, ProfileFileError};
 pub use key::{build_name, default_threads, key_of, key_of_host};
 pub use obtain::{file_of_user, obtain, Obtained, ProfileError, Request, Source, FILE_VARIABLE};

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::cache::{Cache, Found};
+use super::cache::Cache;
 use super::file::{from_file, ProfileFileError};
 use super::key::key_of;
 use super::simulated::of_simulated;
+use crate::files::Stored;
 use crate::lanes::device::Device;
 use crate::measure::{best, measure, measure_operations, MeasureError, Settings};
 use pipeshard_plan::profile::{
@@ -229,9 +230,9 @@ fn round(profile: &mut Profile) {
 fn kept(request: &Request<'_>, key: &ProfileKey, notes: &mut Vec<String>) -> Option<Profile> {
     let cache = request.cache.filter(|_| !request.refresh)?;
     match cache.load(key) {
-        Found::Profile(profile) => Some(*profile),
-        Found::Nothing => None,
-        Found::Damaged(why) => {
+        Stored::Valid(profile) => Some(*profile),
+        Stored::Nothing => None,
+        Stored::Damaged(why) => {
             notes.push(why);
             None
         }

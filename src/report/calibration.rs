@@ -2,6 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Why passes are not compared with what was predicted for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotCalibrated {
+    /// The GPU is simulated: the time of its clocks is not the time that passes take.
+    Simulated,
+    /// Nothing was predicted for the context that was made last.
+    NothingPredicted,
+}
+
 /// Where the figures came from that a prediction was made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

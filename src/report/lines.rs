@@ -3,7 +3,9 @@
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::constants::runs::ENOUGH_PASSES;
 
-use super::calibration::{seconds, CalibrationCounts, PassTimes, Predicted, ProfileKind};
+use super::calibration::{
+    seconds, CalibrationCounts, NotCalibrated, PassTimes, Predicted, ProfileKind,
+};
 use super::types::{Report, UnitCounts};
 
 /// What is off by less is said to be as predicted.
@@ -93,18 +95,15 @@ impl Report {
         let compared = compared.and_then(|times| drift(times, predicted.profile));
         match compared {
             Some(compared) => format!("speed: {compared}"),
-            None => format!(
-                "speed: {}",
-                expected(predicted, self.not_calibrated.as_deref())
-            ),
+            None => format!("speed: {}", expected(predicted, self.not_calibrated)),
         }
     }
 }
 
-fn expected(predicted: &Predicted, why: Option<&str>) -> String {
+fn expected(predicted: &Predicted, why: Option<NotCalibrated>) -> String {
     let why = match why {
-        Some(why) if why.contains("simulated") => "; not compared, for the GPU is simulated",
-        _ => "; too few passes to compare",
+        Some(NotCalibrated::Simulated) => "; not compared, for the GPU is simulated",
+        Some(NotCalibrated::NothingPredicted) | None => "; too few passes to compare",
     };
     format!(
         "predicted are {} tokens of prompt in {} and {:.1} tokens/s{why}",
@@ -178,7 +177,7 @@ mod tests {
                 },
             },
             predicted: Some(predicted()),
-            not_calibrated: Some("the GPU is simulated".to_owned()),
+            not_calibrated: Some(NotCalibrated::Simulated),
             ..Report::default()
         }
     }

@@ -14,7 +14,7 @@ mod types;
 mod vision;
 mod write;
 
-pub use calibration::{CalibrationCounts, PassTimes, Predicted, ProfileKind};
+pub use calibration::{CalibrationCounts, NotCalibrated, PassTimes, Predicted, ProfileKind};
 pub use limits::{BudgetChanged, Limits};
 pub use timeline::{LaneDuringGap, LinkGap, TierTimeline, TimelineSummary};
 pub use types::{

@@ -1,6 +1,6 @@
 //! The fields of a report.
 
-use super::calibration::{CalibrationCounts, Predicted};
+use super::calibration::{CalibrationCounts, NotCalibrated, Predicted};
 use super::timeline::TimelineSummary;
 use super::vision::VisionReport;
 use serde::{Deserialize, Serialize};
@@ -103,7 +103,7 @@ pub struct Report {
     /// Measured and predicted times of passes; `None` where they are not compared.
     pub calibration: Option<CalibrationCounts>,
     /// Why they are not compared, if they are not.
-    pub not_calibrated: Option<String>,
+    pub not_calibrated: Option<NotCalibrated>,
 }
 
 /// Device memory that is held at one time, in bytes.

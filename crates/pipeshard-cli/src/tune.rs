@@ -8,9 +8,9 @@ use crate::no_gpu;
 use crate::plan::{
     budget, machine, question, PlanArgs, PlanCommandError, PlannedMachine, Question,
 };
-use pipeshard::plan_cache::{CannotKeep, Kept, Place, PlanCache, PLAN_CACHE};
+use pipeshard::plan_cache::{CannotKeep, Place, PlanCache, Stored, PLAN_CACHE};
 use pipeshard::profile::{
-    build_name, default_threads, key_of, obtain, Cache, CacheError, Found, ProfileError, Request,
+    build_name, default_threads, key_of, obtain, Cache, CacheError, ProfileError, Request,
 };
 use pipeshard_gguf::{inventory_of, InventoryError};
 use pipeshard_model::inventory::Inventory;
@@ -122,8 +122,8 @@ fn measured(
     let cache = Cache::of_user()?;
     let threads = args.threads.unwrap_or_else(default_threads);
     let before = match cache.load(&key_of(device, threads)) {
-        Found::Profile(profile) => of_here(*profile),
-        Found::Nothing | Found::Damaged(_) => PlannedMachine::assumed(),
+        Stored::Valid(profile) => of_here(*profile),
+        Stored::Nothing | Stored::Damaged(_) => PlannedMachine::assumed(),
     };
     let (free, _) = device.memory();
     let device_memory = budget(args)?.min(free);
@@ -176,7 +176,7 @@ fn tune(
         // as runs will read it
         let cache = Cache::of_user()?;
         cache.store(&now.profile)?;
-        if let Found::Profile(kept) = cache.load(&now.profile.key) {
+        if let Stored::Valid(kept) = cache.load(&now.profile.key) {
             now.profile = *kept;
         }
     }
@@ -202,8 +202,8 @@ fn old_plan(
 ) -> Option<KeptPlan> {
     let key = asked.key(budget, profile);
     match plans.load(&key) {
-        Kept::Plan(kept) => Some(*kept),
-        Kept::Nothing | Kept::Damaged(_) => {
+        Stored::Valid(kept) => Some(*kept),
+        Stored::Nothing | Stored::Damaged(_) => {
             let found = asked.within(budget).solve(profile).ok()?;
             Some(KeptPlan::of(key, &found, false))
         }
@@ -329,7 +329,7 @@ mod tests {
         plans.note(&observation(&asked, &profile, 3.0)).unwrap();
         let text = tuned();
         assert!(text.contains("One run of this model observed"), "{text}");
-        let Kept::Plan(kept) = plans.load(&key) else {
+        let Stored::Valid(kept) = plans.load(&key) else {
             panic!("nothing is kept");
         };
         assert!(kept.tuned && kept.tps < first.prediction.tps, "{text}");

@@ -26,6 +26,9 @@ pub struct MatrixArgs {
     /// Run the quick part (the default)
     #[arg(long, conflicts_with = "full")]
     pub quick: bool,
+    /// Run a tenth of all cases, with the quick part: the one that tests with this seed run
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["full", "quick", "device"])]
+    pub tenth: Option<u64>,
     /// Where to run
     #[arg(long, value_enum, default_value = "sim")]
     pub device: Device,
@@ -64,9 +67,10 @@ pub struct MatrixArgs {
 impl MatrixArgs {
     /// The cases that were asked for.
     fn groups(&self) -> Vec<Group> {
-        let mut groups = match self.device {
-            Device::Sim => cases::groups(self.full),
-            Device::Gpu => cases::groups_on_gpu(self.full),
+        let mut groups = match (self.tenth, self.device) {
+            (Some(seed), _) => cases::quick_and_tenth(seed),
+            (None, Device::Sim) => cases::groups(self.full),
+            (None, Device::Gpu) => cases::groups_on_gpu(self.full),
         };
         let wanted = |group: &Group, budget: &Budget| {
             let named = |filter: &Regex| filter.is_match(&group.case(*budget));
@@ -145,13 +149,22 @@ fn read(path: &Path) -> Result<Outcome, String> {
     serde_json::from_str(&text).map_err(|e| told(e.to_string()))
 }
 
+/// The commit of the sources that the tool lies in, with `-dirty` where they were changed since.
+fn commit() -> String {
+    let mut git = std::process::Command::new("git");
+    git.args(["describe", "--always", "--dirty", "--exclude=*"]);
+    let told = git.output().ok().filter(|output| output.status.success());
+    let told = told.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    told.unwrap_or_else(|| "unknown (git does not tell)".to_owned())
+}
+
 fn publish(args: &MatrixArgs, groups: &[Group], outcome: &Outcome) -> Result<(), String> {
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(outcome).map_err(|e| e.to_string())?;
         std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     if let Some(path) = &args.write_doc {
-        std::fs::write(path, document::page(groups, outcome))
+        std::fs::write(path, document::page(groups, outcome, &commit()))
             .map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())

@@ -315,6 +315,39 @@ pub fn groups(full: bool) -> Vec<Group> {
     groups
 }
 
+/// The quick part, and a tenth of the groups of the whole list with all their budgets: another tenth for each seed.
+pub fn quick_and_tenth(seed: u64) -> Vec<Group> {
+    let mut chosen = tenth(seed);
+    let name = |group: &Group| (group.model.name, group.feature.name, group.threads);
+    for quick in groups(false) {
+        match chosen.iter_mut().find(|group| name(group) == name(&quick)) {
+            Some(group) => {
+                let budgets = [&group.budgets[..], &quick.budgets].concat();
+                group.budgets = budgets_of(group.feature, &budgets);
+            }
+            None => chosen.push(quick),
+        }
+    }
+    chosen
+}
+
+/// A tenth of the groups of the whole list, rounded up, in its order.
+pub fn tenth(seed: u64) -> Vec<Group> {
+    let mut groups = groups(true);
+    let place = |group: &Group| {
+        let name = format!(
+            "{seed} {}/{}/{}",
+            group.model.name, group.feature.name, group.threads
+        );
+        crate::matrix::seed::hash(name.as_bytes())
+    };
+    let mut places: Vec<u64> = groups.iter().map(place).collect();
+    places.sort_unstable();
+    let last = places.get(groups.len().div_ceil(10) - 1).copied();
+    groups.retain(|group| last.is_some_and(|last| place(group) <= last));
+    groups
+}
+
 /// The list for a real GPU: what stock llama.cpp can be compared with at the same placement, at three budgets.
 pub fn groups_on_gpu(full: bool) -> Vec<Group> {
     let comparable = |g: &Group| g.feature.comparable_on_gpu && g.feature.steps.len() == 1;

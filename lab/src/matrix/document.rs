@@ -24,14 +24,17 @@ notes. In brackets: the number of cases, where a row has several verdicts.
 ";
 
 /// The page.
-pub fn page(groups: &[Group], outcome: &Outcome) -> String {
+pub fn page(groups: &[Group], outcome: &Outcome, commit: &str) -> String {
     let results: BTreeMap<&str, &CaseResult> = outcome
         .cases
         .iter()
         .map(|case| (case.name.as_str(), case))
         .collect();
     let mut notes = Vec::new();
-    let mut page = HEAD.to_string();
+    let mut page = format!(
+        "{HEAD}\nThe latest run was of commit {commit}: {}.\n",
+        outcome.told()
+    );
     let mut section = |title: &str, what: &str, rows: &[(String, Vec<&Group>)]| {
         let _ = write!(
             page,
@@ -154,7 +157,7 @@ pub fn listed(page: &str) -> Vec<(String, usize)> {
 
 /// The rows that a page has to have.
 pub fn expected(groups: &[Group]) -> Vec<(String, usize)> {
-    listed(&page(groups, &Outcome::default()))
+    listed(&page(groups, &Outcome::default(), ""))
 }
 
 #[cfg(test)]
@@ -174,7 +177,7 @@ mod tests {
     #[test]
     fn a_case_that_did_not_run_fails() {
         let groups = cases::groups(false);
-        assert!(page(&groups, &Outcome::default()).contains("**fails**"));
+        assert!(page(&groups, &Outcome::default(), "").contains("**fails**"));
         let cases = groups.iter().flat_map(Group::cases);
         let passed = cases.map(|name| CaseResult {
             name,
@@ -188,7 +191,8 @@ mod tests {
         let outcome = Outcome {
             cases: passed.collect(),
         };
-        let page = page(&groups, &outcome);
+        let page = page(&groups, &outcome, "0123abc");
+        assert!(page.contains("of commit 0123abc: "), "{page}");
         assert!(!page.contains("fails"), "{page}");
         assert_eq!(listed(&page), expected(&groups));
     }

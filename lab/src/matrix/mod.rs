@@ -29,5 +29,6 @@ pub mod models;
 pub mod run;
 pub mod scenario;
 mod search;
+pub mod seed;
 pub mod verdict;
 pub mod work;

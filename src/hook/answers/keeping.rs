@@ -3,7 +3,7 @@
 use crate::hook::config::Config;
 use crate::hook::log;
 use crate::hook::planning::context::{KeptFor, PlanSource};
-use crate::plan_cache::{Kept, PlanCache};
+use crate::plan_cache::{PlanCache, Stored};
 use crate::profile::build_name;
 use pipeshard_plan::plan::PlanError;
 use pipeshard_plan::profile::Profile;
@@ -60,7 +60,7 @@ pub fn choose(
     let key = PlanKey::of(request, profile, &build_name(), config.reserve);
     let mut does_not_fit = false;
     match cache.load(&key) {
-        Kept::Plan(kept) => match request.follow(profile, &kept.decided) {
+        Stored::Valid(kept) => match request.follow(profile, &kept.decided) {
             Ok(found) => return Ok(followed(found, cache, *kept)),
             Err(why) => {
                 log::warn(&format!(
@@ -69,8 +69,8 @@ pub fn choose(
                 does_not_fit = true;
             }
         },
-        Kept::Nothing => {}
-        Kept::Damaged(why) => log::warn(&why),
+        Stored::Nothing => {}
+        Stored::Damaged(why) => log::warn(&why),
     }
     let found = request.solve(profile)?;
     let plan = KeptPlan::of(key, &found, false);

@@ -109,8 +109,8 @@ impl Sampler {
     /// Starts.
     pub fn start(source: &Source) -> Self {
         let steps = Arc::new(Mutex::new(Vec::new()));
-        // nothing to ask, so nothing to do
-        let stop = Arc::new(AtomicBool::new(matches!(source, Source::None)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let nothing_to_ask = matches!(source, Source::None);
         let (source, kept, ended) = (source.clone(), Arc::clone(&steps), Arc::clone(&stop));
         let work = move || {
             let mut last = None;
@@ -124,13 +124,15 @@ impl Sampler {
                 std::thread::sleep(source.interval());
             }
         };
-        let thread = std::thread::Builder::new()
-            .name("memory".to_owned())
-            .spawn(work);
+        let named = || std::thread::Builder::new().name("memory".to_owned());
+        let thread = match nothing_to_ask {
+            true => None,
+            false => named().spawn(work).ok(),
+        };
         Sampler {
             steps,
             stop,
-            thread: thread.ok(),
+            thread,
         }
     }
 
@@ -205,7 +207,8 @@ mod tests {
     #[test]
     fn without_a_source_there_is_no_peak() {
         let sampler = Sampler::start(&Source::None);
-        std::thread::sleep(Duration::from_millis(5));
+        // nothing samples, so nothing is to be waited for
+        assert!(sampler.thread.is_none());
         assert_eq!(sampler.peak(Instant::now(), Instant::now()), None);
         assert_eq!(Source::None.settled(), None);
     }

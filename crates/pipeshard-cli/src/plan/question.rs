@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use pipeshard::plan_cache::{Kept, PlanCache};
+use pipeshard::plan_cache::{PlanCache, Stored};
 use pipeshard::profile::build_name;
 use pipeshard_plan::cost::{Prediction, Workload};
 use pipeshard_plan::plan::{Plan, PlanError, PlanSettings};
@@ -82,13 +82,13 @@ impl Question<'_> {
         let request = self.within(budget);
         let kept = self.kept.as_ref().and_then(|kept| {
             match kept.load(&self.key(budget, profile)) {
-                Kept::Plan(kept) => match &kept.adapted {
+                Stored::Valid(kept) => match &kept.adapted {
                     // compute buffers are known, and no estimate is needed
                     Some(adapted) => request.settled(profile, &kept.decided, adapted).ok(),
                     None => request.follow(profile, &kept.decided).ok(),
                 },
                 // the next run says that, and replaces it
-                Kept::Nothing | Kept::Damaged(_) => None,
+                Stored::Nothing | Stored::Damaged(_) => None,
             }
         });
         let is_kept = kept.is_some();

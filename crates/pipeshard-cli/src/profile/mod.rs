@@ -13,8 +13,8 @@ use crate::habits::{cache_type, OptionalModel, MODEL};
 use crate::no_gpu;
 use pipeshard::lanes::device::Device;
 use pipeshard::profile::{
-    default_threads, key_of, obtain, of_simulated, read_file, Cache, CacheError, Found,
-    ProfileError, ProfileFileError, Request, Source,
+    default_threads, key_of, obtain, of_simulated, read_file, Cache, CacheError, ProfileError,
+    ProfileFileError, Request, Source, Stored,
 };
 use pipeshard_gguf::{inventory_of, InventoryError};
 use pipeshard_model::inventory::DType;
@@ -220,9 +220,9 @@ fn tell_where(path: &Path) {
 
 fn known(cache: &Cache, device: Device, threads: u32) -> Result<Profile, ProfileCommandError> {
     match cache.load(&key_of(device, threads)) {
-        Found::Profile(profile) => Ok(*profile),
-        Found::Damaged(why) => Err(ProfileCommandError::Damaged(why)),
-        Found::Nothing => Err(ProfileCommandError::NothingKnown {
+        Stored::Valid(profile) => Ok(*profile),
+        Stored::Damaged(why) => Err(ProfileCommandError::Damaged(why)),
+        Stored::Nothing => Err(ProfileCommandError::NothingKnown {
             device: device.description(),
             threads,
         }),

@@ -6,3 +6,4 @@ mod learning;
 mod priced;
 mod properties;
 mod real;
+mod recurrent;
