@@ -122,7 +122,7 @@ impl Tower {
     /// In the budget that refusals lead to: the number of refusals, and what that budget is.
     fn refused_until_it_works(&self) -> Result<(u32, u64), String> {
         let mut budget = MIB;
-        for refusals in 0..4 {
+        for refusals in 0..5 {
             let run = self.within(budget);
             if run.finished.succeeded() {
                 return Ok((refusals, budget));
@@ -151,8 +151,9 @@ impl Tower {
     /// Refusals name budgets and limits that work; or what does not.
     fn check_refusals(&self) -> Result<bool, String> {
         let (refusals, budget) = self.refused_until_it_works()?;
-        // of the context, then of the image
-        if refusals > 2 {
+        // of the context, then of the image; of the overview, which needs more than the parts that come first
+        let overview = u32::from(self.projector == "deepseekocr");
+        if refusals > 2 + overview {
             return Err(format!("{refusals} refusals until {budget} bytes"));
         }
         let less = budget - MIB.max(budget / 50);
