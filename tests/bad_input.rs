@@ -261,7 +261,7 @@ fn a_profile_that_the_user_names_is_planned_by_or_refused() {
     let eval = Eval::searched(&model()).prompts(&[40]).generate(2);
     let eval = eval.within(64 * MIB, "");
     let named = |path: &str| eval.clone().env("LLAMA_ARG_PIPESHARD_PROFILE", path);
-    let rate = |eval: &Eval| eval.answers().report().predicted.expect("a search").tps;
+    let rate = |eval: &Eval| eval.answers().report().predicted.as_ref().expect("a search").tps;
     let (usual, by_it) = (rate(&eval), rate(&named(&write("slow.json", &slow.stdout))));
     assert!(by_it < usual / 4.0, "{by_it} of {usual}");
     let half = write("half.json", &slow.stdout[..slow.stdout.len() / 2]);

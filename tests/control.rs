@@ -20,7 +20,11 @@ fn question(number: usize) -> Value {
 }
 
 fn answers(server: &Server) -> Vec<String> {
-    let one = |number| server.complete(&question(number))["content"].as_str().map(str::to_owned);
+    let one = |number| {
+        server.complete(&question(number))["content"]
+            .as_str()
+            .map(str::to_owned)
+    };
     (0..4).map(|number| one(number).expect("a text")).collect()
 }
 
@@ -31,13 +35,22 @@ fn server(model: &Path, flags: &[&str]) -> Server {
 #[test]
 fn budgets_change_while_answers_are_written() {
     let model = model();
-    let expected = answers(&server(&model, &["--pipeshard-sim", "vram=1G", "-dev", "none", "-ngl", "0"]));
+    let expected = answers(&server(
+        &model,
+        &["--pipeshard-sim", "vram=1G", "-dev", "none", "-ngl", "0"],
+    ));
     let roomy = Eval::of(&model).largest_budget();
     let budget = roomy.to_string();
     let device = format!("vram={roomy},delay=100,seed=5");
     let ours = server(
         &model,
-        &["--pipeshard-vram", &budget, "--pipeshard-sim", &device, "--pipeshard-control"],
+        &[
+            "--pipeshard-vram",
+            &budget,
+            "--pipeshard-sim",
+            &device,
+            "--pipeshard-control",
+        ],
     );
     let first = answers(&ours);
     assert_eq!(first, expected);
@@ -71,8 +84,14 @@ fn budgets_change_while_answers_are_written() {
 
     // a size as on the command line; one that is too small says what works, and it does
     let named = format!("{}M", most / MIB - 1);
-    let (status, now) = ours.post("/pipeshard/budget", &json!({"size": named, "deadline_ms": 5000}));
-    assert!(status.contains("200") && now["budget"] == (most / MIB - 1) * MIB, "{status} {now}");
+    let (status, now) = ours.post(
+        "/pipeshard/budget",
+        &json!({"size": named, "deadline_ms": 5000}),
+    );
+    assert!(
+        status.contains("200") && now["budget"] == (most / MIB - 1) * MIB,
+        "{status} {now}"
+    );
     let (status, refused) = ours.post("/pipeshard/budget", &json!({"size": "1M"}));
     assert!(status.contains("409"), "{status} {refused}");
     let minimum = size(&refused["error"]["minimum"]);
@@ -86,16 +105,36 @@ fn budgets_change_while_answers_are_written() {
 #[test]
 fn nobody_changes_what_was_not_opened() {
     let model = model();
-    let closed = server(&model, &["--pipeshard-vram", "200M", "--pipeshard-sim", "vram=1G"]);
+    let closed = server(
+        &model,
+        &["--pipeshard-vram", "200M", "--pipeshard-sim", "vram=1G"],
+    );
     assert!(closed.get("/pipeshard").0.contains("404"));
-    assert!(closed.post("/pipeshard/budget", &json!({"size": "100M"})).0.contains("404"));
+    assert!(closed
+        .post("/pipeshard/budget", &json!({"size": "100M"}))
+        .0
+        .contains("404"));
     drop(closed);
-    let keyed = ["--pipeshard-vram", "200M", "--pipeshard-sim", "vram=1G", "--pipeshard-control", "--api-key", "secret"];
+    let keyed = [
+        "--pipeshard-vram",
+        "200M",
+        "--pipeshard-sim",
+        "vram=1G",
+        "--pipeshard-control",
+        "--api-key",
+        "secret",
+    ];
     let keyed = server(&model, &keyed);
     assert!(keyed.get("/pipeshard").0.contains("401"));
-    assert!(keyed.post("/pipeshard/budget", &json!({"size": "100M"})).0.contains("401"));
+    assert!(keyed
+        .post("/pipeshard/budget", &json!({"size": "100M"}))
+        .0
+        .contains("401"));
     drop(keyed);
-    let off = server(&model, &["--pipeshard-control", "-dev", "none", "-ngl", "0"]);
+    let off = server(
+        &model,
+        &["--pipeshard-control", "-dev", "none", "-ngl", "0"],
+    );
     let (status, says) = off.get("/pipeshard");
     assert!(status.contains("501"), "{status}");
     let message = says["error"]["message"].as_str().expect("a sentence");

@@ -2,6 +2,8 @@
 //! the smallest budget that works, and all that an encoder holds is counted.
 
 mod common;
+#[path = "towers/foreseen.rs"]
+mod foreseen;
 
 use common::media::{bitmap, wave};
 use common::{

@@ -10,6 +10,7 @@ use super::pool_estimate::bytes_for;
 use super::tower::Tower;
 use crate::report::{EncoderReport, VisionReport};
 use crate::rewrite::TensorContext;
+use crate::trace::Since;
 use crate::vision::attention::{batch_windows, nodes_of, Declined};
 use crate::vision::header::{EncoderShape, Kind};
 use crate::vision::windows::Grid;
@@ -17,6 +18,7 @@ use crate::vision::{rows, Backends};
 use pipeshard_sys as ffi;
 use std::collections::HashMap;
 use std::ffi::CStr;
+use std::time::Instant;
 
 /// clip.cpp's names for an image's pixels, and for the order of windows.
 const PIXELS: &CStr = c"inp_raw";
@@ -53,6 +55,8 @@ pub struct Encoder {
     rows: u64,
     /// That graph has the mask that it came with.
     has_mask: bool,
+    /// When its pass began, by the trace and by the host's clock, and the bytes of weights that had been copied until then.
+    began: Option<(Since, Instant, u64)>,
 }
 
 /// All encoders.
@@ -78,6 +82,14 @@ fn add_copies(counts: &mut VisionReport, tower: &Tower) {
     counts.staged_bytes += tower.residency.copies().staged_bytes;
 }
 
+/// Bytes of weights that were copied for a tower's encodes.
+fn copied(tower: &Tower) -> u64 {
+    tower
+        .residency
+        .arena()
+        .map_or(0, |arena| arena.streamed_bytes())
+}
+
 /// The outcome of an encoder's graph.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Begun {
@@ -93,20 +105,19 @@ impl Encoder {
         format!("the encoder of {} in {}", self.kind.name(), self.file)
     }
 
-    /// Tokens of the graph that was split last, if a limit on an image's tokens makes it smaller.
-    pub fn tokens(&self) -> Option<u64> {
-        let shape = self.shape.as_ref().filter(|shape| shape.follows_image())?;
-        Some(self.rows / shape.rows_per_token).filter(|&tokens| tokens > 0)
+    /// Its shape, and tokens of the graph that was split last, if a limit on an image's tokens makes it smaller.
+    pub fn limited(&self) -> Option<(&EncoderShape, u64)> {
+        let shape = self.shape.as_ref().filter(|shape| shape.is_limited())?;
+        let tokens = self.rows / shape.rows_per_token;
+        (tokens > 0).then_some((shape, tokens))
     }
 
     /// Tokens of the largest image, where the user's limit is `limit` (0: none), and of the largest whose compute buffers take no more
-    /// than `room` bytes, by an estimate; none where an image's size does not matter.
+    /// than `room` bytes (0: none does); none where no limit makes images smaller.
     pub fn tokens_within(&self, room: u64, limit: u64) -> Option<(u64, u64)> {
-        let shape = self.shape.as_ref().filter(|shape| shape.follows_image())?;
-        let rows = shape.rows(limit);
-        let most = (rows / shape.rows_per_token).max(1);
-        let each = (shape.scratch(rows) / most).max(1);
-        Some((most, room / each))
+        let shape = self.shape.as_ref().filter(|shape| shape.is_limited())?;
+        let most = (shape.rows(limit) / shape.rows_per_token).max(1);
+        Some((most, shape.tokens_within(room, most).unwrap_or(0)))
     }
 
     /// Bytes of compute buffers that it is expected to want when it is loaded.
@@ -129,6 +140,7 @@ impl Encoders {
             pieces: 0,
             rows: 0,
             has_mask: false,
+            began: None,
         };
         self.by_sched.insert(sched, added);
     }
@@ -259,7 +271,12 @@ impl Encoders {
         let patch = encoder.shape.as_ref().and_then(|shape| shape.windowed);
         encoder.windows = None;
         encoder.has_mask = false;
-        encoder.rows = rows_of(graph);
+        encoder.rows = match (encoder.shape.as_ref(), pixels.as_ref()) {
+            (Some(shape), Some(pixels)) if shape.kind == Kind::Images => {
+                shape.rows_of_pixels(pixels.ne)
+            }
+            _ => rows_of(graph),
+        };
         let mut begun = Begun::default();
         if let (Some(windowed), Some(pixels)) = (patch, pixels.as_ref()) {
             let [width, height, ..] = pixels.ne;
@@ -327,6 +344,43 @@ impl Encoders {
         match known {
             true => Ok(()),
             false => Err(PassError::OtherWindows),
+        }
+    }
+
+    /// A graph of an encoder that takes turns is about to run.
+    pub fn began(&mut self, sched: usize, since: Since) {
+        if let Some(encoder) = self.by_sched.get_mut(&sched) {
+            let copied = encoder.tower.as_ref().map_or(0, copied);
+            encoder.began = Some((since, Instant::now(), copied));
+        }
+    }
+
+    /// Its result was read: since when it ran, its rows, and the bytes of weights that were copied for it. None where none ran.
+    pub fn was_read(&mut self, sched: usize) -> Option<(Since, u64, u64)> {
+        let encoder = self.by_sched.get_mut(&sched)?;
+        let (since, began, before) = encoder.began.take()?;
+        let copied = encoder.tower.as_ref().map_or(0, copied);
+        let elapsed = u64::try_from(began.elapsed().as_micros());
+        self.counts.encode_us += elapsed.unwrap_or(u64::MAX);
+        Some((since, encoder.rows, copied.saturating_sub(before)))
+    }
+
+    /// Notes how the weights of one that takes turns are placed, and what all hold together while it computes, in bytes.
+    pub fn note_phase(&mut self, sched: usize, held: u64) {
+        self.counts.phase_peak = self.counts.phase_peak.max(held);
+        let Some(encoder) = self.by_sched.get(&sched) else {
+            return;
+        };
+        let Some(placed) = encoder.tower.as_ref().and_then(Tower::placed) else {
+            return;
+        };
+        let mut seen = self.seen.iter_mut();
+        let same = |seen: &&mut EncoderReport| {
+            seen.file == encoder.file && seen.kind == encoder.kind.name()
+        };
+        if let Some(seen) = seen.find(same) {
+            (seen.resident, seen.streamed) = (placed.resident, placed.streamed);
+            seen.ring = seen.ring.max(placed.ring);
         }
     }
 

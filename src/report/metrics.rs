@@ -5,6 +5,7 @@ use std::fmt::{Display, Write};
 use serde::Serialize;
 
 use super::types::Report;
+use super::vision::EncoderReport;
 
 /// What a sample says about itself, as label and value.
 type Labels<'a> = &'a [(&'a str, &'a str)];
@@ -21,6 +22,17 @@ struct Props<'a> {
     minimum_budget: u64,
     held: u64,
     errors: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vision: Option<PropsOfVision>,
+}
+
+/// What it shows of encoders.
+#[derive(Debug, Serialize)]
+struct PropsOfVision {
+    encodes: u64,
+    seconds: f64,
+    bytes_streamed: u64,
+    phase_peak: u64,
 }
 
 impl Report {
@@ -182,6 +194,31 @@ impl Report {
         for (name, help, value) in counters {
             text.counter(name, help).sample(&[], value);
         }
+        text.counter(
+            "vision_seconds_total",
+            "Time from the first split of each encode until its result was read",
+        )
+        .sample(&[], vision.encode_us as f64 / 1e6);
+        text.counter(
+            "vision_streamed_bytes_total",
+            "Weights of encoders copied to the device",
+        )
+        .sample(&[], vision.bytes_streamed);
+        let of_all = |of: fn(&EncoderReport) -> u64| vision.encoders.iter().map(of).sum::<u64>();
+        let places = [
+            ("resident", of_all(|encoder| encoder.resident)),
+            ("streamed", of_all(|encoder| encoder.streamed)),
+        ];
+        text.gauge(
+            "vision_weights_bytes",
+            "Weights of encoders by what happens to them while something is encoded",
+        )
+        .each("place", &places);
+        text.gauge(
+            "vision_phase_peak_bytes",
+            "The most device memory that was held while something was encoded, by all",
+        )
+        .sample(&[], vision.phase_peak);
     }
 
     fn prediction_metrics(&self, text: &mut Exposition) {
@@ -289,6 +326,12 @@ impl Report {
             minimum_budget: self.minimum_budget,
             held: self.held.total(),
             errors: self.errors.len(),
+            vision: self.vision.as_ref().map(|vision| PropsOfVision {
+                encodes: vision.encodes,
+                seconds: vision.encode_us as f64 / 1e6,
+                bytes_streamed: vision.bytes_streamed,
+                phase_peak: vision.phase_peak,
+            }),
         };
         serde_json::to_string(&props).expect("a struct of numbers and texts")
     }
@@ -362,7 +405,7 @@ fn escaped(value: &str) -> String {
 mod tests {
     use super::super::calibration::{CalibrationCounts, PassTimes};
     use super::super::types::*;
-    use super::super::vision::VisionReport;
+    use super::super::vision::{EncoderReport, VisionReport};
     use std::collections::HashSet;
 
     fn report() -> Report {
@@ -392,7 +435,15 @@ mod tests {
             },
             vision: Some(VisionReport {
                 encodes: 14,
+                encode_us: 3_000_000,
+                bytes_streamed: 17,
+                phase_peak: 18,
                 windows_batched: 15,
+                encoders: vec![EncoderReport {
+                    resident: 19,
+                    streamed: 20,
+                    ..EncoderReport::default()
+                }],
                 masks_skipped: 16,
                 ..VisionReport::default()
             }),
@@ -431,6 +482,11 @@ mod tests {
             ("held_bytes{class=\"vision\"}", 6),
             ("held_bytes{class=\"other\"}", 5),
             ("vision_encodes_total", 14),
+            ("vision_seconds_total", 3),
+            ("vision_streamed_bytes_total", 17),
+            ("vision_phase_peak_bytes", 18),
+            ("vision_weights_bytes{place=\"resident\"}", 19),
+            ("vision_weights_bytes{place=\"streamed\"}", 20),
             ("vision_windows_total", 15),
             ("vision_masks_skipped_total", 16),
             ("streamed_bytes_total", u64::MAX),
@@ -503,6 +559,9 @@ mod tests {
         assert_eq!(on["reason"], serde_json::Value::Null);
         assert_eq!(on["budget"], 40 << 20);
         assert_eq!(on["held"], 21);
+        assert_eq!(on["vision"]["encodes"], 14);
+        assert_eq!(on["vision"]["seconds"], 3.0);
+        assert!(off["vision"].is_null());
         assert_eq!(on["version"], env!("CARGO_PKG_VERSION"));
     }
 }

@@ -14,6 +14,10 @@ pub struct VisionReport {
     pub encodes: u64,
     /// Rows of activations (patches of images) in all of them.
     pub rows: u64,
+    /// Time from the first split of each graph until its result was read, in microseconds.
+    pub encode_us: u64,
+    /// The most device memory that was held while something was encoded, in bytes: of the language model, too.
+    pub phase_peak: u64,
     /// Attentions within windows that were computed side by side, without a mask.
     pub attentions_batched: u64,
     /// Windows of all these.
@@ -57,6 +61,12 @@ pub struct EncoderReport {
     pub in_turn: bool,
     /// Bytes of its weights.
     pub weights: u64,
+    /// Those of them that stay on the device while something is encoded: small ones.
+    pub resident: u64,
+    /// Those that are copied there for each encode, unless they are still there.
+    pub streamed: u64,
+    /// The largest ring that they went through, in bytes.
+    pub ring: u64,
     /// The most that its compute buffers took there, in bytes.
     pub scratch_peak: u64,
 }
@@ -79,6 +89,9 @@ impl VisionReport {
         });
         let mut text = each.collect::<Vec<_>>().join("; ");
         text += &format!("; {} encoded", self.encodes);
+        if self.encode_us > 0 {
+            text += &format!(" in {:.3} s", self.encode_us as f64 / 1e6);
+        }
         if self.masks_skipped > 0 {
             text += &format!(", {} of them in windows without a mask", self.masks_skipped);
         }

@@ -129,6 +129,18 @@ impl<'a> Builder<'a> {
             What::Work(work) => {
                 self.push(Track::Host, start, end, Kind::Work(work));
             }
+            What::Encode {
+                rows,
+                weights,
+                scratch,
+            } => {
+                let kind = Kind::Encode {
+                    rows,
+                    weights,
+                    scratch,
+                };
+                self.push_in_order(Track::Encodes, start, end, kind);
+            }
         }
     }
 

@@ -51,6 +51,7 @@ pub fn track_name(track: Track) -> String {
         Track::Fetch => "fetched experts".to_string(),
         Track::Compute(0) => "compute stream".to_string(),
         Track::Compute(number) => format!("compute stream {}", number + 1),
+        Track::Encodes => "encodes".to_string(),
         Track::Cpu => "CPU splits".to_string(),
         Track::Host => "host".to_string(),
     }
@@ -62,6 +63,7 @@ fn row(track: Track) -> u32 {
         Track::Copy => 2,
         Track::Fetch => 15,
         Track::Compute(number) => 3 + u32::from(number),
+        Track::Encodes => 19,
         Track::Cpu => 20,
         Track::Host => 21,
     }
@@ -184,6 +186,15 @@ impl Timeline {
                 set("submitted_us", microseconds(*submitted));
             }
             Kind::Residents { bytes } | Kind::Fetch { bytes } => set("bytes", json!(bytes)),
+            Kind::Encode {
+                rows,
+                weights,
+                scratch,
+            } => {
+                set("rows", json!(rows));
+                set("weights_bytes", json!(weights));
+                set("scratch_bytes", json!(scratch));
+            }
             Kind::Split {
                 split,
                 nodes,
@@ -262,6 +273,7 @@ fn category(kind: &Kind) -> &'static str {
         Kind::Inputs => "inputs",
         Kind::Submit => "submit",
         Kind::Work(_) => "runtime",
+        Kind::Encode { .. } => "encode",
         Kind::Between => "between",
         Kind::Graph => "graph",
     }

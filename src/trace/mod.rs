@@ -120,6 +120,16 @@ impl Recorder {
         self.with(|t| t.note(since.0, What::Work(work)))
     }
 
+    /// Something was encoded since then: so many rows, for which so many bytes of weights were copied, with compute buffers of so many.
+    pub fn encoded(&self, since: Since, rows: u64, weights: u64, scratch: u64) {
+        let what = What::Encode {
+            rows,
+            weights,
+            scratch,
+        };
+        self.with(|t| t.note(since.0, what))
+    }
+
     /// llama.cpp begins the work for another pass.
     pub fn epoch_asked(&self) {
         self.with(|t| t.note_now(What::EpochAsked))

@@ -203,6 +203,15 @@ pub enum What {
     },
     /// The host was busy in the runtime.
     Work(HostWork),
+    /// Something was encoded, from the first split of its graph until the result was read.
+    Encode {
+        /// Rows of activations (patches of an image).
+        rows: u64,
+        /// Weights that were copied for it, in bytes.
+        weights: u64,
+        /// Compute buffers, in bytes.
+        scratch: u64,
+    },
 }
 
 /// Something that happened, and when on the host: in nanoseconds since the trace began.

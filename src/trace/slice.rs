@@ -13,6 +13,8 @@ pub enum Track {
     Fetch,
     /// A compute stream, by number.
     Compute(u8),
+    /// Images and sound that are encoded.
+    Encodes,
     /// Splits that the CPU computes.
     Cpu,
     /// The thread that drives the scheduler.
@@ -74,6 +76,15 @@ pub enum Kind {
     Submit,
     /// The host is busy in the runtime.
     Work(HostWork),
+    /// An image, or a piece of sound, that is encoded.
+    Encode {
+        /// Rows of activations (patches of an image).
+        rows: u64,
+        /// Weights that were copied for it, in bytes.
+        weights: u64,
+        /// Compute buffers, in bytes.
+        scratch: u64,
+    },
     /// llama.cpp between two passes: results, sampling, other work of the program.
     Between,
     /// llama.cpp builds and allocates the graph of the next pass, or finds that it may use the last one again.

@@ -119,6 +119,7 @@ impl Timeline {
             Kind::HostWait(WaitReason::HandOver) => "wait for a hand-over".to_string(),
             Kind::Inputs => "inputs, submission".to_string(),
             Kind::Submit => "submission".to_string(),
+            Kind::Encode { rows, .. } => format!("encode, {rows} rows"),
             Kind::Between => "between passes".to_string(),
             Kind::Graph => "graph".to_string(),
             Kind::Work(work) => match work {

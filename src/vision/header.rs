@@ -1,7 +1,9 @@
 //! What a projector file (`--mmproj`) says of its encoders, and what they are expected to take of a device: before llama.cpp loads
 //! them, so that the plan of the language model leaves them room.
 
-use super::rows;
+use super::images::Limits;
+use super::projectors::{facts, is_one_square, is_scaled_within, Most};
+use super::stages::{most_rows, Sizes, Stages};
 use pipeshard_gguf::{GgufFile, InventoryError};
 use pipeshard_model::inventory::{KeyValues, LoadedTensor};
 use std::path::Path;
@@ -13,6 +15,8 @@ const MOST_ROWS: u64 = 4 * 4096;
 const WARM_UP_TOKENS: u64 = 46 * 46;
 /// Rows of 30 seconds of sound ahead of the first convolution.
 const SOUND_ROWS: u64 = 3000;
+/// Fewer tokens tell a model nothing of an image.
+const FEW_TOKENS: u64 = 16;
 /// Pixels along a side of a window, where the file does not say.
 const WINDOW: u64 = 112;
 
@@ -67,6 +71,8 @@ pub struct EncoderShape {
     pub windowed: Option<Windowed>,
     /// Rows of activations that become a token.
     pub rows_per_token: u64,
+    /// Tokens that a limit has to allow at least: less is refused, or tells a model nothing of an image.
+    pub least_tokens: u64,
     /// Values in a row.
     width: u64,
     /// Values in a row between the products of a feed-forward network.
@@ -75,8 +81,20 @@ pub struct EncoderShape {
     patch: u64,
     /// Rows of the largest image, where there is no limit of the user's.
     most_rows: u64,
-    /// The number of rows follows from the image, and so from a limit on its tokens.
+    /// The number of rows follows from the image.
     follows_image: bool,
+    /// And so from a limit on its tokens.
+    limited: bool,
+    /// What is alive at once.
+    stages: Stages,
+    /// Pixels along a side of the square that it was made for.
+    image: u64,
+    /// Pixels of the smallest image and of the largest, where the file says so.
+    pixels: (Option<u64>, Option<u64>),
+    /// A token ends each row of an image.
+    breaks: bool,
+    /// What a pass computes.
+    work: Work,
 }
 
 /// What a projector file holds.
@@ -100,7 +118,7 @@ impl EncoderFile {
         Ok(EncoderFile {
             weights: file.tensors().map(|tensor| tensor.nbytes).sum(),
             tensors: file.tensors().collect(),
-            encoders: encoders(&file),
+            encoders: encoders(&file, &file.tensors().collect::<Vec<_>>()),
         })
     }
 
@@ -124,7 +142,7 @@ impl EncoderFile {
 }
 
 /// The encoders that a file's metadata announces.
-fn encoders(keys: &dyn KeyValues) -> Vec<EncoderShape> {
+fn encoders(keys: &dyn KeyValues, tensors: &[LoadedTensor]) -> Vec<EncoderShape> {
     let all = [
         (Kind::Images, "clip.has_vision_encoder", "clip.vision"),
         (Kind::Sound, "clip.has_audio_encoder", "clip.audio"),
@@ -138,69 +156,138 @@ fn encoders(keys: &dyn KeyValues) -> Vec<EncoderShape> {
         .iter()
         .filter(|(_, flag, _)| keys.number(flag) == Some(1));
     there
-        .map(|(kind, _, base)| shape(keys, *kind, base))
+        .map(|(kind, _, base)| shape(keys, tensors, *kind, base))
         .collect()
 }
 
-fn shape(keys: &dyn KeyValues, kind: Kind, base: &str) -> EncoderShape {
+fn shape(keys: &dyn KeyValues, tensors: &[LoadedTensor], kind: Kind, base: &str) -> EncoderShape {
     // what is larger is no number of anything, and sums of these do not overflow
     let number = |name: &str| Some(keys.number(&format!("{base}.{name}"))?.min(1 << 30));
     let projector = keys.string(&format!("{base}.projector_type"));
     let projector = projector.or_else(|| keys.string("clip.projector_type"));
     let projector = projector.unwrap_or_default();
-    let patch = number("patch_size").unwrap_or(14).clamp(1, 1 << 12);
-    let image = number("image_size").unwrap_or(0);
-    let merged = number("spatial_merge_size").unwrap_or(2).clamp(1, 64);
-    // a square that is scaled to the size that the encoder was made for, and its class
-    let fixed = (image / patch) * (image / patch) + 1;
-    let most = number("image_max_pixels").map(|pixels| pixels / patch / patch);
-    let follows_image = kind == Kind::Images && (most.is_some() || is_any_size(&projector));
-    let most_rows = match (kind, follows_image) {
-        (Kind::Images, true) => most.unwrap_or(MOST_ROWS),
-        (Kind::Images, false) => fixed,
-        (Kind::Sound, _) => SOUND_ROWS,
-        (Kind::SpokenSound, _) => 64,
-    };
-    EncoderShape {
-        windowed: windowed(keys, base, &projector, patch).filter(|_| kind == Kind::Images),
-        kind,
-        projector,
-        rows_per_token: merged * merged,
+    let facts = facts(&projector);
+    let merge = number("spatial_merge_size").or_else(|| number("projector.scale_factor"));
+    let mut sizes = Sizes {
         width: number("embedding_length").unwrap_or(0),
         inner: number("feed_forward_length").unwrap_or(0),
-        patch,
+        heads: number("attention.head_count").unwrap_or(0),
+        experts_used: number("expert_used_count").unwrap_or(0).min(1 << 10),
+        patch: number("patch_size").unwrap_or(14).clamp(1, 1 << 12),
+        merge: merge.unwrap_or(facts.merge).clamp(1, 64),
+        mel: number("num_mel_bins").unwrap_or(128),
+        sam: (
+            number("sam.embedding_length").unwrap_or(0),
+            number("sam.head_count").unwrap_or(0),
+        ),
+        block: number("chunk_size").unwrap_or(0).min(1 << 12),
+    };
+    let mut image = number("image_size").unwrap_or(0);
+    match projector.as_str() {
+        // one patch for each token
+        "gemma4uv" => {
+            sizes.patch *= number("projector.scale_factor").unwrap_or(3).clamp(1, 64);
+            sizes.merge = 1;
+        }
+        // what looks at the image first
+        "deepseekocr" | "deepseekocr2" => (sizes.patch, sizes.merge, image) = (16, 4, 1024),
+        _ => {}
+    }
+    let longest = number("preproc_image_size").unwrap_or(image);
+    let limit = (image, longest, number("image_max_pixels"));
+    // a token for the class, or registers
+    let class = tensors.iter().find(|tensor| tensor.name == "v.class_embd");
+    let class = class.map_or(1, |tensor| tensor.ne[1].clamp(1, 1024) as u64);
+    let follows_image = kind == Kind::Images && facts.most.follows_image();
+    let most_rows = match kind {
+        Kind::Images => {
+            let parts = parts(keys, base, image);
+            most_rows(facts.most, sizes, limit, parts) + if follows_image { 0 } else { class }
+        }
+        Kind::Sound => SOUND_ROWS,
+        Kind::SpokenSound => 64,
+    };
+    let prefix = match kind {
+        Kind::Images => "v",
+        Kind::Sound | Kind::SpokenSound => "a",
+    };
+    let of_kind = of_kind(tensors, kind);
+    EncoderShape {
+        windowed: windowed(keys, base, &projector, sizes.patch).filter(|_| kind == Kind::Images),
+        stages: Stages::of(&projector, prefix, sizes, &of_kind),
+        kind,
+        projector,
+        rows_per_token: sizes.merge * sizes.merge,
+        least_tokens: {
+            let of_token = sizes.patch * sizes.patch * sizes.merge * sizes.merge;
+            let least = number("image_min_pixels").unwrap_or(0).div_ceil(of_token);
+            least.max(facts.least).max(FEW_TOKENS)
+        },
+        width: sizes.width,
+        inner: sizes.inner,
+        patch: sizes.patch,
         most_rows: most_rows.min(MOST_ROWS),
         follows_image,
+        limited: follows_image && facts.limited,
+        image,
+        pixels: (number("image_min_pixels"), number("image_max_pixels")),
+        breaks: tensors.iter().any(|t| t.name == "v.token_embd.img_break"),
+        work: work(&of_kind, &sizes, number("n_wa_pattern").unwrap_or(0)),
     }
 }
 
-/// Whether such an encoder takes images as they are, of any size up to a limit.
-fn is_any_size(projector: &str) -> bool {
-    matches!(
-        projector,
-        "qwen2vl_merger"
-            | "qwen2.5vl_merger"
-            | "qwen2.5o"
-            | "qwen3vl_merger"
-            | "ling3vl"
-            | "exaone4_5"
-            | "youtuvl"
-            | "mimovl"
-            | "muse-glimmer"
-            | "minimax_m3"
-            | "glm4v"
-            | "glm5v"
-            | "dots_ocr"
-            | "dots3note_v"
-            | "paddleocr"
-            | "pixtral"
-            | "lightonocr"
-            | "kimivl"
-            | "kimik25"
-            | "hunyuanvl"
-            | "deepseek4v"
-            | "cohere2v"
-    )
+/// What one pass computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Work {
+    /// Products of each row with matrices, in operations.
+    of_row: u64,
+    /// Attention of a pair of rows in all layers, in operations.
+    of_pair: u64,
+    /// Layers, and of how many one looks at all rows where others look at a window only (0 or 1: all do).
+    layers: u64,
+    pattern: u64,
+}
+
+fn work(tensors: &[LoadedTensor], sizes: &Sizes, pattern: u64) -> Work {
+    let elements = |tensor: &LoadedTensor| -> u64 {
+        let of = tensor.ne.iter().map(|&n| u64::try_from(n).unwrap_or(0));
+        of.fold(1, u64::saturating_mul)
+    };
+    let matrices = tensors.iter().filter(|tensor| tensor.ne[1] > 1);
+    let of_row = matrices.map(|tensor| match tensor.name.starts_with("mm.") {
+        // of tokens
+        true => elements(tensor) / (sizes.merge * sizes.merge).max(1),
+        // a table, of which rows are picked
+        false if tensor.name.contains("position_embd") => 0,
+        false => elements(tensor),
+    });
+    let of_row = of_row.fold(0, u64::saturating_add).saturating_mul(2);
+    let is_layer = |tensor: &&LoadedTensor| tensor.name.ends_with("attn_out.weight");
+    let layers = tensors.iter().filter(is_layer).count() as u64;
+    Work {
+        of_row,
+        of_pair: 4 * sizes.width * layers,
+        layers,
+        pattern,
+    }
+}
+
+/// The tensors of a file that belong to encoders of a kind, by their names.
+fn of_kind(tensors: &[LoadedTensor], kind: Kind) -> Vec<LoadedTensor> {
+    let is_sound = |name: &str| name.starts_with("a.") || name.starts_with("mm.a.");
+    let wanted = |tensor: &&LoadedTensor| is_sound(&tensor.name) == (kind != Kind::Images);
+    tensors.iter().filter(wanted).cloned().collect()
+}
+
+/// Parts that an image is divided into at most, and its overview, where the file lists sizes of what they are put together to.
+fn parts(keys: &dyn KeyValues, base: &str, image: u64) -> u64 {
+    let sizes = keys.numbers(&format!("{base}.image_grid_pinpoints"));
+    let sizes = sizes.unwrap_or_default();
+    let along = |pixels: u64| pixels.min(1 << 20) / image.max(1);
+    let parts = sizes
+        .chunks_exact(2)
+        .map(|size| along(size[0]) * along(size[1]));
+    parts.max().unwrap_or(4) + 1
 }
 
 fn windowed(keys: &dyn KeyValues, base: &str, projector: &str, patch: u64) -> Option<Windowed> {
@@ -220,14 +307,19 @@ fn windowed(keys: &dyn KeyValues, base: &str, projector: &str, patch: u64) -> Op
 }
 
 impl EncoderShape {
-    /// Whether a limit on an image's tokens makes its graphs smaller.
+    /// Whether images keep their shape, so that small ones take less.
     pub fn follows_image(&self) -> bool {
         self.follows_image
     }
 
+    /// Whether a limit on an image's tokens makes its graphs smaller.
+    pub fn is_limited(&self) -> bool {
+        self.limited
+    }
+
     /// Rows of the largest image. `limit`: the user's, on an image's tokens; none where it is 0.
     pub fn rows(&self, limit: u64) -> u64 {
-        match (self.follows_image, limit) {
+        match (self.limited, limit) {
             (true, 1..) => limit.saturating_mul(self.rows_per_token),
             _ => self.most_rows,
         }
@@ -239,17 +331,102 @@ impl EncoderShape {
         self.rows(limit).min(warm_up)
     }
 
-    /// Bytes that compute buffers for so many rows are expected to take, with fused attention. Most of it are queries, keys and values, or
-    /// the three tensors of a piece of a feed-forward network, or of few layers the patches and what a convolution makes of them.
+    /// Bytes that compute buffers take for an image, or a piece of sound, of so many rows and for smaller ones, with fused attention: at
+    /// least what ggml's allocator takes, and little more. See [`super::stages`].
     pub fn scratch(&self, rows: u64) -> u64 {
-        const FLOAT: u64 = 4;
-        let pieces = rows::count(i64::try_from(rows).unwrap_or(i64::MAX)) as u64;
-        let network = (5 * self.width / 2).saturating_add(3 * self.inner / pieces);
-        let layer = network.max(11 * self.width / 2);
-        let pixels = 3 * self.patch * self.patch;
-        let patches = (4 * self.width).saturating_add(pixels);
-        rows.saturating_mul(FLOAT)
-            .saturating_mul(layer.max(patches))
+        self.stages.bytes_up_to(rows)
+    }
+
+    /// The same for this number of rows alone.
+    pub fn scratch_of(&self, rows: u64) -> u64 {
+        self.stages.bytes(rows)
+    }
+
+    /// Tokens of the largest image whose compute buffers take no more than `room` bytes, and which a limit on tokens can ask for: no
+    /// more than `most`. None where a limit is not obeyed, or nothing fits.
+    pub fn tokens_within(&self, room: u64, most: u64) -> Option<u64> {
+        let fits = |tokens: u64| self.scratch(tokens.saturating_mul(self.rows_per_token)) <= room;
+        if !self.limited || !fits(1) {
+            return None;
+        }
+        let (mut least, mut beyond) = (1, most.saturating_add(1).max(2));
+        while beyond - least > 1 {
+            let middle = least + (beyond - least) / 2;
+            match fits(middle) {
+                true => least = middle,
+                false => beyond = middle,
+            }
+        }
+        Some(least)
+    }
+
+    /// Floating-point operations of a pass over so many rows.
+    pub fn operations(&self, rows: u64) -> f64 {
+        let (rows, work) = (rows as f64, self.work);
+        let seen = match (self.windowed, work.pattern) {
+            (Some(windowed), 2..) => {
+                let side = f64::from(windowed.window / windowed.patch.max(1));
+                let all = 1.0 / work.pattern as f64;
+                all * rows + (1.0 - all) * (side * side).min(rows)
+            }
+            _ => rows,
+        };
+        rows * (work.of_row as f64 + work.of_pair as f64 * seen)
+    }
+
+    /// Kernels of a pass over so many rows, about: what a layer consists of, and more where networks are computed in pieces.
+    pub fn kernels(&self, rows: u64) -> u64 {
+        let pieces = super::rows::count(i64::try_from(rows).unwrap_or(i64::MAX)) as u64;
+        self.work.layers * (14 + 6 * pieces) + 8
+    }
+
+    /// The side of the square that each image is scaled to, if it is.
+    pub(super) fn square(&self) -> Option<u64> {
+        (self.kind == Kind::Images && is_one_square(&self.projector)).then_some(self.image)
+    }
+
+    pub(super) fn patch_pixels(&self) -> u64 {
+        (self.patch * self.patch).max(1)
+    }
+
+    /// Pixels along a side of a token.
+    pub(super) fn align(&self) -> u64 {
+        self.patch * self.rows_per_token.isqrt()
+    }
+
+    pub(super) fn has_breaks(&self) -> bool {
+        self.breaks
+    }
+
+    /// Limits of images that keep their shape; none where they are scaled in another way.
+    pub(super) fn limits(&self, limit: u64) -> Option<Limits> {
+        if self.kind != Kind::Images || !is_scaled_within(&self.projector) {
+            return None;
+        }
+        let (facts, align) = (facts(&self.projector), self.align());
+        let area = align * align;
+        let of_file = |tokens: u64, pixels: Option<u64>| match facts.most {
+            Most::Tokens(_) => tokens * area,
+            _ => pixels.unwrap_or(tokens * area),
+        };
+        let most = match (facts.most, limit) {
+            (_, 1..) if self.limited => limit.saturating_mul(area),
+            (Most::Tokens(tokens) | Most::TokensOrFile(tokens), _) => {
+                of_file(tokens, self.pixels.1)
+            }
+            _ => self.pixels.1?,
+        };
+        Some(Limits {
+            align,
+            least: of_file(facts.least, self.pixels.0),
+            most,
+        })
+    }
+
+    /// Rows of a graph that is given an image, or several of the same size, of these pixels.
+    pub fn rows_of_pixels(&self, [width, height, _, count]: [i64; 4]) -> u64 {
+        let patches = |pixels: i64| u64::try_from(pixels).unwrap_or(0) / self.patch.max(1);
+        patches(width) * patches(height) * u64::try_from(count).unwrap_or(0)
     }
 
     /// Bytes that a real device's backend is expected to take for so many rows on its own account: activations and results of the
@@ -261,7 +438,7 @@ impl EncoderShape {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
@@ -283,9 +460,14 @@ mod tests {
         ("clip.vision.n_wa_pattern", "8"),
     ];
 
+    /// The encoder of Qwen2.5-VL-7B.
+    pub(crate) fn qwen() -> EncoderShape {
+        encoders(&keys(QWEN), &[]).remove(0)
+    }
+
     #[test]
     fn the_scratch_of_a_large_image_is_foreseen() {
-        let qwen = &encoders(&keys(QWEN))[0];
+        let qwen = qwen();
         let windows = Windowed {
             patch: 14,
             window: 112,
@@ -307,7 +489,7 @@ mod tests {
             ("clip.vision.patch_size", "14"),
             ("clip.vision.image_size", "896"),
         ]);
-        let siglip = &encoders(&siglip)[0];
+        let siglip = &encoders(&siglip, &[])[0];
         assert_eq!((siglip.rows(0), siglip.rows(100)), (4097, 4097));
         assert!(!siglip.follows_image() && siglip.windowed.is_none());
     }
@@ -321,7 +503,7 @@ mod tests {
             ("clip.vision.projector_type", "qwen2.5o"),
             ("clip.audio.projector_type", "qwen2a"),
         ]));
-        let both = encoders(&both);
+        let both = encoders(&both, &[]);
         let projectors: Vec<&str> = both.iter().map(|e| e.projector.as_str()).collect();
         assert_eq!(projectors, ["qwen2.5o", "qwen2a"]);
         assert!(both[0].windowed.is_some() && both[1].windowed.is_none());
@@ -338,7 +520,7 @@ mod tests {
         ] {
             odd.insert(format!("clip.vision.{key}"), (u64::MAX / 8).to_string());
         }
-        let odd = &encoders(&odd)[0];
+        let odd = &encoders(&odd, &[])[0];
         let _ = (
             odd.scratch(u64::MAX),
             odd.pool(u64::MAX),

@@ -4,13 +4,19 @@
 //! | file | |
 //! |---|---|
 //! | [`header`] | what a projector file (`--mmproj`) holds, and what its encoders are expected to take |
+//! | [`images`] | to which size images are scaled, and how many tokens they become |
+//! | [`projectors`] | what llama.cpp knows of a projector type: sizes of images, patches of a token |
+//! | [`stages`] | how much memory a graph holds at once |
 //! | [`windows`] | in which windows an image is attended to, as llama.cpp orders its patches |
 //! | [`attention`] | a rewrite: windows attended to side by side, without the mask that keeps them apart |
 //! | [`rows`] | a rewrite: feed-forward networks in pieces of rows |
 
 pub mod attention;
 pub mod header;
+pub mod images;
+pub mod projectors;
 pub mod rows;
+pub mod stages;
 pub mod windows;
 
 use crate::rewrite::Tensor;

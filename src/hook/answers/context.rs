@@ -167,7 +167,7 @@ fn wanted(
         Err(error) => {
             let wanted = accounts.ledger.scratch() - before + bytes;
             let attempts = &mut tenant.planner.attempts;
-            attempts.fail_for_scratch(wanted, error.to_string());
+            attempts.fail_for_scratch(wanted, &error);
             tenant.planner.replan();
             Wanted::Refused
         }
@@ -281,12 +281,12 @@ pub fn failed(
     let may_learn = !tenant.planner.followed.is_given();
     match tenant.planner.attempts.failed(may_learn, in_use) {
         Failed::NotHere => false,
-        Failed::ForGood(_) if !in_use && accounts.expected.give_way() => {
+        Failed::ForGood { missing, .. } if !in_use && accounts.expected.give_way(missing) => {
             log::info("no room for the context, the encoder and its largest image; planning for smaller images");
             tenant.planner.replan();
             true
         }
-        Failed::ForGood(error) => {
+        Failed::ForGood { error, .. } => {
             accounts.reserve.nothing_comes();
             log::error(&error);
             match in_use {

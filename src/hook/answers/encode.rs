@@ -28,6 +28,10 @@ use pipeshard_sys as ffi;
 
 type Backend = ffi::ggml_backend_t;
 
+/// The share of a budget by which what the language model holds may be larger in a larger one: its weights are packed in another way
+/// then, and its graphs are divided at other places, where inputs are copied.
+const OTHERWISE: u64 = 128;
+
 /// Whether a graph has to be given memory before it is split: it was split in vain.
 pub fn needs_memory(encoders: &Encoders, begun: Begun) -> bool {
     let tower = encoders.tower(begun.sched as usize);
@@ -106,7 +110,7 @@ pub fn open(
         let budget = accounts.budget();
         let error = PlanError::BudgetTooSmall {
             budget,
-            minimum,
+            minimum: accounts.rounded(minimum.saturating_add(minimum / OTHERWISE)),
             contributors: Vec::new(),
         };
         return Err(refused.sentence(budget, &error));
@@ -214,6 +218,7 @@ pub fn scratch_grows(
         accounts.ledger.set_encoder_scratch(sched, bytes);
     }
     encoders.note_held(sched, weights, bytes);
+    encoders.note_phase(sched, accounts.spoken_for());
     true
 }
 
@@ -226,8 +231,12 @@ pub fn dropped(accounts: &mut Accounts, encoders: &mut Encoders, (sched, there_i
 }
 
 /// What was encoded was read: compute buffers are freed.
-pub fn done(accounts: &mut Accounts, encoders: &mut Encoders, sched: usize) {
+pub fn done(accounts: &mut Accounts, encoders: &mut Encoders, telemetry: &Telemetry, sched: usize) {
     if encoders.takes_turns(sched) {
+        if let Some((since, rows, weights)) = encoders.was_read(sched) {
+            let scratch = accounts.ledger.encoder(sched).scratch;
+            telemetry.trace.encoded(since, rows, weights, scratch);
+        }
         dropped(accounts, encoders, (sched, 0));
     }
 }

@@ -66,25 +66,32 @@ pub fn expected(
         granularity: accounts.granularity(),
         alignment: device.alignment(),
     };
+    accounts.expected = expected_of(&file, announced.limit, rounding, real);
+}
+
+/// What encoders of a file are expected to hold. `limit`: the user's on the tokens of an image, 0 for none; `real`: a real device's
+/// backend takes memory on its own account.
+pub fn expected_of(file: &EncoderFile, limit: u64, rounding: Rounding, real: bool) -> Expected {
+    let rounded = |bytes: u64| bytes.next_multiple_of(rounding.granularity);
     // of all encoders in the file together, which is more than each has
     let weights = plan_of_all(&units_of(&file.tensors), rounding);
     let weights = weights.map_or(file.weights, |all| all.minimum_budget);
     let mut expected = Expected::default();
     for encoder in &file.encoders {
-        let rows = encoder.rows(announced.limit);
-        let scratch = accounts.rounded(encoder.scratch(rows));
+        let rows = encoder.rows(limit);
+        let scratch = rounded(encoder.scratch(rows));
         if real {
             expected.scratch += encoder.pool(rows) + WORKSPACE;
         }
         if takes_turns(encoder.kind) {
-            expected.weights += accounts.rounded(rounding.alignment);
+            expected.weights += rounded(rounding.alignment);
             expected = expected.and_in_turn(weights, scratch);
         } else {
             expected.scratch = expected.scratch.saturating_add(scratch);
-            expected.weights += accounts.rounded(file.weights_of(encoder.kind));
+            expected.weights += rounded(file.weights_of(encoder.kind));
         }
     }
-    accounts.expected = expected;
+    expected
 }
 
 /// Whether encoders of a kind take turns with the language model. What speaks does not: it computes between any two tokens.
@@ -201,7 +208,7 @@ pub unsafe fn wanted(
                 needed: holds.weights,
                 fixed: 0,
                 coming: coming.saturating_sub(room),
-                tokens: None,
+                image: None,
             };
             let why = refused.sentence(accounts.budget(), &error);
             encoders.remove(sched);

@@ -1,13 +1,9 @@
 //! What is said where an encoder's memory has no room: what is needed and what there is, and what would work.
 
 use crate::hook::encoders::Encoder;
+use crate::vision::header::EncoderShape;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::plan::PlanError;
-
-/// Compute buffers of images of other shapes are up to so much larger than the number of their patches says, in percent.
-const PACKING: u64 = 25;
-/// Fewer tokens tell a model nothing of an image.
-const FEW_TOKENS: u64 = 16;
 
 /// An encoder's memory that has no room.
 pub struct Refused {
@@ -21,22 +17,24 @@ pub struct Refused {
     pub fixed: u64,
     /// Bytes that will be needed in addition.
     pub coming: u64,
-    /// Tokens of the image, if less of them would need less.
-    pub tokens: Option<u64>,
+    /// The encoder and tokens of the image, if less of them would need less.
+    pub image: Option<(EncoderShape, u64)>,
 }
 
 impl Refused {
     /// Compute buffers of an encoder's latest graph, and `more`; of how many bytes is still to be said.
     pub fn compute_buffers(encoder: Option<&Encoder>, more: &str) -> Self {
-        let tokens = encoder.and_then(Encoder::tokens);
-        let of_image = tokens.map(|tokens| format!(" of an image of {tokens} tokens"));
+        let image = encoder.and_then(Encoder::limited);
+        let image = image.map(|(shape, tokens)| (shape.clone(), tokens));
+        let of_image = image.as_ref();
+        let of_image = of_image.map(|(_, tokens)| format!(" of an image of {tokens} tokens"));
         Refused {
             what: encoder.map(Encoder::name).unwrap_or_default(),
             of: format!("compute buffers{}{more}", of_image.unwrap_or_default()),
             needed: 0,
             fixed: 0,
             coming: 0,
-            tokens,
+            image,
         }
     }
 
@@ -51,12 +49,11 @@ impl Refused {
         };
         let left = self.needed.saturating_sub(minimum.saturating_sub(budget));
         let enough = minimum.saturating_add(self.coming);
-        let fitting = |tokens: u64| {
-            let of_image = |bytes: u64| u128::from(bytes.saturating_sub(self.fixed));
-            let fit = u128::from(tokens) * of_image(left) * 100;
-            (fit / of_image(self.needed).max(1) / u128::from(100 + PACKING)) as u64
-        };
-        let fewer = self.tokens.map(fitting).filter(|&few| few >= FEW_TOKENS);
+        let room = left.saturating_sub(self.fixed);
+        let fewer = self.image.as_ref().and_then(|(shape, tokens)| {
+            let fewer = shape.tokens_within(room, tokens.saturating_sub(1))?;
+            (fewer >= shape.least_tokens).then_some(fewer)
+        });
         let fewer = fewer.map(|few| format!("limit images with --image-max-tokens {few}, "));
         format!(
             "{what} needs {needed} for {of}, and {} of the budget of {} are left for it: raise that to --pipeshard-vram {} ({enough} \
@@ -75,6 +72,8 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    use crate::vision::header::tests::qwen;
+
     fn refused(tokens: Option<u64>) -> String {
         let refused = Refused {
             what: "the encoder".to_owned(),
@@ -82,7 +81,7 @@ mod tests {
             needed: 500 * MIB,
             fixed: 0,
             coming: 0,
-            tokens,
+            image: tokens.map(|tokens| (qwen(), tokens)),
         };
         let error = PlanError::BudgetTooSmall {
             budget: 1000 * MIB,
@@ -99,13 +98,13 @@ mod tests {
             "needs 500 MiB for compute buffers",
             "200 MiB of the budget of 1000 MiB are left",
             "--pipeshard-vram 1300M (1363148800 bytes)",
-            // 1,600 would fit if compute buffers went by the number of patches alone
-            "--image-max-tokens 1280,",
+            // four patches each, of 5.5 times 1,280 values
+            "--image-max-tokens 1860,",
             "--no-mmproj-offload",
         ] {
             assert!(said.contains(part), "{part}: {said}");
         }
         assert!(!refused(None).contains("--image-max-tokens"));
-        assert!(!refused(Some(20)).contains("--image-max-tokens"));
+        assert!(!refused(Some(16)).contains("--image-max-tokens"));
     }
 }

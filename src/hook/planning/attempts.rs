@@ -5,6 +5,7 @@
 //! threads compute meanwhile neither ends it nor teaches it. Owned by [`super::planner::Planner`]; written by
 //! [`super::super::answers::context`].
 
+use pipeshard_plan::plan::PlanError;
 use std::collections::HashMap;
 use std::thread::ThreadId;
 
@@ -41,6 +42,8 @@ pub struct Attempt {
     tries: u32,
     wanted_scratch: u64,
     error: Option<String>,
+    /// Bytes of device memory that were missing where the error came from, where they are known.
+    missing: Option<u64>,
 }
 
 /// Under which conditions contexts that live were made.
@@ -57,8 +60,13 @@ pub enum Failed {
     NotHere,
     /// Another try will go another way.
     Again,
-    /// There is none left, for this reason.
-    ForGood(String),
+    /// There is none left.
+    ForGood {
+        /// Why.
+        error: String,
+        /// Bytes of device memory that the last try lacked, where that is why.
+        missing: Option<u64>,
+    },
 }
 
 /// All contexts that are being made.
@@ -149,7 +157,9 @@ impl Attempts {
 
     /// Why what the calling thread makes fails.
     pub fn fail(&mut self, why: String) {
-        self.current_mut().error = Some(why);
+        let attempt = self.current_mut();
+        attempt.error = Some(why);
+        attempt.missing = None;
     }
 
     /// Why what the calling thread does last failed.
@@ -158,10 +168,16 @@ impl Attempts {
     }
 
     /// Compute buffers of so many bytes, those of others included, have no room.
-    pub fn fail_for_scratch(&mut self, wanted: u64, why: String) {
+    pub fn fail_for_scratch(&mut self, wanted: u64, why: &PlanError) {
         let attempt = self.current_mut();
         attempt.wanted_scratch = wanted;
-        attempt.error = Some(why);
+        attempt.missing = match why {
+            PlanError::BudgetTooSmall {
+                budget, minimum, ..
+            } => minimum.checked_sub(*budget),
+            _ => None,
+        };
+        attempt.error = Some(why.to_string());
     }
 
     /// The calling thread has made a scheduler.
@@ -225,7 +241,7 @@ impl Attempts {
         if attempt.learn(may_learn, output_is_on_host) {
             return Failed::Again;
         }
-        let freed_scratch = attempt.freed_scratch;
+        let (freed_scratch, missing) = (attempt.freed_scratch, attempt.missing);
         self.of_threads.remove(&this_thread());
         self.kept = Kept::default();
         if in_use {
@@ -233,7 +249,7 @@ impl Attempts {
             self.kept.output_on_host = output_is_on_host;
             self.current_mut().freed_scratch = freed_scratch;
         }
-        Failed::ForGood(error)
+        Failed::ForGood { error, missing }
     }
 
     /// A model is gone, and so are its contexts.
@@ -284,6 +300,14 @@ impl Kept {
 mod tests {
     use super::*;
 
+    fn no_room() -> PlanError {
+        PlanError::BudgetTooSmall {
+            budget: 10,
+            minimum: 13,
+            contributors: Vec::new(),
+        }
+    }
+
     const MODEL: usize = 1;
 
     /// A context whose layers' buffers are thought to need 300 bytes at least, with the ubatch that was chosen.
@@ -296,7 +320,7 @@ mod tests {
     }
 
     fn fails(attempts: &mut Attempts, wanted: u64) -> bool {
-        attempts.fail_for_scratch(wanted, "no room".to_owned());
+        attempts.fail_for_scratch(wanted, &no_room());
         let again = attempts.failed(true, false) == Failed::Again;
         if again {
             attempts.begin(MODEL);
@@ -362,7 +386,7 @@ mod tests {
     fn a_pass_beside_it_does_not_end_an_attempt() {
         let mut attempts = estimated();
         attempts.sched_made(1);
-        attempts.fail_for_scratch(370, "no room".to_owned());
+        attempts.fail_for_scratch(370, &no_room());
         // another thread's pass ends before llama.cpp asks whether to try again, and one after that
         elsewhere(&mut attempts, |attempts| attempts.succeeded(2));
         assert_eq!(attempts.failed(true, true), Failed::Again);
@@ -420,7 +444,7 @@ mod tests {
         assert!(fails(&mut attempts, 370));
         elsewhere(&mut attempts, |attempts| {
             attempts.begin(MODEL + 1);
-            attempts.fail_for_scratch(500, "no room".to_owned());
+            attempts.fail_for_scratch(500, &no_room());
             attempts.failed(true, false)
         });
         attempts.forget_model(MODEL);

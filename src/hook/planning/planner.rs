@@ -352,7 +352,7 @@ mod tests {
                 attempts.begin(1);
                 // the head goes to the host first, then the next try expects what this one wanted
                 for _ in 0..2 {
-                    attempts.fail_for_scratch(2 << 20, "no room".to_owned());
+                    attempts.fail_for_scratch(2 << 20, &PlanError::Overflow);
                     assert_eq!(attempts.failed(true, true), Failed::Again);
                     attempts.begin(1);
                 }

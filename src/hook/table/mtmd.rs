@@ -104,9 +104,12 @@ pub(super) unsafe extern "C" fn encode_done(user: *mut c_void, sched: ffi::ggml_
     let done = || {
         let mut runtime = shared.gate.plain();
         let Runtime {
-            accounts, encoders, ..
+            accounts,
+            encoders,
+            telemetry,
+            ..
         } = &mut *runtime;
-        encode::done(accounts, encoders, sched as usize);
+        encode::done(accounts, encoders, telemetry, sched as usize);
         runtime.end_preparing_of(sched as usize);
     };
     // the buffers are freed, whatever happened

@@ -87,7 +87,10 @@ pub(super) unsafe extern "C" fn pass_begin(
             ..
         } = &mut *parts;
         let result = failing.and_then(|()| match takes_turns {
-            true => encode::begin(encoders, schedulers, sched, proof),
+            true => {
+                encoders.began(sched, telemetry.trace.since());
+                encode::begin(encoders, schedulers, sched, proof)
+            }
             false => pass::begin(tenant, schedulers, telemetry, sched, proof),
         });
         status(result, parts)

@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::path::Path;
 use std::sync::Arc;
-use units::{plan_of_all, plan_within, units_of, Rounding};
+use units::{plan_of_all, plan_within, units_of, Placed, Rounding};
 
 type Tensor = *mut ffi::ggml_tensor;
 
@@ -229,6 +229,12 @@ impl Tower {
             holds.own,
             holds.arena.map_or(0, |(chunks, ring)| chunks + ring),
         )
+    }
+
+    /// What happens to its weights while something is encoded; none while it has no arena.
+    pub fn placed(&self) -> Option<Placed> {
+        let plan = self.residency.carved()?;
+        Some(Placed::of(self.weights.described(), plan))
     }
 
     /// Gives units that have no place an address, so that graphs can be measured.

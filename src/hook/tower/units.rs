@@ -49,6 +49,34 @@ pub fn units_of(tensors: &[LoadedTensor]) -> Vec<Unit> {
     tensors.iter().map(unit).collect()
 }
 
+/// What happens to an encoder's weights while something is encoded, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Placed {
+    /// Small ones, which stay on the device for that time.
+    pub resident: u64,
+    /// Those that pass through the ring.
+    pub streamed: u64,
+    /// The ring.
+    pub ring: u64,
+}
+
+impl Placed {
+    /// By a plan for these units.
+    pub fn of(units: &[Unit], plan: &Plan) -> Self {
+        let bytes = |small: bool| {
+            let of_class = units
+                .iter()
+                .filter(|unit| (unit.class == UnitClass::Small) == small);
+            of_class.map(|unit| unit.bytes).sum()
+        };
+        Placed {
+            resident: bytes(true),
+            streamed: bytes(false),
+            ring: plan.ring.bytes,
+        }
+    }
+}
+
 /// A plan in which small units are resident and all others are streamed, whatever a graph's number of rows, through a ring that is as
 /// large as `room` bytes allow.
 ///

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::image::ImageAnswer;
 use super::machine::PlannedMachine;
 use super::question::{Explanation, Question};
 use pipeshard_plan::cost::{Prediction, Workload};
@@ -81,6 +82,9 @@ pub struct Answer {
     pub plan_source: &'static str,
     /// What lives where.
     pub plan: Plan,
+    /// An image ahead of the prompt, if an encoder was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageAnswer>,
     /// How the plan was found, if that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explanation: Option<Explanation>,
@@ -163,6 +167,7 @@ pub fn answer(
         alternative,
         plan_source: if solved.kept { "kept" } else { "searched" },
         plan: solved.plan,
+        image: None,
         explanation: Some(solved.explanation),
     })
 }

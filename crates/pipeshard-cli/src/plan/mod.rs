@@ -2,6 +2,7 @@
 
 mod answer;
 mod explain;
+mod image;
 mod machine;
 mod map;
 mod phases;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use self::answer::{answer, Answer};
+use self::image::Encoder;
 pub(crate) use self::machine::PlannedMachine;
 pub(crate) use self::question::Question;
 pub(crate) use self::text::{rate, time};
@@ -21,6 +23,7 @@ use crate::habits::{cache_type, count, positive, FlashAttn, ModelFile, NotTaken}
 use crate::no_gpu;
 use pipeshard::hook::accounts::backend_reserve;
 use pipeshard::hook::config::WORKLOAD;
+use pipeshard::hook::tower::units::Rounding;
 use pipeshard::plan_cache::{Place, PlanCache};
 use pipeshard::profile::{default_threads, file_of_user, key_of_host, Cache};
 use pipeshard_gguf::{inventory_of, InventoryError};
@@ -49,6 +52,7 @@ const USUAL_BATCH: u32 = 2048;
   pipeshard plan model.gguf --vram 8G --explain                    why this plan?
   pipeshard plan model.gguf --vram 4G --save plan.json
   llama-server -m model.gguf --pipeshard-plan plan.json -c 4096    run what was planned
+  pipeshard plan model.gguf --mmproj mmproj.gguf --image 2560x1440 --vram 4G
   pipeshard plan model.gguf --map                                  budgets x contexts, as Markdown
   pipeshard plan model.gguf --vram 4G --json | jq .prediction.tps
 
@@ -115,6 +119,22 @@ pub struct PlanArgs {
     /// do; 0: all, as llama-completion and llama-perplexity do]
     #[arg(long, value_name = "N", value_parser = count)]
     pub outputs: Option<u32>,
+
+    /// The file of an encoder of images, as --mmproj of llama.cpp's tools has it: the plan leaves it room
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["map", "save"])]
+    pub mmproj: Option<PathBuf>,
+
+    /// An image to predict for, in pixels [default: the largest that the encoder takes]
+    #[arg(long, value_name = "WxH")]
+    pub image: Option<image::Pixels>,
+
+    /// Images of more tokens are scaled down, as with --image-max-tokens of llama.cpp's tools
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub image_max_tokens: Option<u32>,
+
+    /// The CPU encodes
+    #[arg(long)]
+    pub no_mmproj_offload: bool,
 
     /// A simulated GPU, as --pipeshard-sim of llama.cpp's tools has it, for example vram=8G,pcie=25G
     #[arg(
@@ -229,6 +249,9 @@ pub enum PlanCommandError {
     /// The workload in the environment, or the place for plans, makes no sense.
     #[error("{0}")]
     Environment(String),
+    /// There is no encoder to plan for, or no room for the image.
+    #[error("{0}")]
+    Image(String),
     /// The result cannot be printed.
     #[error("cannot print the plan: {0}")]
     Output(#[from] io::Error),
@@ -309,12 +332,32 @@ pub(crate) fn machine(args: &PlanArgs) -> Result<PlannedMachine, PlanCommandErro
 
 fn answered(inventory: &Inventory, args: &PlanArgs) -> Result<Answer, PlanCommandError> {
     let machine = machine(args)?;
-    let question = question(inventory, args, &machine)?;
+    let mut question = question(inventory, args, &machine)?;
     let budget = budget(args)?;
+    let rounding = Rounding {
+        granularity: question.request.memory.granularity,
+        alignment: question.request.memory.alignment,
+    };
+    let mut encoder = Encoder::of(args, rounding, machine.real_card)?;
+    if let Some(encoder) = &mut encoder {
+        let memory = &mut question.request.memory;
+        (memory.encoders, memory.in_turn) = encoder.room();
+        while let Err(error) = question.solve(budget, &machine.profile) {
+            if !encoder.give_way(&error) {
+                break;
+            }
+            let memory = &mut question.request.memory;
+            (memory.encoders, memory.in_turn) = encoder.room();
+        }
+    }
     let what_if: Option<WhatIf> = args.what_if.as_deref().map(str::parse).transpose()?;
     let what_if = args.what_if.as_deref().zip(what_if.as_ref());
     let model = args.model.display().to_string();
     let mut answer = answer(model, &question, &machine, budget, what_if)?;
+    if let Some(encoder) = &encoder {
+        let solved = question.solve(budget, &machine.profile)?;
+        answer.image = Some(encoder.answer(&question, &solved, &machine.profile)?);
+    }
     if !args.explain {
         answer.explanation = None;
     }

@@ -15,12 +15,14 @@
 //! script    the steps of a pass under a plan: what is computed where, what is copied
 //! pass      one pass after the other, until they repeat
 //! predict   a conversation: passes of a prompt over a growing cache, then generation
+//! encode    an image ahead of a prompt
 //! forecast  passes of one shape over a growing cache, to compare a run's with
 //! calibration  how far a run is from that
 //! learning  what that says of the machine
 //! ```
 
 mod calibration;
+mod encode;
 mod forecast;
 mod lane;
 mod learning;
@@ -35,6 +37,7 @@ mod types;
 mod tests;
 
 pub use calibration::{Calibration, Lane, PassSeconds};
+pub use encode::{EncodeCost, EncodeWork};
 pub use forecast::Forecast;
 pub use learning::{learn, Observed};
 pub use table::Costs;

@@ -10,7 +10,7 @@ fn seconds(model: &Inventory, cells: u64) -> f64 {
     let pass = PassShape {
         rows: 1,
         sequences: 1,
-        cells,
+        kv_tokens: cells,
         outputs: 1,
     };
     let profile = Machine::measured().profile();

@@ -1,0 +1,121 @@
+//! To which size llama.cpp scales an image before it is encoded, and how many tokens it becomes: as `mtmd-image.cpp` and
+//! `clip_n_output_tokens` of the llama.cpp that is built. Types that cut images into parts are left out.
+
+use super::header::EncoderShape;
+
+/// An image as an encoder is given it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scaled {
+    /// Pixels.
+    pub width: u64,
+    /// Pixels.
+    pub height: u64,
+    /// Rows of activations, without those for a class.
+    pub rows: u64,
+    /// Tokens that the language model sees, without those of text around them.
+    pub tokens: u64,
+}
+
+/// Limits of images that keep their shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Both sides are multiples of this number of pixels.
+    pub align: u64,
+    /// Pixels of the smallest image.
+    pub least: u64,
+    /// Pixels of the largest image.
+    pub most: u64,
+}
+
+/// The multiple of `align` that is nearest to `pixels`, in the precision of llama.cpp.
+fn multiple(pixels: f32, align: u64, towards: fn(f32) -> f32) -> u64 {
+    let parts = towards(pixels / align as f32);
+    // what is negative or no number becomes zero
+    parts as u64 * align
+}
+
+impl Limits {
+    /// The size to which an image of `width` by `height` pixels is scaled: of about its shape, within the limits.
+    pub fn scaled(&self, width: u64, height: u64) -> (u64, u64) {
+        let (w, h) = (width as f32, height as f32);
+        let nearest = |side| multiple(side, self.align, f32::round).max(self.align);
+        let (wide, high) = (nearest(w), nearest(h));
+        let area = wide.saturating_mul(high);
+        if area > self.most {
+            let by = (h * w / self.most as f32).sqrt();
+            let smaller = |side: f32| multiple(side / by, self.align, f32::floor).max(self.align);
+            (smaller(w), smaller(h))
+        } else if area < self.least {
+            let by = (self.least as f32 / (h * w)).sqrt();
+            let larger = |side: f32| multiple(side * by, self.align, f32::ceil);
+            (larger(w), larger(h))
+        } else {
+            (wide, high)
+        }
+    }
+}
+
+impl EncoderShape {
+    /// How an image of these pixels is encoded where the user's limit on tokens is `limit` (0: none). None for a type that cuts images
+    /// into parts, or scales them in a way of its own.
+    pub fn scaled(&self, (width, height): (u64, u64), limit: u64) -> Option<Scaled> {
+        if width == 0 || height == 0 {
+            return None;
+        }
+        let merged = self.rows_per_token.max(1);
+        if let Some(square) = self.square() {
+            let rows = square * square / self.patch_pixels();
+            let tokens = match self.projector.as_str() {
+                // tokens around it
+                "cogvlm" => rows + 2,
+                _ => rows / merged,
+            };
+            return Some(Scaled {
+                width: square,
+                height: square,
+                rows,
+                tokens,
+            });
+        }
+        let (width, height) = self.limits(limit)?.scaled(width, height);
+        let rows = width * height / self.patch_pixels();
+        let breaks = match self.has_breaks() {
+            // one behind each row but the last
+            true => (height / self.align()).saturating_sub(1),
+            false => 0,
+        };
+        Some(Scaled {
+            width,
+            height,
+            rows,
+            tokens: rows / merged + breaks,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::header::tests::qwen;
+
+    #[test]
+    fn images_are_scaled_as_llama_cpp_does() {
+        // what llama-mtmd-cli gave the encoder of Qwen2.5-VL
+        for (image, scaled, tokens) in [
+            ((56, 56), (84, 84), 9),
+            ((392, 280), (392, 280), 140),
+            ((320, 960), (308, 952), 374),
+            ((1932, 1092), (1932, 1092), 2691),
+            ((2560, 1440), (2380, 1344), 4080),
+        ] {
+            let found = qwen().scaled(image, 0).expect("a size");
+            assert_eq!((found.width, found.height), scaled, "{image:?}");
+            assert_eq!((found.tokens, found.rows), (tokens, 4 * tokens));
+        }
+        let limited = qwen().scaled((2560, 1440), 1000).expect("a size");
+        assert!(
+            limited.tokens <= 1000 && limited.tokens > 900,
+            "{limited:?}"
+        );
+        assert_eq!(qwen().scaled((0, 10), 0), None);
+    }
+}
