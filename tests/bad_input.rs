@@ -261,7 +261,10 @@ fn a_profile_that_the_user_names_is_planned_by_or_refused() {
     let eval = Eval::searched(&model()).prompts(&[40]).generate(2);
     let eval = eval.within(64 * MIB, "");
     let named = |path: &str| eval.clone().env("LLAMA_ARG_PIPESHARD_PROFILE", path);
-    let rate = |eval: &Eval| eval.answers().report().predicted.as_ref().expect("a search").tps;
+    let rate = |eval: &Eval| {
+        let answers = eval.answers();
+        answers.report().predicted.as_ref().expect("a search").tps
+    };
     let (usual, by_it) = (rate(&eval), rate(&named(&write("slow.json", &slow.stdout))));
     assert!(by_it < usual / 4.0, "{by_it} of {usual}");
     let half = write("half.json", &slow.stdout[..slow.stdout.len() / 2]);
@@ -283,6 +286,7 @@ fn without_gpu(words: &[&str]) -> Finished {
     let home = scratch("no-gpu");
     let mut command = tool("pipeshard-lab");
     command.args(words).env("XDG_CACHE_HOME", &home);
+    command.env("PIPESHARD_PLAN_CACHE", home.join("plans"));
     command.env("CUDA_VISIBLE_DEVICES", "");
     command.env("GGML_VK_VISIBLE_DEVICES", "");
     finish(&mut command)

@@ -182,7 +182,7 @@ impl Eval {
 
     pub fn prompts(self, prompts: &[u32]) -> Self {
         let list: Vec<String> = prompts.iter().map(u32::to_string).collect();
-        self.arg("prompt", list.join(","))
+        self.arg("prompt-tokens", list.join(","))
     }
 
     pub fn generate(self, tokens: u32) -> Self {

@@ -7,6 +7,7 @@ mod machine;
 mod map;
 mod phases;
 mod question;
+mod style;
 mod text;
 
 use std::io::{self, Write};

@@ -7,7 +7,7 @@ use pipeshard_model::size::ByteSize;
 use pipeshard_plan::plan::{Placement, Plan, UnitClass};
 
 use super::answer::Answer;
-use super::text::{trim, DEVICE, HEADING, HOST, QUIET, STREAMED};
+use super::style::{trim, DEVICE, HEADING, HOST, QUIET, STREAMED};
 
 /// Width of the first column.
 const LABEL: usize = 24;

@@ -2,21 +2,15 @@
 
 use std::fmt::Write;
 
-use anstyle::{AnsiColor, Style};
-
 use super::answer::{Alternative, Answer};
 use super::phases;
+use super::style::{trim, HEADING, QUIET};
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::cost::{Limit, PassCost, Prediction, Workload};
 
 /// No line is wider.
 pub const WIDTH: usize = 96;
 const LABEL: usize = 34;
-pub(super) const HEADING: Style = Style::new().bold();
-pub(super) const QUIET: Style = Style::new().dimmed();
-pub(super) const DEVICE: Style = AnsiColor::Green.on_default();
-pub(super) const STREAMED: Style = AnsiColor::Yellow.on_default();
-pub(super) const HOST: Style = AnsiColor::Magenta.on_default();
 
 /// The answer, with escape sequences for colours.
 pub fn render(answer: &Answer) -> String {
@@ -212,11 +206,6 @@ pub fn line(text: &mut String, label: &str, cells: &[String]) -> std::fmt::Resul
     }
     trim(text);
     writeln!(text)
-}
-
-/// Takes blanks from the end.
-pub(super) fn trim(text: &mut String) {
-    text.truncate(text.trim_end_matches(' ').len());
 }
 
 fn first_token(answer: &Answer) -> String {
