@@ -91,6 +91,8 @@ pub struct EncoderShape {
     image: u64,
     /// Pixels of the smallest image and of the largest, where the file says so.
     pixels: (Option<u64>, Option<u64>),
+    /// Rows for the class of an image, or registers.
+    pub(super) class: u64,
     /// A token ends each row of an image.
     breaks: bool,
     /// What a pass computes.
@@ -197,13 +199,15 @@ fn shape(keys: &dyn KeyValues, tensors: &[LoadedTensor], kind: Kind, base: &str)
     let limit = (image, longest, number("image_max_pixels"));
     // a token for the class, or registers
     let class = tensors.iter().find(|tensor| tensor.name == "v.class_embd");
-    let class = class.map_or(1, |tensor| tensor.ne[1].clamp(1, 1024) as u64);
+    let class = class.map_or(0, |tensor| tensor.ne[1].clamp(1, 1024) as u64);
     let follows_image = kind == Kind::Images && facts.most.follows_image();
     let most_rows = match kind {
         Kind::Images => {
             let parts = parts(keys, base, image);
             most_rows(facts.most, sizes, limit, parts) + if follows_image { 0 } else { class }
         }
+        // eight pieces of a second in a graph
+        Kind::Sound if projector == "qwen3a" => 800,
         Kind::Sound => SOUND_ROWS,
         Kind::SpokenSound => 64,
     };
@@ -231,6 +235,7 @@ fn shape(keys: &dyn KeyValues, tensors: &[LoadedTensor], kind: Kind, base: &str)
         limited: follows_image && facts.limited,
         image,
         pixels: (number("image_min_pixels"), number("image_max_pixels")),
+        class: if follows_image { 0 } else { class },
         breaks: tensors.iter().any(|t| t.name == "v.token_embd.img_break"),
         work: work(&of_kind, &sizes, number("n_wa_pattern").unwrap_or(0)),
     }
@@ -426,7 +431,8 @@ impl EncoderShape {
     /// Rows of a graph that is given an image, or several of the same size, of these pixels.
     pub fn rows_of_pixels(&self, [width, height, _, count]: [i64; 4]) -> u64 {
         let patches = |pixels: i64| u64::try_from(pixels).unwrap_or(0) / self.patch.max(1);
-        patches(width) * patches(height) * u64::try_from(count).unwrap_or(0)
+        let each = patches(width) * patches(height) + self.class;
+        each * u64::try_from(count).unwrap_or(0)
     }
 
     /// Bytes that a real device's backend is expected to take for so many rows on its own account: activations and results of the
@@ -490,7 +496,7 @@ pub(crate) mod tests {
             ("clip.vision.image_size", "896"),
         ]);
         let siglip = &encoders(&siglip, &[])[0];
-        assert_eq!((siglip.rows(0), siglip.rows(100)), (4097, 4097));
+        assert_eq!((siglip.rows(0), siglip.rows(100)), (4096, 4096));
         assert!(!siglip.follows_image() && siglip.windowed.is_none());
     }
 

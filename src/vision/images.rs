@@ -10,7 +10,7 @@ pub struct Scaled {
     pub width: u64,
     /// Pixels.
     pub height: u64,
-    /// Rows of activations, without those for a class.
+    /// Rows of activations.
     pub rows: u64,
     /// Tokens that the language model sees, without those of text around them.
     pub tokens: u64,
@@ -73,7 +73,7 @@ impl EncoderShape {
             return Some(Scaled {
                 width: square,
                 height: square,
-                rows,
+                rows: rows + self.class,
                 tokens,
             });
         }

@@ -173,7 +173,12 @@ impl Stages {
             network: (once * FLOAT + POSITIONS, of_piece * FLOAT),
             divided,
             projector: projector_of(projector, &named, sizes),
-            kept: kept(&named, sizes) * FLOAT,
+            kept: kept(&named, sizes) * FLOAT
+                + match projector {
+                    // the order of columns, there and back, and positions in it
+                    "mimovl" => POSITIONS,
+                    _ => 0,
+                },
             mask: masks,
             fixed: fixed(&named, sizes, q),
             mel: sizes.mel,

@@ -189,6 +189,38 @@ impl Encoder {
         }
     }
 
+    /// Rows, tokens where they are known, and the least device memory of the graph that is planned for: weights of a layer or two, and
+    /// compute buffers, which come last.
+    fn needs(&self) -> Result<(u64, Option<u64>, u64, u64), PlanError> {
+        let (rows, _, tokens) = self.rows();
+        let scratch = match self.image {
+            Some(_) => self.shape.scratch_of(rows),
+            None => self.shape.scratch(rows),
+        };
+        let scratch = scratch.next_multiple_of(self.rounding.granularity);
+        let all = plan_of_all(&units_of(&self.tensors), self.rounding)?;
+        Ok((rows, tokens, all.minimum_budget + scratch, scratch))
+    }
+
+    /// The language model has no plan, with or without an image: a refusal that names what both need.
+    pub fn no_room(
+        &self,
+        question: &Question,
+        profile: &Profile,
+        error: PlanError,
+    ) -> PlanCommandError {
+        let (PlanError::BudgetTooSmall { budget, .. }, false) = (&error, self.on_cpu) else {
+            return error.into();
+        };
+        match self.needs() {
+            Ok((rows, tokens, least, _)) => {
+                let minimum = self.minimum(question, profile, least);
+                failed(self.refusal(*budget, minimum, least, (rows, tokens)))
+            }
+            Err(error) => error.into(),
+        }
+    }
+
     /// What one image takes under a plan of the language model.
     ///
     /// # Errors
@@ -199,17 +231,13 @@ impl Encoder {
         solved: &Solution,
         profile: &Profile,
     ) -> Result<ImageAnswer, PlanCommandError> {
-        let (rows, scaled, tokens) = self.rows();
-        let rounded = |bytes: u64| bytes.next_multiple_of(self.rounding.granularity);
-        let scratch = rounded(match self.image {
-            Some(_) => self.shape.scratch_of(rows),
-            None => self.shape.scratch(rows),
-        });
+        let (_, scaled, _) = self.rows();
+        let (rows, tokens, least, scratch) = self.needs()?;
         let units = units_of(&self.tensors);
         let all = plan_of_all(&units, self.rounding)?;
         let (budget, ledger) = (solved.plan.budget, &solved.plan.ledger);
         let language_peak = ledger.total();
-        let minimum_budget = self.minimum(question, profile, all.minimum_budget + scratch);
+        let minimum_budget = self.minimum(question, profile, least);
         let mut answer = ImageAnswer {
             file: self.path.clone(),
             projector: self.shape.projector.clone(),
@@ -236,7 +264,6 @@ impl Encoder {
         };
         if !self.on_cpu {
             // as a run does it: the ring makes way, then residents from the end, no more than is missing
-            let least = all.minimum_budget + scratch;
             let comfortable = scratch + (2 * all.minimum_budget).min(all.ledger.total());
             let mut beside = language_peak;
             if beside + comfortable > budget {

@@ -345,7 +345,7 @@ fn answered(inventory: &Inventory, args: &PlanArgs) -> Result<Answer, PlanComman
         (memory.encoders, memory.in_turn) = encoder.room();
         while let Err(error) = question.solve(budget, &machine.profile) {
             if !encoder.give_way(&error) {
-                break;
+                return Err(encoder.no_room(&question, &machine.profile, error));
             }
             let memory = &mut question.request.memory;
             (memory.encoders, memory.in_turn) = encoder.room();
