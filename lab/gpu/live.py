@@ -95,7 +95,8 @@ def main():
             assert child.poll() is None, "the server ended"
             time.sleep(0.2)
         random.seed(1)
-        words = " ".join(random.choice(["red", "tree", "house", "seven", "wind", "because", "slowly"]) for _ in range(3600))
+        # numbers of tokens: a synthetic vocabulary has no words
+        words = [random.randrange(100, 500) for _ in range(int(os.environ.get("LIVE_PROMPT", "4000")))]
         completion(8)
         print("limits", json.dumps(ask("/pipeshard")[1]), "card before the server", before, "MiB", flush=True)
         speed = lambda answer: answer[1]["timings"]["predicted_per_second"]

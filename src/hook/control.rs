@@ -39,7 +39,8 @@ pub fn limits(gate: &Gate<Runtime>) -> Result<Limits, BudgetError> {
     budget::limits(accounts, tenant)
 }
 
-/// Changes the budget when passes that are under way are over, within `patience`, if there is a limit to it.
+/// Changes the budget. A larger one is so at once; a smaller one when passes that are under way are over, within `patience`, if there
+/// is a limit to it.
 ///
 /// # Errors
 /// Nothing has changed then.
@@ -49,6 +50,25 @@ pub fn change_budget(
     patience: Option<Duration>,
 ) -> Result<BudgetChanged, ControlError> {
     let asked = Instant::now();
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+    let mut plain = gate.plain();
+    if plain.is_broken() {
+        return Err(ControlError::Broken);
+    }
+    let Runtime {
+        accounts,
+        tenant,
+        telemetry,
+        ..
+    } = &mut *plain;
+    if budget::raise(accounts, tenant, telemetry, bytes) {
+        return Ok(BudgetChanged {
+            now: budget::limits(accounts, tenant)?,
+            waited_ms: 0.0,
+            moved_ms: milliseconds(asked.elapsed()),
+        });
+    }
+    drop(plain);
     let mut alone = match patience {
         None => gate.alone(),
         Some(patience) => {
@@ -81,7 +101,6 @@ pub fn change_budget(
     )?;
     let moved = asked.elapsed() - waited;
     let now = budget::limits(accounts, tenant)?;
-    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
     Ok(BudgetChanged {
         now,
         waited_ms: milliseconds(waited),

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`header`] | what a projector file (`--mmproj`) holds, and what its encoders are expected to take |
 //! | [`images`] | to which size images are scaled, and how many tokens they become |
+//! | [`limits`] | to which size images are scaled that keep their shape |
 //! | [`projectors`] | what llama.cpp knows of a projector type: sizes of images, patches of a token |
 //! | [`stages`] | how much memory a graph holds at once |
 //! | [`windows`] | in which windows an image is attended to, as llama.cpp orders its patches |
@@ -14,6 +15,7 @@
 pub mod attention;
 pub mod header;
 pub mod images;
+mod limits;
 pub mod projectors;
 pub mod rows;
 pub mod stages;

@@ -85,8 +85,25 @@ pub fn limits(accounts: &mut Accounts, tenant: &Tenant) -> Result<Limits, Budget
     })
 }
 
-/// Changes the budget. A smaller one takes its memory back before this returns; for a larger one weights are uploaded when the next
-/// graph begins.
+/// Raises the budget, also while a pass is being submitted: weights are uploaded when the next graph begins. False where it is no raise.
+pub fn raise(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    telemetry: &mut Telemetry,
+    bytes: u64,
+) -> bool {
+    if accounts.device().is_none() || bytes < accounts.budget() {
+        return false;
+    }
+    accounts.set_budget(bytes);
+    tenant.planner.replan();
+    tenant.planner.decide_again();
+    tenant.residency.void_graphs();
+    telemetry.counters.budget_changes += 1;
+    true
+}
+
+/// Changes the budget to a smaller one, whose memory has been given back when this returns.
 ///
 /// # Errors
 /// The budget is what it was, and nothing has moved, but where the device fails.

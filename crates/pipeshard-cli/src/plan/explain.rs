@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::question::Explanation;
-use super::text::{heading, line, rate, time, wrapped, WIDTH};
+use super::style::{heading, line, rate, time, wrapped, WIDTH};
 use pipeshard_plan::search::UbatchScore;
 
 /// What was tried, in tables for a terminal, with escape sequences for colours.

@@ -3,20 +3,18 @@
 //! The plan of the language model leaves the same room as a run's does ([`expected_of`]); what one image takes of it follows from its
 //! size. Nothing is loaded: the header of the projector file has all that.
 
-use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use clap::Args;
 use serde::Serialize;
 
-use super::answer::Answer;
 use super::question::{Question, Solution};
-use super::text::{heading, line, time, wrapped, WIDTH};
-use super::{PlanArgs, PlanCommandError};
 use pipeshard::hook::accounts::expected::Expected;
 use pipeshard::hook::answers::encoder::expected_of;
 use pipeshard::hook::tower::units::{plan_of_all, plan_within, units_of, Placed, Rounding};
 use pipeshard::vision::header::{EncoderFile, EncoderShape, Kind};
+use pipeshard_gguf::InventoryError;
 use pipeshard_model::inventory::LoadedTensor;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::cost::{EncodeCost, EncodeWork};
@@ -49,6 +47,40 @@ impl FromStr for Pixels {
             .ok_or("an image's size is written as WIDTHxHEIGHT in pixels, for example 1920x1080")?;
         Ok(Pixels { width, height })
     }
+}
+
+/// What a command says of images.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ImageArgs {
+    /// The file of an encoder of images, as --mmproj of llama.cpp's tools has it: the plan leaves it room
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["map", "save"])]
+    pub mmproj: Option<PathBuf>,
+
+    /// An image to predict for, in pixels [default: the largest that the encoder takes]
+    #[arg(long, value_name = "WxH")]
+    pub image: Option<Pixels>,
+
+    /// Images of more tokens are scaled down, as with --image-max-tokens of llama.cpp's tools
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub image_max_tokens: Option<u32>,
+
+    /// The CPU encodes
+    #[arg(long)]
+    pub no_mmproj_offload: bool,
+}
+
+/// Why there is no answer about an image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// There is no encoder to plan for, or no room for the image.
+    #[error("{0}")]
+    Refused(String),
+    /// The projector file cannot be read.
+    #[error(transparent)]
+    File(#[from] InventoryError),
+    /// There is no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
 }
 
 /// What an encoder takes, and how long.
@@ -103,8 +135,8 @@ pub struct Encoder {
     on_cpu: bool,
 }
 
-fn failed(why: String) -> PlanCommandError {
-    PlanCommandError::Image(why)
+fn failed(why: String) -> ImageError {
+    ImageError::Refused(why)
 }
 
 impl Encoder {
@@ -113,10 +145,10 @@ impl Encoder {
     /// # Errors
     /// Flags that need it, a file that cannot be read, or one without an encoder of images.
     pub fn of(
-        args: &PlanArgs,
+        args: &ImageArgs,
         rounding: Rounding,
         real: bool,
-    ) -> Result<Option<Self>, PlanCommandError> {
+    ) -> Result<Option<Self>, ImageError> {
         let Some(path) = &args.mmproj else {
             let needs = [
                 (args.image.is_some(), "--image"),
@@ -203,12 +235,7 @@ impl Encoder {
     }
 
     /// The language model has no plan, with or without an image: a refusal that names what both need.
-    pub fn no_room(
-        &self,
-        question: &Question,
-        profile: &Profile,
-        error: PlanError,
-    ) -> PlanCommandError {
+    pub fn no_room(&self, question: &Question, profile: &Profile, error: PlanError) -> ImageError {
         let (PlanError::BudgetTooSmall { budget, .. }, false) = (&error, self.on_cpu) else {
             return error.into();
         };
@@ -230,7 +257,7 @@ impl Encoder {
         question: &Question,
         solved: &Solution,
         profile: &Profile,
-    ) -> Result<ImageAnswer, PlanCommandError> {
+    ) -> Result<ImageAnswer, ImageError> {
         let (_, scaled, _) = self.rows();
         let (rows, tokens, least, scratch) = self.needs()?;
         let units = units_of(&self.tensors);
@@ -345,76 +372,6 @@ impl Encoder {
 
 fn shown(path: &Path) -> String {
     path.display().to_string()
-}
-
-/// The answer's part about images, in words.
-pub fn render(text: &mut String, answer: &Answer, image: &ImageAnswer) -> std::fmt::Result {
-    let title = match (image.image, image.tokens) {
-        (Some(Pixels { width, height }), Some(tokens)) => {
-            format!("Image of {width}x{height}, {tokens} tokens")
-        }
-        (Some(Pixels { width, height }), None) => format!("Image of {width}x{height}, in parts"),
-        (None, _) => "Largest image".to_owned(),
-    };
-    heading(
-        text,
-        &title,
-        &[if image.on_cpu {
-            "on the CPU"
-        } else {
-            "on the device"
-        }],
-    )?;
-    let mut row = |label: &str, value: String| line(text, label, &[value]);
-    let size = |bytes: u64| ByteSize(bytes).to_string();
-    row(
-        "encoder, weights in host memory",
-        format!("{}, {}", image.projector, size(image.weights)),
-    )?;
-    if !image.on_cpu {
-        row("  resident while it computes", size(image.placed.resident))?;
-        row(
-            "  streamed",
-            format!(
-                "{} through {}",
-                size(image.placed.streamed),
-                size(image.placed.ring)
-            ),
-        )?;
-        row("compute buffers (estimated)", size(image.scratch))?;
-        row("device memory while it computes", size(image.vision_peak))?;
-        row("  for the language model", size(image.language_peak))?;
-        row("  peak, the larger of both", size(image.peak))?;
-    }
-    row(
-        "encode",
-        time(if image.on_cpu {
-            image.encode.on_cpu
-        } else {
-            image.encode.seconds
-        }),
-    )?;
-    let prompt = answer.workload.prompt;
-    row(&format!("first token, after {prompt}"), time(image.ttft))?;
-    if !image.on_cpu {
-        row(
-            "  with --no-mmproj-offload",
-            format!(
-                "{} (encode {})",
-                time(image.ttft_on_cpu),
-                time(image.encode.on_cpu)
-            ),
-        )?;
-        let minimum = ByteSize(image.minimum_budget).to_flag();
-        row("smallest budget for this image", minimum)?;
-    }
-    if image.image.is_some() && image.tokens.is_none() {
-        let note = "How many parts the image becomes, and how many tokens, llama.cpp decides; the figures are those of the largest part.";
-        for words in wrapped(note, WIDTH - 2) {
-            writeln!(text, "  {words}")?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::machine::PlannedMachine;
-use super::text::{limit, rate, time};
+use super::style::{rate, time};
+use super::text::limit;
 use super::{machine, PlanArgs, PlanCommandError};
 use pipeshard_model::inventory::Inventory;
 use pipeshard_model::size::ByteSize;

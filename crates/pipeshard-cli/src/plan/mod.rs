@@ -3,6 +3,7 @@
 mod answer;
 mod explain;
 mod image;
+mod image_text;
 mod machine;
 mod map;
 mod phases;
@@ -16,10 +17,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use self::answer::{answer, Answer};
-use self::image::Encoder;
+use self::image::{Encoder, ImageArgs, ImageError};
 pub(crate) use self::machine::PlannedMachine;
 pub(crate) use self::question::Question;
-pub(crate) use self::text::{rate, time};
+pub(crate) use self::style::{rate, time};
 use crate::habits::{cache_type, count, positive, FlashAttn, ModelFile, NotTaken};
 use crate::no_gpu;
 use pipeshard::hook::accounts::backend_reserve;
@@ -121,21 +122,8 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N", value_parser = count)]
     pub outputs: Option<u32>,
 
-    /// The file of an encoder of images, as --mmproj of llama.cpp's tools has it: the plan leaves it room
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["map", "save"])]
-    pub mmproj: Option<PathBuf>,
-
-    /// An image to predict for, in pixels [default: the largest that the encoder takes]
-    #[arg(long, value_name = "WxH")]
-    pub image: Option<image::Pixels>,
-
-    /// Images of more tokens are scaled down, as with --image-max-tokens of llama.cpp's tools
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub image_max_tokens: Option<u32>,
-
-    /// The CPU encodes
-    #[arg(long)]
-    pub no_mmproj_offload: bool,
+    #[command(flatten)]
+    pub images: ImageArgs,
 
     /// A simulated GPU, as --pipeshard-sim of llama.cpp's tools has it, for example vram=8G,pcie=25G
     #[arg(
@@ -251,8 +239,8 @@ pub enum PlanCommandError {
     #[error("{0}")]
     Environment(String),
     /// There is no encoder to plan for, or no room for the image.
-    #[error("{0}")]
-    Image(String),
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The result cannot be printed.
     #[error("cannot print the plan: {0}")]
     Output(#[from] io::Error),
@@ -339,13 +327,13 @@ fn answered(inventory: &Inventory, args: &PlanArgs) -> Result<Answer, PlanComman
         granularity: question.request.memory.granularity,
         alignment: question.request.memory.alignment,
     };
-    let mut encoder = Encoder::of(args, rounding, machine.real_card)?;
+    let mut encoder = Encoder::of(&args.images, rounding, machine.real_card)?;
     if let Some(encoder) = &mut encoder {
         let memory = &mut question.request.memory;
         (memory.encoders, memory.in_turn) = encoder.room();
         while let Err(error) = question.solve(budget, &machine.profile) {
             if !encoder.give_way(&error) {
-                return Err(encoder.no_room(&question, &machine.profile, error));
+                return Err(encoder.no_room(&question, &machine.profile, error).into());
             }
             let memory = &mut question.request.memory;
             (memory.encoders, memory.in_turn) = encoder.room();

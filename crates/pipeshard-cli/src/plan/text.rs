@@ -3,14 +3,10 @@
 use std::fmt::Write;
 
 use super::answer::{Alternative, Answer};
-use super::phases;
-use super::style::{trim, HEADING, QUIET};
+use super::style::{heading, line, rate, time, wrapped, HEADING, QUIET, WIDTH};
+use super::{image_text, phases};
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::cost::{Limit, PassCost, Prediction, Workload};
-
-/// No line is wider.
-pub const WIDTH: usize = 96;
-const LABEL: usize = 34;
 
 /// The answer, with escape sequences for colours.
 pub fn render(answer: &Answer) -> String {
@@ -50,7 +46,7 @@ fn write_all(text: &mut String, answer: &Answer) -> std::fmt::Result {
         Some(other) => comparison(text, answer, other)?,
     }
     if let Some(image) = &answer.image {
-        super::image::render(text, answer, image)?;
+        image_text::render(text, answer, image)?;
     }
     phases::render(text, answer)?;
     let memory = answer.plan.explain_memory();
@@ -190,24 +186,6 @@ fn budgets(text: &mut String, answer: &Answer) -> std::fmt::Result {
     Ok(())
 }
 
-pub fn heading(text: &mut String, title: &str, columns: &[&str]) -> std::fmt::Result {
-    write!(text, "\n{HEADING}{title:<width$}", width = LABEL + 2)?;
-    for column in columns {
-        write!(text, "{column:<20}")?;
-    }
-    trim(text);
-    writeln!(text, "{HEADING:#}")
-}
-
-pub fn line(text: &mut String, label: &str, cells: &[String]) -> std::fmt::Result {
-    write!(text, "  {label:<LABEL$}")?;
-    for cell in cells {
-        write!(text, "{cell:<20}")?;
-    }
-    trim(text);
-    writeln!(text)
-}
-
 fn first_token(answer: &Answer) -> String {
     match answer.workload.sequences {
         0 | 1 => format!("first token, after {}", answer.workload.prompt),
@@ -257,29 +235,6 @@ pub fn limit(limit: Limit) -> &'static str {
     }
 }
 
-/// Three digits and a unit.
-pub fn time(seconds: f64) -> String {
-    match seconds {
-        s if !s.is_finite() => "-".to_owned(),
-        s if s >= 100.0 => format!("{s:.0} s"),
-        s if s >= 10.0 => format!("{s:.1} s"),
-        s if s >= 1.0 => format!("{s:.2} s"),
-        s if s >= 0.1 => format!("{:.0} ms", s * 1e3),
-        s if s >= 0.01 => format!("{:.1} ms", s * 1e3),
-        s => format!("{:.2} ms", s * 1e3),
-    }
-}
-
-/// Three digits of tokens per second.
-pub fn rate(tokens: f64) -> String {
-    match tokens {
-        t if !t.is_finite() => "-".to_owned(),
-        t if t >= 100.0 => format!("{t:.0} tok/s"),
-        t if t >= 10.0 => format!("{t:.1} tok/s"),
-        t => format!("{t:.2} tok/s"),
-    }
-}
-
 fn percent(part: f64, whole: f64) -> String {
     match whole > 0.0 {
         true => format!("{:.0} %", 100.0 * part / whole),
@@ -299,21 +254,6 @@ fn ratio(from: f64, to: f64) -> String {
         true => format!("{:.2}", to / from),
         false => String::new(),
     }
-}
-
-/// Lines of at most `width` characters, broken at blanks.
-pub fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split(' ') {
-        match lines.last_mut() {
-            Some(last) if last.chars().count() + 1 + word.chars().count() <= width => {
-                last.push(' ');
-                last.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
 }
 
 #[cfg(test)]
