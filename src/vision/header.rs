@@ -1,8 +1,7 @@
 //! What a projector file (`--mmproj`) says of its encoders, and what they are expected to take of a device: before llama.cpp loads
 //! them, so that the plan of the language model leaves them room.
 
-use super::images::Limits;
-use super::projectors::{facts, is_one_square, is_scaled_within, Most};
+use super::projectors::{facts, is_one_square, is_scaled_within, Limits, Most};
 use super::stages::{most_rows, Sizes, Stages};
 use pipeshard_gguf::{GgufFile, InventoryError};
 use pipeshard_model::inventory::{KeyValues, LoadedTensor};

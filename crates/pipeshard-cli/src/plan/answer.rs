@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::image::ImageAnswer;
 use super::machine::PlannedMachine;
+use super::picture::ImageAnswer;
 use super::question::{Explanation, Question};
 use pipeshard_plan::cost::{Prediction, Workload};
 use pipeshard_plan::plan::{Plan, PlanError};

@@ -5,90 +5,20 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use std::str::FromStr;
 
-use serde::Serialize;
-
-use super::answer::Answer;
+use super::picture::{ImageAnswer, Pixels};
 use super::question::{Question, Solution};
 use super::text::{heading, line, time, wrapped, WIDTH};
-use super::{PlanArgs, PlanCommandError};
 use pipeshard::hook::accounts::expected::Expected;
 use pipeshard::hook::answers::encoder::expected_of;
 use pipeshard::hook::tower::units::{plan_of_all, plan_within, units_of, Placed, Rounding};
 use pipeshard::vision::header::{EncoderFile, EncoderShape, Kind};
+use pipeshard_gguf::InventoryError;
 use pipeshard_model::inventory::LoadedTensor;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::cost::{EncodeCost, EncodeWork};
 use pipeshard_plan::plan::PlanError;
 use pipeshard_plan::profile::Profile;
-
-/// Pixels of an image, `1920x1080`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Pixels {
-    /// From left to right.
-    pub width: u64,
-    /// From top to bottom.
-    pub height: u64,
-}
-
-impl FromStr for Pixels {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const MOST: u64 = 65_536;
-        let side = |text: &str| {
-            text.trim()
-                .parse()
-                .ok()
-                .filter(|side| (1..=MOST).contains(side))
-        };
-        let sides = text.split_once(['x', 'X', '×']);
-        let sides = sides.and_then(|(width, height)| side(width).zip(side(height)));
-        let (width, height) = sides
-            .ok_or("an image's size is written as WIDTHxHEIGHT in pixels, for example 1920x1080")?;
-        Ok(Pixels { width, height })
-    }
-}
-
-/// What an encoder takes, and how long.
-#[derive(Debug, Clone, Serialize)]
-pub struct ImageAnswer {
-    /// The projector file.
-    pub file: String,
-    /// llama.cpp's name for what it is.
-    pub projector: String,
-    /// The image that was asked about; none for the largest that there may be.
-    pub image: Option<Pixels>,
-    /// Pixels that it is scaled to; none where it is cut into parts, or that is not known.
-    pub scaled: Option<Pixels>,
-    /// Patches of a graph.
-    pub rows: u64,
-    /// Tokens that the language model sees; none where the image is cut into parts.
-    pub tokens: Option<u64>,
-    /// Bytes of the file's weights.
-    pub weights: u64,
-    /// The CPU encodes, as with `--no-mmproj-offload`: all below is zero but for its time.
-    pub on_cpu: bool,
-    /// Where weights are while it is encoded.
-    pub placed: Placed,
-    /// Compute buffers, in bytes: at least what a run takes.
-    pub scratch: u64,
-    /// The most device memory that is held while it is encoded, in bytes.
-    pub vision_peak: u64,
-    /// The same while the language model computes.
-    pub language_peak: u64,
-    /// The larger of the two.
-    pub peak: u64,
-    /// The smallest budget in which this image is encoded on the device, in bytes.
-    pub minimum_budget: u64,
-    /// Seconds.
-    pub encode: EncodeCost,
-    /// Seconds to the first token of a prompt that contains it.
-    pub ttft: f64,
-    /// The same where the CPU encodes, by the plan at hand.
-    pub ttft_on_cpu: f64,
-}
 
 /// The encoder of a command.
 #[derive(Debug, Clone)]
@@ -103,8 +33,35 @@ pub struct Encoder {
     on_cpu: bool,
 }
 
-fn failed(why: String) -> PlanCommandError {
-    PlanCommandError::Image(why)
+/// What is said of an encoder on the command line.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Its file.
+    pub mmproj: Option<&'a Path>,
+    /// An image.
+    pub image: Option<Pixels>,
+    /// The most tokens of one.
+    pub limit: Option<u32>,
+    /// The CPU encodes.
+    pub on_cpu: bool,
+}
+
+/// Why there is nothing to say of an image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// No encoder, or no room: what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] InventoryError),
+    /// There is no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+fn failed(why: String) -> ImageError {
+    ImageError::Refused(why)
 }
 
 impl Encoder {
@@ -112,16 +69,12 @@ impl Encoder {
     ///
     /// # Errors
     /// Flags that need it, a file that cannot be read, or one without an encoder of images.
-    pub fn of(
-        args: &PlanArgs,
-        rounding: Rounding,
-        real: bool,
-    ) -> Result<Option<Self>, PlanCommandError> {
-        let Some(path) = &args.mmproj else {
+    pub fn of(args: Asked<'_>, rounding: Rounding, real: bool) -> Result<Option<Self>, ImageError> {
+        let Some(path) = args.mmproj else {
             let needs = [
                 (args.image.is_some(), "--image"),
-                (args.image_max_tokens.is_some(), "--image-max-tokens"),
-                (args.no_mmproj_offload, "--no-mmproj-offload"),
+                (args.limit.is_some(), "--image-max-tokens"),
+                (args.on_cpu, "--no-mmproj-offload"),
             ];
             return match needs.iter().find(|(given, _)| *given) {
                 Some((_, flag)) => Err(failed(format!(
@@ -138,8 +91,8 @@ impl Encoder {
                 path.display()
             ))
         })?;
-        let limit = args.image_max_tokens.map_or(0, u64::from);
-        let expected = match args.no_mmproj_offload {
+        let limit = args.limit.map_or(0, u64::from);
+        let expected = match args.on_cpu {
             true => Expected::default(),
             false => expected_of(&file, limit, rounding, real),
         };
@@ -151,7 +104,7 @@ impl Encoder {
             image: args.image,
             limit,
             rounding,
-            on_cpu: args.no_mmproj_offload,
+            on_cpu: args.on_cpu,
         }))
     }
 
@@ -203,12 +156,7 @@ impl Encoder {
     }
 
     /// The language model has no plan, with or without an image: a refusal that names what both need.
-    pub fn no_room(
-        &self,
-        question: &Question,
-        profile: &Profile,
-        error: PlanError,
-    ) -> PlanCommandError {
+    pub fn no_room(&self, question: &Question, profile: &Profile, error: PlanError) -> ImageError {
         let (PlanError::BudgetTooSmall { budget, .. }, false) = (&error, self.on_cpu) else {
             return error.into();
         };
@@ -230,7 +178,7 @@ impl Encoder {
         question: &Question,
         solved: &Solution,
         profile: &Profile,
-    ) -> Result<ImageAnswer, PlanCommandError> {
+    ) -> Result<ImageAnswer, ImageError> {
         let (_, scaled, _) = self.rows();
         let (rows, tokens, least, scratch) = self.needs()?;
         let units = units_of(&self.tensors);
@@ -347,8 +295,15 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// The answer's part about images, in words.
-pub fn render(text: &mut String, answer: &Answer, image: &ImageAnswer) -> std::fmt::Result {
+/// The answer's part about images, in words; `prompt`: tokens of the prompt that contains it.
+pub fn render(image: &ImageAnswer, prompt: u32) -> String {
+    let mut text = String::new();
+    // writing to a String cannot fail
+    let _ = write_all(&mut text, image, prompt);
+    text
+}
+
+fn write_all(text: &mut String, image: &ImageAnswer, prompt: u32) -> std::fmt::Result {
     let title = match (image.image, image.tokens) {
         (Some(Pixels { width, height }), Some(tokens)) => {
             format!("Image of {width}x{height}, {tokens} tokens")
@@ -394,7 +349,6 @@ pub fn render(text: &mut String, answer: &Answer, image: &ImageAnswer) -> std::f
             image.encode.seconds
         }),
     )?;
-    let prompt = answer.workload.prompt;
     row(&format!("first token, after {prompt}"), time(image.ttft))?;
     if !image.on_cpu {
         row(
@@ -415,22 +369,4 @@ pub fn render(text: &mut String, answer: &Answer, image: &ImageAnswer) -> std::f
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_of_images_are_two_numbers() {
-        let size = |width, height| Ok(Pixels { width, height });
-        assert_eq!("2560x1440".parse(), size(2560, 1440));
-        assert_eq!("1X1".parse(), size(1, 1));
-        for wrong in [
-            "", "100", "100x", "0x10", "axb", "1x2x3", "70000x10", "-1x5",
-        ] {
-            let said = wrong.parse::<Pixels>().expect_err(wrong);
-            assert!(said.contains("1920x1080"), "{said}");
-        }
-    }
 }

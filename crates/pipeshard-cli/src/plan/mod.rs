@@ -6,6 +6,7 @@ mod image;
 mod layers;
 mod machine;
 mod map;
+mod picture;
 mod question;
 mod text;
 
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use self::answer::{answer, Answer};
-use self::image::Encoder;
+use self::image::{Asked, Encoder, ImageError};
 pub(crate) use self::machine::PlannedMachine;
 pub(crate) use self::question::Question;
 pub(crate) use self::text::{rate, time};
@@ -121,7 +122,7 @@ pub struct PlanArgs {
 
     /// An image to predict for, in pixels [default: the largest that the encoder takes]
     #[arg(long, value_name = "WxH")]
-    pub image: Option<image::Pixels>,
+    pub image: Option<picture::Pixels>,
 
     /// Images of more tokens are scaled down, as with --image-max-tokens of llama.cpp's tools
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -244,8 +245,8 @@ pub enum PlanCommandError {
     #[error("{0}")]
     Environment(String),
     /// There is no encoder to plan for, or no room for the image.
-    #[error("{0}")]
-    Image(String),
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The result cannot be printed.
     #[error("cannot print the plan: {0}")]
     Output(#[from] io::Error),
@@ -334,13 +335,13 @@ fn answered(inventory: &Inventory, args: &PlanArgs) -> Result<Answer, PlanComman
         granularity: question.request.memory.granularity,
         alignment: question.request.memory.alignment,
     };
-    let mut encoder = Encoder::of(args, rounding, machine.real_card)?;
+    let mut encoder = Encoder::of(asked_of_image(args), rounding, machine.real_card)?;
     if let Some(encoder) = &mut encoder {
         let memory = &mut question.request.memory;
         (memory.encoders, memory.in_turn) = encoder.room();
         while let Err(error) = question.solve(budget, &machine.profile) {
             if !encoder.give_way(&error) {
-                return Err(encoder.no_room(&question, &machine.profile, error));
+                return Err(encoder.no_room(&question, &machine.profile, error).into());
             }
             let memory = &mut question.request.memory;
             (memory.encoders, memory.in_turn) = encoder.room();
@@ -358,6 +359,15 @@ fn answered(inventory: &Inventory, args: &PlanArgs) -> Result<Answer, PlanComman
         answer.explanation = None;
     }
     Ok(answer)
+}
+
+fn asked_of_image(args: &PlanArgs) -> Asked<'_> {
+    Asked {
+        mmproj: args.mmproj.as_deref(),
+        image: args.image,
+        limit: args.image_max_tokens,
+        on_cpu: args.no_mmproj_offload,
+    }
 }
 
 /// The budget in bytes.
@@ -470,6 +480,9 @@ fn render(asked: &Answer, args: &PlanArgs) -> Result<String, PlanCommandError> {
         return Ok(json + "\n");
     }
     let mut text = text::render(asked);
+    if let Some(image) = &asked.image {
+        text += &image::render(image, asked.workload.prompt);
+    }
     if let Some(explained) = &asked.explanation {
         text += &explain::render(explained);
     }

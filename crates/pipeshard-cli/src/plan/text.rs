@@ -57,9 +57,6 @@ fn write_all(text: &mut String, answer: &Answer) -> std::fmt::Result {
         None => predictions(text, answer)?,
         Some(other) => comparison(text, answer, other)?,
     }
-    if let Some(image) = &answer.image {
-        super::image::render(text, answer, image)?;
-    }
     layers(text, answer)?;
     let memory = answer.plan.explain_memory();
     let (title, rows) = memory.trim_end().split_once('\n').unwrap_or((&memory, ""));
