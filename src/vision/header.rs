@@ -199,12 +199,16 @@ fn shape(keys: &dyn KeyValues, tensors: &[LoadedTensor], kind: Kind, base: &str)
     let limit = (image, longest, number("image_max_pixels"));
     // a token for the class, or registers
     let class = tensors.iter().find(|tensor| tensor.name == "v.class_embd");
-    let class = class.map_or(0, |tensor| tensor.ne[1].clamp(1, 1024) as u64);
+    let class = match projector.as_str() {
+        // its tokens join behind what looks at the image first
+        "deepseekocr" | "deepseekocr2" => 0,
+        _ => class.map_or(0, |tensor| tensor.ne[1].clamp(1, 1024) as u64),
+    };
     let follows_image = kind == Kind::Images && facts.most.follows_image();
     let most_rows = match kind {
         Kind::Images => {
             let parts = parts(keys, base, image);
-            most_rows(facts.most, sizes, limit, parts) + if follows_image { 0 } else { class }
+            most_rows(facts.most, sizes, limit, (parts, class))
         }
         // eight pieces of a second in a graph
         Kind::Sound if projector == "qwen3a" => 800,

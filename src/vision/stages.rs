@@ -385,12 +385,13 @@ fn kept(named: &Named<'_>, sizes: Sizes) -> u64 {
         .sum()
 }
 
-/// Rows of the largest graph of images, where the user has set no limit.
+/// Rows of the largest graph of images, where the user has set no limit. `parts`: of an image at most, and its overview; `class`: rows
+/// that join each square.
 pub fn most_rows(
     most: Most,
     sizes: Sizes,
     (image, longest, pixels): (u64, u64, Option<u64>),
-    parts: u64,
+    (parts, class): (u64, u64),
 ) -> u64 {
     let patch = sizes.patch.max(1);
     let merged = (sizes.merge * sizes.merge).max(1);
@@ -403,10 +404,10 @@ pub fn most_rows(
         }
         Most::File => pixels.map_or(4096 * merged, |pixels| pixels / patch / patch),
         Most::LongestEdge => side(longest) * side(longest),
-        Most::Square => square,
-        Most::Squares(tokens) => square * (tokens / (square / merged).max(1)).max(1),
-        Most::Parts => square * parts.max(1),
-        Most::Slices => square + square / 8,
-        Most::Tile(pixels) => side(pixels) * side(pixels),
+        Most::Square => square + class,
+        Most::Squares(tokens) => (square + class) * (tokens / (square / merged).max(1)).max(1),
+        Most::Parts => (square + class) * parts.max(1),
+        Most::Slices => square + square / 8 + class,
+        Most::Tile(pixels) => side(pixels) * side(pixels) + class,
     }
 }
