@@ -334,7 +334,11 @@ fn projector_of(projector: &str, named: &Named<'_>, sizes: Sizes) -> u64 {
     let merged = merged.max(1);
     let each = matrices().map(|tensor| {
         let [from, to] = [tensor.ne[0], tensor.ne[1]].map(positive);
-        let gate = if tensor.name.contains("gate") { to } else { 0 };
+        // the place of the features that went in is too small for what comes out
+        let gate = match tensor.name.contains("gate") {
+            true => to + sizes.width,
+            false => 0,
+        };
         from + to + gate
     });
     let largest = each.max().unwrap_or(0).div_ceil(merged);
