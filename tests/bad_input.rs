@@ -247,7 +247,7 @@ fn no_gpu_and_none_simulated() {
 }
 
 #[test]
-fn a_profile_that_the_user_names_is_planned_by_or_refused() {
+fn a_profile_that_the_user_names_is_planned_by_or_named_as_the_reason() {
     let folder = scratch("named-profile");
     let mut command = tool(LAB);
     command.args(["profile", "--json", "--sim", "vram=1G,pcie=50M,cpu=500M"]);
@@ -268,17 +268,27 @@ fn a_profile_that_the_user_names_is_planned_by_or_refused() {
     let (usual, by_it) = (rate(&eval), rate(&named(&write("slow.json", &slow.stdout))));
     assert!(by_it < usual / 4.0, "{by_it} of {usual}");
     let half = write("half.json", &slow.stdout[..slow.stdout.len() / 2]);
-    assert_refused(
-        &named(&half).run(),
-        &["half.json is not a profile of this version"],
+    for (path, why) in [
+        (&*half, "half.json is not a profile of this version"),
+        ("no/such.json", "no/such.json cannot be read"),
+    ] {
+        // no other profile takes its place unsaid
+        let answers = named(path).answers();
+        let said = &answers.said;
+        assert!(
+            said.contains("no plan was searched: ") && said.contains(why),
+            "{said}"
+        );
+        assert_eq!(answers.report().predicted, None, "{path}");
+    }
+    // its flag turns pipeshard on
+    let flags = [&["--pipeshard-profile", &half][..], &SIM].concat();
+    let finished = completion(&model(), &flags, &[]);
+    let said = finished.said();
+    assert!(
+        finished.succeeded() && said.contains("pipeshard: engaged"),
+        "{said}"
     );
-    assert_refused(
-        &named("no/such.json").run(),
-        &["no/such.json cannot be read"],
-    );
-    // the same by its flag, which turns pipeshard on
-    let flags = [&["--pipeshard-profile", "no/such.json"][..], &SIM].concat();
-    assert_tool_refuses(&model(), &flags, &[], &["no/such.json cannot be read"]);
 }
 
 /// `pipeshard` on a machine without a GPU, and without anything that was measured there.
@@ -298,14 +308,14 @@ fn commands_without_a_gpu_name_one_that_works() {
     let model = model.to_str().expect("a path of the tests");
     for (command, words) in [
         ("profile", &["-m", model][..]),
-        ("tune", &["-m", model, "--vram", "60M"]),
+        ("tune", &["-m", model, "--vram", "200M"]),
         (
             "verify",
             &[
                 "-m",
                 model,
                 "--vram",
-                "60M",
+                "200M",
                 "--prompt-tokens",
                 "7",
                 "-n",
@@ -315,7 +325,7 @@ fn commands_without_a_gpu_name_one_that_works() {
         (
             "bench",
             &[
-                "-m", model, "--vram", "60M", "-p", "8", "-n", "1", "-r", "1",
+                "-m", model, "--vram", "200M", "-p", "8", "-n", "1", "-r", "1",
             ],
         ),
     ] {
