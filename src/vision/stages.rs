@@ -27,7 +27,6 @@ const POSITIONS: u64 = 24;
 /// Bytes by which the few tensors that are alive at once are rounded up, and inputs of a few rows.
 const SLACK: u64 = 16 * 1024;
 /// ggml's number of the type that convolutions compute in 32 bits.
-
 const BF16: u32 = 30;
 
 /// The sizes that a file's metadata has.
