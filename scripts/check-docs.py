@@ -230,9 +230,8 @@ class Check:
             told[command] = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", first))
         source = self.root / "crates/pipeshard-cli/src"
         for command in sorted({*told, *("plan", "profile", "bench", "verify", "trace", "eval")}):
-            file = source / command / "mod.rs"
-            file = file if file.exists() else source / f"{command}.rs"
-            text = file.read_text() if file.exists() else ""
+            files = sorted((source / command).glob("*.rs")) or [source / f"{command}.rs"]
+            text = "".join(file.read_text() for file in files if file.exists())
             flags = set()
             for match in ARGUMENT.finditer(text):
                 named = re.search(r"\blong\b(?:\s*=\s*\"([^\"]+)\")?", match["how"])
