@@ -140,3 +140,68 @@ fn nobody_changes_what_was_not_opened() {
     let message = says["error"]["message"].as_str().expect("a sentence");
     assert!(message.contains("--pipeshard-vram"), "{message}");
 }
+
+/// A router with a budget for each of two models, and its reports behind it.
+fn routed(report: &str) -> Vec<Value> {
+    let folder = common::scratch("control").join(report.replace('%', ""));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join(report).display().to_string();
+    let other = synthetic("tiny-qwen3moe", &[]);
+    let preset = folder.join("models.ini");
+    let text = format!(
+        "version = 1\n[*]\nctx-size = 512\nthreads = 1\nparallel = 1\n[one]\nmodel = {}\n[two]\nmodel = {}\n",
+        model().display(),
+        other.display()
+    );
+    std::fs::write(&preset, text).expect("a preset");
+    let preset = preset.display().to_string();
+    let mut router = Server::start_with(&[
+        "--models-preset",
+        &preset,
+        "--models-max",
+        "2",
+        "--pipeshard-vram",
+        "120M",
+        "--pipeshard-sim",
+        "vram=1G",
+        "--pipeshard-control",
+        "--pipeshard-report",
+        &path,
+    ]);
+    for name in ["one", "two"] {
+        let body = json!({"model": name, "prompt": "a", "n_predict": 4, "temperature": 0});
+        let answer = router.complete(&body);
+        assert!(answer["content"].is_string(), "{answer}");
+    }
+    let (status, now) = router.post("/pipeshard/budget", &json!({"model": "one", "size": "80M"}));
+    assert!(status.contains("200"), "{status} {now}");
+    let budget = |name: &str| router.get(&format!("/pipeshard?model={name}")).1["budget"].clone();
+    assert_eq!(
+        (budget("one"), budget("two")),
+        ((80 * MIB).into(), (120 * MIB).into())
+    );
+    assert!(router.stop().success());
+    let files = std::fs::read_dir(&folder).expect("a folder");
+    let files = files.map(|file| file.expect("a file").path());
+    let reports = files.filter(|path| path.extension().is_some_and(|end| end == "json"));
+    let read = |path: PathBuf| std::fs::read_to_string(path).expect("a text");
+    reports
+        .map(|path| serde_json::from_str(&read(path)).expect("JSON"))
+        .collect()
+}
+
+#[test]
+fn a_routers_children_have_budgets_and_reports_of_their_own() {
+    let each = routed("report-%p.json");
+    let engaged = |reports: &[Value]| reports.iter().filter(|r| r["engaged"] == true).count();
+    assert_eq!((each.len(), engaged(&each)), (3, 2), "{each:?}");
+    let changes: u64 = each
+        .iter()
+        .filter_map(|r| r["budget_changes"].as_u64())
+        .sum();
+    assert_eq!(changes, 1);
+    // the router ends last, and leaves what a child wrote
+    let last = routed("report.json");
+    assert_eq!((last.len(), engaged(&last)), (1, 1), "{last:?}");
+}

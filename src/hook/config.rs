@@ -247,6 +247,12 @@ impl Debug {
     }
 }
 
+/// The file of that name; `%p` stands for the number of the process, so that processes with the same settings (the children of a router)
+/// have files of their own.
+fn file_of_process(name: &str) -> PathBuf {
+    PathBuf::from(name.replace("%p", &std::process::id().to_string()))
+}
+
 impl Config {
     /// Refuses files to be written that are models: swapped arguments, most likely.
     ///
@@ -328,8 +334,8 @@ impl Config {
             sim: get("LLAMA_ARG_PIPESHARD_SIM")
                 .map(|text| SimSpec::parse(&text).map_err(ConfigError::Sim))
                 .transpose()?,
-            report: get("LLAMA_ARG_PIPESHARD_REPORT").map(PathBuf::from),
-            trace: get("LLAMA_ARG_PIPESHARD_TRACE").map(PathBuf::from),
+            report: get("LLAMA_ARG_PIPESHARD_REPORT").map(|name| file_of_process(&name)),
+            trace: get("LLAMA_ARG_PIPESHARD_TRACE").map(|name| file_of_process(&name)),
             trace_passes: get("LLAMA_ARG_PIPESHARD_TRACE_PASSES")
                 .map(|v| {
                     let passes = parse_count(&v).ok().and_then(|n| usize::try_from(n).ok());

@@ -128,6 +128,7 @@ fn attach(mut config: Config) -> Result<(), String> {
              libpipeshard.so that came with the program"
         ));
     }
+    publish::begin();
     // SAFETY: the handler is a plain function.
     unsafe { libc::atexit(at_exit) };
     Ok(())

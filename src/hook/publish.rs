@@ -17,7 +17,10 @@ use pipeshard_plan::cost::{Lane, Limit};
 use pipeshard_plan::plan::Plan;
 use pipeshard_plan::profile::{Origin, Profile};
 use pipeshard_sim as sim;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
+use std::time::SystemTime;
 
 /// The report on what happened so far.
 pub fn report(runtime: &Runtime) -> Report {
@@ -253,6 +256,20 @@ pub fn is_done() -> bool {
     PUBLISHED.load(Ordering::Relaxed)
 }
 
+/// When this process attached pipeshard.
+static BEGAN: OnceLock<SystemTime> = OnceLock::new();
+
+/// Notes that this process attaches pipeshard.
+pub fn begin() {
+    BEGAN.get_or_init(SystemTime::now);
+}
+
+/// Reports whether another process has written the file since this one attached pipeshard.
+fn is_of_others(path: &Path) -> bool {
+    let written = std::fs::metadata(path).and_then(|file| file.modified());
+    written.is_ok_and(|at| BEGAN.get().is_some_and(|began| at > *began))
+}
+
 /// Prints the report's lines on standard error and writes the files that were asked for. `details`: the tool's log, which may be
 /// silent, gets all the rest.
 pub fn publish(runtime: &mut Runtime, details: bool) {
@@ -265,7 +282,9 @@ pub fn publish(runtime: &mut Runtime, details: bool) {
         log::debug(&format!("all that was counted\n{}", report.render_table()));
     }
     log::to_stderr(&report.render_lines());
-    if let Some(path) = &config.report {
+    // a router that loads no model has the settings of its children, and ends behind them
+    let by_others = |path: &Path| runtime.telemetry.counters.models == 0 && is_of_others(path);
+    if let Some(path) = config.report.as_deref().filter(|path| !by_others(path)) {
         if let Err(error) = report.write_json(path) {
             log::error(&error.to_string());
         }

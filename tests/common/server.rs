@@ -50,11 +50,16 @@ fn request(port: u16, head: &str, body: &str) -> Option<(String, String)> {
 impl Server {
     /// Of `model`, ready to be asked.
     pub fn start(model: &Path, flags: &[&str]) -> Self {
+        let model = model.display().to_string();
+        Self::start_with(&[&["-m", &model], flags].concat())
+    }
+
+    /// Of models that the flags name, ready to be asked.
+    pub fn start_with(flags: &[&str]) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = listener.local_addr().expect("its address").port();
         drop(listener);
         let mut command = tool("llama-server");
-        command.arg("-m").arg(model);
         command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
         command
             .args(flags)

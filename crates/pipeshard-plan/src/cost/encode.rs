@@ -1,5 +1,6 @@
 //! What an image or a piece of sound costs that is encoded ahead of a prompt.
 
+use crate::constants::machine::ENCODER_SHARE;
 use crate::profile::Profile;
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +44,7 @@ impl EncodeWork {
         let link = profile.link.pinned.median;
         let launches =
             self.kernels as f64 * profile.gpu.launch.max(profile.overheads.launch.median);
-        let computing = over(self.operations, profile.gpu.flops) + launches;
+        let computing = over(self.operations, profile.gpu.flops * ENCODER_SHARE) + launches;
         let copying = over(self.streamed as f64, link);
         EncodeCost {
             seconds: computing.max(copying) + over(self.first.min(self.streamed) as f64, link),
@@ -65,7 +66,7 @@ mod tests {
         let mut profile = Profile::assumed();
         profile.link.pinned = Quantity::stated(10e9);
         profile.gpu = Roofline {
-            flops: 1e12,
+            flops: 1e12 / ENCODER_SHARE,
             launch: 0.0,
             ..profile.gpu
         };
