@@ -173,7 +173,7 @@ fn recorded(folder: &Path, script: &str) {
 fn with_recorded(out: &Path) -> Finished {
     let model = format!("tiny={}", synthetic("tiny-llama", &[]).display());
     let tools = out.display().to_string();
-    let grid = "--vram 60M --prompt-tokens 64 --ubatch 64 --fit-ubatch 64 --generate 0 --rounds 1 --first-token 0 --no-ceiling";
+    let grid = "--vram 60M --prompt-tokens 64 --ubatch 64 --fit-ubatch 64 --generate 0 --rows 0 --rounds 1 --first-token 0 --no-ceiling";
     let mut args: Vec<&str> = grid.split(' ').collect();
     args.extend(["--model", &model, "--tools", &tools]);
     finish(&mut bench(out, &args))

@@ -34,6 +34,7 @@ const EXCLUDED: &[(&str, &str)] = &[
         "pipeshard-lab synth --shape qwen3-235b-a22b ",
         "writes gigabytes",
     ),
+    ("curl ", "asks a server; tests/control.rs asks the same"),
     ("export PYTHONPATH=", "fetches packages from the network"),
     ("PIPESHARD_TEST_TOOLS=", "tests/server.rs runs these"),
     (
