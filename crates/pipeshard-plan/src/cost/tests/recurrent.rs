@@ -17,12 +17,14 @@ fn seconds(model: &Inventory, cells: u64) -> f64 {
     pass_cost(&all_resident(model), &shape(model), &profile, pass).gpu
 }
 
+/// So many of the last layers are recurrent: behind layers with a cache, which they must not be taken to read.
 fn with_recurrent_layers(count: u32) -> Inventory {
     let mut model = SMALL.inventory();
-    model.kv.layers.retain(|kv| kv.layer >= count);
+    let from = model.layer_count - count;
+    model.kv.layers.retain(|kv| kv.layer < from);
     for tensor in &mut model.tensors {
-        let early = tensor.layer.is_some_and(|layer| layer < count);
-        if early && tensor.role == Role::Attention {
+        let late = tensor.layer.is_some_and(|layer| layer >= from);
+        if late && tensor.role == Role::Attention {
             tensor.role = Role::Recurrent;
         }
     }
