@@ -22,6 +22,7 @@ use super::log;
 use super::planning::saved::PlanFile;
 use super::publish;
 use super::table::{table, PanicAt, Shared};
+use crate::profile::{file_of_user, read_file};
 use crate::report::Report;
 use pipeshard_sim as sim;
 use pipeshard_sys::{self as ffi, BUILD_ID};
@@ -98,6 +99,9 @@ fn attach(mut config: Config) -> Result<(), String> {
     });
     let file = file.transpose().map_err(|e| e.to_string())?;
     config.budget = config.budget.or(file.as_ref().map(PlanFile::budget));
+    // a profile that was named is used, or nothing runs
+    let profile = file_of_user().map(|path| read_file(&path));
+    profile.transpose().map_err(|e| e.to_string())?;
     let panic_at = config.debug.panic_at.as_deref().map(PanicAt::parse);
     let panic_at = panic_at.transpose().map_err(|e| e.to_string())?;
     // ggml-cuda page-locks in place only where this is set; nothing else reads it. llama.cpp's tools have set it before they had a
