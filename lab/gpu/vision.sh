@@ -56,7 +56,7 @@ for budget in ${TINY_BUDGETS:-250M 400M 2G}; do
 done
 synth cosmos cosmos-reason1-7b --type "${COSMOS_TYPE:-q4_0}"
 synth cosmos-mmproj cosmos-reason1-7b-mmproj
-for size in ${SIZES:-868x476 1932x1092 2560x1440}; do
+[[ $what == *only* ]] || for size in ${SIZES:-868x476 1932x1092 2560x1440}; do
     picture "${size%x*}" "${size#*x}" "$models/$size.bmp"
     look "stock-$size" cosmos "$models/$size.bmp" -ngl 99
     note "$size stock, all in VRAM: $LOOK"
@@ -69,3 +69,19 @@ for size in ${SIZES:-868x476 1932x1092 2560x1440}; do
     done
 done
 tar -C "$models" -czf "$OUT/vision.tar.gz" $(cd "$models" && ls ./*.json ./*.log 2>/dev/null)
+
+if [[ $what == *again* ]]; then
+    # the first encode of a process and the second, and what was predicted of them
+    times() { grep -aoE 'encoding done in [0-9]+ ms' "$models/$1.log" | grep -oE '[0-9]+' | paste -sd ' '; }
+    for size in ${SIZES:-868x476 1932x1092 2560x1440}; do
+        picture "${size%x*}" "${size#*x}" "$models/$size.bmp"
+        look "again-stock-$size" cosmos "$models/$size.bmp" --image "$models/$size.bmp" -ngl 99
+        note "$size stock, two encodes: $(times "again-stock-$size") ms; $LOOK"
+        for budget in ${AGAIN_BUDGETS:-2G 4G}; do
+            look "again-$size-$budget" cosmos "$models/$size.bmp" --image "$models/$size.bmp" --pipeshard-vram "$budget"
+            note "$size $budget, two encodes: $(times "again-$size-$budget") ms; $LOOK"
+            note "    $("$bin/pipeshard" plan "$models/cosmos.gguf" --mmproj "$models/cosmos-mmproj.gguf" --image "$size" --vram "$budget" -c 8192 --json 2>> "$OUT/visit.log" |
+                python3 -c 'import json, sys; i = json.load(sys.stdin)["image"]; print("predicted: encode %.0f ms, on the CPU %.0f ms, peak %.0f MiB, tokens %s, buffers %.0f MiB, smallest budget %.0f MiB" % (i["encode"]["seconds"] * 1e3, i["encode"]["on_cpu"] * 1e3, i["peak"] / 2**20, i["tokens"], i["scratch"] / 2**20, i["minimum_budget"] / 2**20))' 2>&1 | tail -n 1)"
+        done
+    done
+fi
