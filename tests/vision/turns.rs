@@ -77,18 +77,8 @@ fn the_peak_is_that_of_the_larger_phase() {
     let picture = picture(448, 336);
     let pictures = [&picture as &Path, &picture];
     let stock = stock("phases-stock", &pictures);
-    // in the smallest budgets there are no residents that could make way
-    let smallest = smallest(&pictures);
-    let tried = (1..=16).map(|more| {
-        let budget = smallest + more * MIB;
-        let ours = within_budget("phases-ours", &pictures, budget).worked();
-        (budget, ours)
-    });
-    let evicts = |ours: &Encoded| ours.vision().bytes_evicted > 0;
-    let (budget, ours) = tried
-        .into_iter()
-        .find(|(_, ours)| evicts(ours))
-        .expect("a budget in which residents make way");
+    let budget = smallest(&pictures) + MIB;
+    let ours = within_budget("phases-ours", &pictures, budget).worked();
     assert!(stock.embeddings == ours.embeddings);
     assert_eq!(stock.finished.stdout, ours.finished.stdout);
     ours.assert_healthy(budget);
@@ -99,9 +89,10 @@ fn the_peak_is_that_of_the_larger_phase() {
     assert_eq!(vision.encodes, 2);
     // the first one may find the device empty
     assert!((2..=4).contains(&vision.phase_changes), "{vision:?}");
-    assert_eq!(ours.copied(), 2 * ours.encoder_bytes(), "{vision:?}");
-    // what made way came back
-    assert!(vision.bytes_restored > 0 && vision.bytes_evicted >= vision.bytes_restored);
+    // for each of the two, but for what the ring still has
+    let (copied, whole) = (ours.copied(), ours.encoder_bytes());
+    assert!(copied > whole && copied <= 2 * whole, "{vision:?}");
+    assert!(vision.bytes_evicted >= vision.bytes_restored);
 }
 
 #[test]
