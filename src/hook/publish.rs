@@ -8,8 +8,8 @@ use super::planning::planner::Planner;
 use super::runtime::Runtime;
 use super::telemetry::counters::Counters;
 use crate::report::{
-    CalibrationCounts, ExpertCounts, HostWaits, MemoryHeld, MemoryPeak, NotCalibrated, PassTimes,
-    PlanUse, Predicted, ProfileKind, Report, UnitPlacements,
+    CalibrationCounts, ExpertCounts, HostWaits, MemoryPeak, NotCalibrated, PassTimes, PlanUse,
+    Predicted, ProfileKind, Report, UnitPlacements,
 };
 use crate::trace::summary::summary;
 use crate::trace::timeline::Timeline;
@@ -62,7 +62,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
     } = runtime;
     let (residency, counters) = (&tenant.residency, &telemetry.counters);
     let (engaged, reason) = engaged(counters);
-    let (now, peak) = (accounts.ledger.now(), accounts.ledger.peak());
+    let peak = accounts.ledger.peak();
     let arena = residency.arena();
     let (copies, fetched) = (residency.copies(), residency.fetched());
     let waits = counters.host_waits();
@@ -75,14 +75,7 @@ fn report_with(runtime: &Runtime, timeline: Option<&Timeline>) -> Report {
         device: counters.device.clone().unwrap_or_default(),
         budget: accounts.budget(),
         minimum_budget: counters.minimum_budget(),
-        held: MemoryHeld {
-            resident: now.resident,
-            kv: now.kv,
-            slots: now.slots,
-            scratch: now.scratch,
-            vision: now.vision,
-            other: now.other,
-        },
+        held: accounts.held(),
         peak: MemoryPeak {
             resident: peak.resident,
             kv: peak.kv,

@@ -15,6 +15,7 @@ use crate::lanes::choice::choose;
 use crate::lanes::device::Device;
 use crate::lanes::driver_memory::{DriverMemory, MemorySource, SimulatedMemory};
 use crate::lanes::matrix_library;
+use crate::report::MemoryHeld;
 use backend_reserve::{BackendReserve, Seen, LOOKS};
 use device_check::DeviceCheck;
 use expected::Expected;
@@ -205,6 +206,19 @@ impl Accounts {
     pub fn set_budget(&mut self, bytes: u64) -> u64 {
         self.wanted_budget = bytes;
         std::mem::replace(&mut self.budget, bytes)
+    }
+
+    /// What is held now, by class.
+    pub fn held(&self) -> MemoryHeld {
+        let now = self.ledger.now();
+        MemoryHeld {
+            resident: now.resident,
+            kv: now.kv,
+            slots: now.slots,
+            scratch: now.scratch,
+            vision: now.vision,
+            other: now.other,
+        }
     }
 
     /// Another budget for a question, which is not kept to. Returns the one before.

@@ -7,7 +7,7 @@ use crate::hook::encoders::Encoders;
 use crate::hook::gate::NewShape;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
-use crate::report::{Limits, MemoryHeld};
+use crate::report::Limits;
 use pipeshard_plan::plan::{plan, Plan, PlanError};
 
 /// Why the budget stays what it was.
@@ -21,7 +21,7 @@ pub enum BudgetError {
         /// In a sentence.
         why: String,
     },
-    /// There is no device yet.
+    /// No device was opened yet.
     #[error(
         "no model is loaded yet; --pipeshard-vram states the budget that the first one begins with"
     )]
@@ -55,12 +55,11 @@ fn planned(accounts: &mut Accounts, tenant: &Tenant, bytes: u64) -> Result<Plan,
 /// What is possible now, and what is held.
 ///
 /// # Errors
-/// There is no device yet, or no plan for a reason that is not the budget.
+/// No device was opened yet, or a plan cannot be made for a reason that is not the budget.
 pub fn limits(accounts: &mut Accounts, tenant: &Tenant) -> Result<Limits, BudgetError> {
     if accounts.device().is_none() {
         return Err(BudgetError::NothingLoaded);
     }
-    let now = accounts.ledger.now();
     let (minimum, everything) = match planned(accounts, tenant, accounts.budget()) {
         Ok(plan) => (plan.minimum_budget, Some(plan.full_budget)),
         Err(error) => match BudgetError::from(error) {
@@ -72,15 +71,8 @@ pub fn limits(accounts: &mut Accounts, tenant: &Tenant) -> Result<Limits, Budget
         budget: accounts.budget(),
         minimum,
         everything_resident: everything,
-        held: MemoryHeld {
-            resident: now.resident,
-            kv: now.kv,
-            slots: now.slots,
-            scratch: now.scratch,
-            vision: now.vision,
-            other: now.other,
-        },
-        held_total: now.total(),
+        held: accounts.held(),
+        held_total: accounts.ledger.now().total(),
         by_driver: accounts.taken_by_driver(),
     })
 }

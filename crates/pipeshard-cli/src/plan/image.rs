@@ -187,12 +187,12 @@ impl Encoder {
         }))
     }
 
-    /// What plans leave to it: beside the language model, and in turn with its weights.
+    /// What plans leave to it: next to the language model, and in turn with its weights.
     pub fn room(&self) -> (u64, u64) {
         (self.expected.total(), self.expected.in_turn())
     }
 
-    /// No context has room beside that: expects smaller images, by so many bytes. False where there is nothing left to give.
+    /// No context fits next to that: expects smaller images, by so many bytes. False where there is nothing left to give.
     pub fn give_way(&mut self, error: &PlanError) -> bool {
         let missing = match error {
             PlanError::BudgetTooSmall {
@@ -292,11 +292,11 @@ impl Encoder {
         if !self.on_cpu {
             // as a run does it: the ring makes way, then residents from the end, no more than is missing
             let comfortable = scratch + (2 * all.minimum_budget).min(all.ledger.total());
-            let mut beside = language_peak;
-            if beside + comfortable > budget {
-                beside -= ledger.slots;
+            let mut language = language_peak;
+            if language + comfortable > budget {
+                language -= ledger.slots;
             }
-            let missing = (beside + least).saturating_sub(budget);
+            let missing = (language + least).saturating_sub(budget);
             if missing > ledger.resident {
                 return Err(failed(self.refusal(
                     budget,
@@ -305,12 +305,12 @@ impl Encoder {
                     (rows, tokens),
                 )));
             }
-            beside -= missing;
+            language -= missing;
             work.restored = missing;
-            let tower = plan_within(&units, budget - beside - scratch, self.rounding)?;
+            let tower = plan_within(&units, budget - language - scratch, self.rounding)?;
             answer.placed = Placed::of(&units, &tower);
             answer.scratch = scratch;
-            answer.vision_peak = beside + tower.ledger.total() + scratch;
+            answer.vision_peak = language + tower.ledger.total() + scratch;
             answer.peak = answer.vision_peak.max(language_peak);
             work.streamed = answer.placed.streamed + answer.placed.resident;
             work.first = tower.ring.groups.first().map_or(0, |group| group.bytes);

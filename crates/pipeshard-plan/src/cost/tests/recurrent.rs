@@ -5,12 +5,12 @@ use crate::test_support::{all_resident, shape, Machine};
 use pipeshard_model::inventory::{Inventory, Role};
 use pipeshard_model::test_support::SMALL;
 
-/// Seconds of the device for one token behind `cells` others.
-fn seconds(model: &Inventory, cells: u64) -> f64 {
+/// Seconds of the device for one token after `kv_tokens` others.
+fn seconds(model: &Inventory, kv_tokens: u64) -> f64 {
     let pass = PassShape {
         rows: 1,
         sequences: 1,
-        kv_tokens: cells,
+        kv_tokens,
         outputs: 1,
     };
     let profile = Machine::measured().profile();
