@@ -48,6 +48,8 @@ pub struct Context {
     pub cuda: bool,
     pub vulkan: bool,
     pub avx512: bool,
+    /// Archives for the library for hosts, in place of shared libraries and tools.
+    pub host_library: bool,
 }
 
 impl Context {
@@ -94,6 +96,7 @@ impl Context {
             cuda: env::var_os("CARGO_FEATURE_CUDA").is_some(),
             vulkan: env::var_os("CARGO_FEATURE_VULKAN").is_some(),
             avx512: env::var_os("CARGO_FEATURE_AVX512").is_some(),
+            host_library: env::var_os("CARGO_FEATURE_HOST_LIBRARY").is_some(),
         };
         context.adopt_own_tools();
         Ok(context)
@@ -135,7 +138,11 @@ impl Context {
     /// Names what llama.cpp is built with; builds with different names do not share a build folder.
     pub fn variant(&self) -> String {
         let mut name = if self.avx512 { "avx512" } else { "avx2" }.to_owned();
-        for (on, part) in [(self.cuda, "-cuda"), (self.vulkan, "-vulkan")] {
+        for (on, part) in [
+            (self.cuda, "-cuda"),
+            (self.vulkan, "-vulkan"),
+            (self.host_library, "-host-library"),
+        ] {
             if on {
                 name.push_str(part);
             }

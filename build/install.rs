@@ -1,9 +1,11 @@
 //! Leaving the tools and libraries in `<target>/<profile>`, and telling rustc how to link with them.
 
+use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{symlink, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::SystemTime;
 
 use crate::context::Context;
@@ -15,6 +17,9 @@ const STAMP: &str = ".llama.cpp-";
 
 /// Puts the build's files into the profile's folder, takes those of another variant out, and prints the linker's part.
 pub fn into_profile(context: &Context) -> Result<()> {
+    if context.host_library {
+        return link_archives(context);
+    }
     let bin = context.build_dir().join("build/bin");
     let mut names = Vec::new();
     let entries = fs::read_dir(&bin).map_err(|e| format!("cannot list {}: {e}", bin.display()))?;
@@ -55,6 +60,40 @@ pub fn into_profile(context: &Context) -> Result<()> {
     for library in ["llama", "ggml", "ggml-base"] {
         println!("cargo:rustc-link-lib=dylib={library}");
     }
+    Ok(())
+}
+
+/// The archives of the library for hosts, those that use others first; they become parts of the Rust library.
+const ARCHIVES: [(&str, &str); 6] = [
+    ("tools/mtmd", "mtmd"),
+    ("common", "llama-common"),
+    ("src", "llama"),
+    ("ggml/src", "ggml"),
+    ("ggml/src", "ggml-cpu"),
+    ("ggml/src", "ggml-base"),
+];
+
+/// Prints the linker's part for archives.
+fn link_archives(context: &Context) -> Result<()> {
+    let build = context.build_dir().join("build");
+    for (folder, archive) in ARCHIVES {
+        println!(
+            "cargo:rustc-link-search=native={}",
+            build.join(folder).display()
+        );
+        println!("cargo:rustc-link-lib=static:-bundle={archive}");
+    }
+    // A game brings a C++ library of its own, perhaps an older one.
+    let found = Command::new(env::var_os("CXX").unwrap_or_else(|| "c++".into()))
+        .arg("-print-file-name=libstdc++.a")
+        .output()
+        .map_err(|e| format!("cannot run the C++ compiler: {e}"))?;
+    let path = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
+    let folder = path.parent().filter(|_| path.is_absolute()).ok_or(
+        "libstdc++.a was not found: the library for hosts is linked with it (Debian: libstdc++-12-dev)",
+    )?;
+    println!("cargo:rustc-link-search=native={}", folder.display());
+    println!("cargo:rustc-link-lib=static:-bundle=stdc++");
     Ok(())
 }
 

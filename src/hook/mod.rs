@@ -22,12 +22,14 @@
 //! | top | [`publish`] | the report |
 //! | | [`control`] | what the host of the process asks for while it runs: the budget |
 //! | | [`table`] | the C callbacks: guard, panic boundary, nothing else |
-//! | | [`library`] | what ggml's loader finds in libpipeshard.so, and the handshake |
+//! | | [`attach`] | the runtime of the process: the handshake with llama.cpp, and the end |
+//! | | [`library`] | what ggml's loader finds in libpipeshard.so |
 
 pub mod accounts;
 pub mod answers;
+pub mod attach;
 pub mod config;
-mod control;
+pub mod control;
 pub mod encoders;
 pub mod gate;
 #[cfg(test)]

@@ -321,6 +321,14 @@ impl Engine {
     }
 }
 
+/// Frees what was started to compute with; it is started again when it is needed.
+pub(super) fn stop_engine() {
+    if let Some(engine) = ENGINE.lock().take() {
+        // SAFETY: made by ggml, freed once, and nothing is being computed: the lock was free.
+        unsafe { ffi::ggml_backend_free(engine.backend) };
+    }
+}
+
 /// ggml's CPU device, once its module is loaded.
 pub(super) fn cpu_device() -> Option<ffi::ggml_backend_dev_t> {
     // SAFETY: no arguments that could be wrong.

@@ -1,7 +1,7 @@
 //! The process's runtime in its gate, and how a callback reaches it.
 
 use super::panic_at::PanicAt;
-use crate::hook::config::Config;
+use crate::hook::config::{Config, Ubatch};
 use crate::hook::gate::Gate;
 use crate::hook::log;
 use crate::hook::planning::saved::PlanFile;
@@ -12,6 +12,8 @@ use std::ffi::c_void;
 pub struct Shared {
     /// The runtime.
     pub gate: Gate<Runtime>,
+    /// Which ubatch contexts have.
+    pub ubatch: Ubatch,
     /// A test wants a callback to panic.
     pub panic_at: Option<PanicAt>,
 }
@@ -20,6 +22,7 @@ impl Shared {
     /// A runtime that has seen nothing yet.
     pub fn new(config: Config, file: Option<PlanFile>, panic_at: Option<PanicAt>) -> Self {
         Shared {
+            ubatch: config.ubatch.clone(),
             gate: Gate::new(Runtime::new(config, file), abandoned),
             panic_at,
         }

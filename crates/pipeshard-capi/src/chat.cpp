@@ -1,0 +1,1 @@
+extern "C" int pipeshard_chat_stub(void) { return 0; }

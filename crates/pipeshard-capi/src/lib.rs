@@ -1,0 +1,3 @@
+//! stub
+#[no_mangle]
+pub extern "C" fn pipeshard_version() -> u32 { 2 }
