@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/chat.cpp");
+    println!("cargo:rerun-if-changed=src/environment.c");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpipeshard.so.0");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
+    // src/environment.c
+    println!("cargo:rustc-cdylib-link-arg=-Wl,--wrap=getenv");
     // The folder of the library first, for what it is linked with (CUDA's libraries).
     println!("cargo:rustc-cdylib-link-arg=-Wl,-rpath,$ORIGIN");
     println!("cargo:rustc-cdylib-link-arg=-Wl,--as-needed");
@@ -28,4 +31,11 @@ fn main() {
         .cpp_link_stdlib(None)
         .file("src/chat.cpp")
         .compile("pipeshard-chat");
+    cc::Build::new()
+        .std("c99")
+        .flag("-fvisibility=hidden")
+        .warnings(true)
+        .extra_warnings(true)
+        .file("src/environment.c")
+        .compile("pipeshard-environment");
 }

@@ -107,6 +107,8 @@ pub fn begin() {
     static BEGUN: Once = Once::new();
     BEGUN.call_once(|| {
         log::keep_off_stderr();
+        // of this library's own copy of Rust's standard library: where it panics, the log says so
+        std::panic::set_hook(Box::new(|panic| log::error(&panic.to_string())));
         log::forward();
         // SAFETY: the callbacks are plain functions, which stay as long as this library and the llama.cpp in it do.
         unsafe {
@@ -114,9 +116,29 @@ pub fn begin() {
             ffi::mtmd_helper_log_set(Some(log), std::ptr::null_mut());
             ffi::mtmd_log_set(Some(log), std::ptr::null_mut());
             ffi::ggml_set_abort_callback(Some(last_words));
+            #[cfg(feature = "cuda")]
+            if ffi::ggml_backend_reg_by_name(c"CUDA".as_ptr()).is_null() {
+                ffi::ggml_backend_register(ggml_backend_cuda_reg());
+            }
             ffi::llama_backend_init();
         }
     });
+}
+
+#[cfg(feature = "cuda")]
+extern "C" {
+    fn ggml_backend_cuda_reg() -> ffi::ggml_backend_reg_t;
+}
+
+extern "C" {
+    /// src/environment.c
+    fn pipeshard_environment_page_lock(allowed: c_int);
+}
+
+/// Whether ggml-cuda page-locks weights where it is asked to.
+pub fn allow_page_lock(allowed: bool) {
+    // SAFETY: a number is all it takes.
+    unsafe { pipeshard_environment_page_lock(c_int::from(allowed)) }
 }
 
 /// The right to have a device, of which a process has one.

@@ -243,6 +243,7 @@ impl Session {
             state.evaluated_again = 0;
             (state.prompt_ms, state.generate_ms) = (0.0, 0.0);
         });
+        self.awake(work)?;
         let (evaluated, reused) = work.catch_up(self)?;
         let mut text = Text::new(&wish.stop);
         let result = self.tokens_of_answer(work, wish, &mut sampler, &mut text, piece, |state| {
@@ -276,13 +277,13 @@ impl Session {
         let begin = Instant::now();
         let mut made = 0u32;
         loop {
-            let token = sampler.sample(&work.context, -1);
+            let token = sampler.sample(work.context()?, -1);
             if let Some(note) = prompt_is_there.take() {
                 self.noted(note);
             }
             // SAFETY: the model is alive.
             let ends = unsafe { ffi::llama_vocab_is_eog(model.raw_vocabulary(), token) };
-            let full = super::evaluate::taken(&work.held) + 1 >= work.room();
+            let full = super::evaluate::taken(&work.held) + 1 >= work.room;
             made += u32::from(!ends);
             let is_last = ends || made >= wish.most || full;
             let bytes = match ends {
