@@ -62,7 +62,11 @@ extern "C" {
 #define PIPESHARD_VERSION 0x00000002u
 
 /* A struct with its size set, and all else zero:  pipeshard_model_config m = PIPESHARD_INIT(pipeshard_model_config); */
-#define PIPESHARD_INIT(type) { (uint32_t) sizeof(type) }
+#ifdef __cplusplus
+#define PIPESHARD_INIT(type) ([] { type made{}; made.size = (uint32_t) sizeof(type); return made; }())
+#else
+#define PIPESHARD_INIT(type) { .size = (uint32_t) sizeof(type) }
+#endif
 
 typedef struct pipeshard_device  pipeshard_device;
 typedef struct pipeshard_model   pipeshard_model;
