@@ -64,9 +64,11 @@ pub fn into_profile(context: &Context) -> Result<()> {
 }
 
 /// The archives of the library for hosts, those that use others first; they become parts of the Rust library.
-const ARCHIVES: [(&str, &str); 6] = [
+const ARCHIVES: [(&str, &str); 8] = [
     ("tools/mtmd", "mtmd"),
+    ("vendor/hash", "vendor-hash"),
     ("common", "llama-common"),
+    ("common", "llama-common-base"),
     ("src", "llama"),
     ("ggml/src", "ggml"),
     ("ggml/src", "ggml-cpu"),

@@ -22,6 +22,8 @@ fn main() {
         .std("c++17")
         .flag("-fno-gnu-unique")
         .flag("-fvisibility=hidden")
+        // llama.cpp's headers have static functions that not every file uses
+        .flag("-Wno-unused-function")
         // pipeshard-sys links the C++ library, as an archive
         .cpp_link_stdlib(None)
         .file("src/chat.cpp")

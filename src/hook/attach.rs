@@ -12,6 +12,7 @@ use super::table::{table, PanicAt, Shared};
 use crate::profile::read_file;
 use pipeshard_sys::{self as ffi, BUILD_ID};
 use std::ffi::CString;
+use std::sync::atomic::AtomicBool;
 
 /// Why nothing is attached.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +27,7 @@ pub enum AttachError {
     #[error("{0}")]
     Switch(String),
     /// Something is attached already.
-    #[error(
-        "another copy of this library is attached to this process already; load one of them"
-    )]
+    #[error("another copy of this library is attached to this process already; load one of them")]
     Attached,
     /// The program has another llama.cpp.
     #[error(
@@ -71,7 +70,9 @@ impl Attached {
         // a profile that was named is used, or nothing runs
         config.profile.as_deref().map(read_file).transpose()?;
         let panic_at = config.debug.panic_at.as_deref().map(PanicAt::parse);
-        let panic_at = panic_at.transpose().map_err(|e| AttachError::Switch(e.to_string()))?;
+        let panic_at = panic_at
+            .transpose()
+            .map_err(|e| AttachError::Switch(e.to_string()))?;
         // SAFETY: no preconditions.
         if !unsafe { ffi::ggml_sched_hook_get() }.is_null() {
             return Err(AttachError::Attached);
@@ -97,6 +98,18 @@ impl Attached {
     /// Never: it is there until this is dropped.
     pub fn gate(&self) -> &Gate<Runtime> {
         &self.0.as_ref().expect("attached until dropped").shared.gate
+    }
+
+    /// Set, it ends passes early that may be repeated: somebody waits for memory.
+    ///
+    /// # Panics
+    /// As [`Attached::gate`].
+    pub fn memory_is_wanted(&self) -> &AtomicBool {
+        let parts = self.0.as_ref();
+        &parts
+            .expect("attached until dropped")
+            .shared
+            .memory_is_wanted
     }
 
     /// Reports whether llama.cpp still has something that would ask the runtime: a model, a context, an encoder.

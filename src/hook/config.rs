@@ -84,6 +84,8 @@ pub struct Config {
     pub budget: Option<u64>,
     /// A simulated GPU in place of the real ones (`LLAMA_ARG_PIPESHARD_SIM`).
     pub sim: Option<SimSpec>,
+    /// The device to use, as ggml names it; `None`: the first that can be used.
+    pub device: Option<String>,
     /// Where the report goes as JSON (`LLAMA_ARG_PIPESHARD_REPORT`).
     pub report: Option<PathBuf>,
     /// Where a timeline of the lanes goes (`LLAMA_ARG_PIPESHARD_TRACE`).
@@ -246,8 +248,9 @@ impl Ubatch {
     /// Reports whether the context that is made now was given no ubatch, so that the plan's is used.
     pub fn is_free(&self) -> bool {
         match self {
-            Ubatch::AsTheToolSays => std::env::var_os("LLAMA_ARG_PIPESHARD_UBATCH")
-                .is_some_and(|value| value == "auto"),
+            Ubatch::AsTheToolSays => {
+                std::env::var_os("LLAMA_ARG_PIPESHARD_UBATCH").is_some_and(|value| value == "auto")
+            }
             Ubatch::AsTheHostSays(free) => free.load(Ordering::Relaxed),
         }
     }
@@ -384,6 +387,7 @@ impl Config {
             sim: get("LLAMA_ARG_PIPESHARD_SIM")
                 .map(|text| SimSpec::parse(&text).map_err(ConfigError::Sim))
                 .transpose()?,
+            device: None,
             report: get("LLAMA_ARG_PIPESHARD_REPORT").map(|name| file_of_process(&name)),
             trace: get("LLAMA_ARG_PIPESHARD_TRACE").map(|name| file_of_process(&name)),
             trace_passes: get("LLAMA_ARG_PIPESHARD_TRACE_PASSES")

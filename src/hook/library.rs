@@ -189,7 +189,7 @@ unsafe extern "C" fn set_budget(bytes: u64) -> bool {
         let Some(gate) = gate() else {
             return false;
         };
-        let changed = control::change_budget(gate, bytes, None);
+        let changed = control::change_budget(gate, bytes, None, None);
         changed
             .inspect_err(|why| log::error(&why.to_string()))
             .is_ok()

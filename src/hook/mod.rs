@@ -8,6 +8,7 @@
 //! | | [`log`] | messages |
 //! | | [`gate`] | who may do what when |
 //! | | [`pass_error`], [`pool_estimate`], [`helpers`] | why a pass fails; what operations take from pools; threads |
+//! | | [`stopping`] | passes that end early |
 //! | | [`graph`] | a graph that is about to be split |
 //! | parts | [`weights`] | models in host memory |
 //! | | [`accounts`] | a device's memory, and who holds how much of it |
@@ -45,6 +46,7 @@ pub mod publish;
 pub mod residency;
 pub mod runtime;
 pub mod schedulers;
+pub mod stopping;
 mod sync;
 pub mod table;
 pub mod telemetry;

@@ -36,8 +36,8 @@
  *  Threads.   Every function may be called from any thread at any time. A session does one thing at a time: a second call gets
  *             PIPESHARD_E_BUSY, and only pipeshard_cancel, pipeshard_wait and pipeshard_session_get_state do not count. No lock is
  *             held while a callback runs. From a callback of a session you may call anything on other handles, and on this session
- *             pipeshard_cancel and pipeshard_session_get_state; pipeshard_session_close gets PIPESHARD_E_REENTRANT.
- *             Callbacks must return: no exception, no longjmp.
+ *             pipeshard_cancel, pipeshard_session_get_state and pipeshard_session_close, which ends the generation and takes effect
+ *             when that has returned. Callbacks must return: no exception, no longjmp.
  *  Process.   Nothing is written to standard output or standard error, no signal handler, no exit handler, no locale or directory is
  *             changed, and no variable of the environment is read or set, but for those that CUDA's own libraries read. When the
  *             last handle is closed, no thread is left, and the library can be unloaded.
@@ -75,23 +75,22 @@ typedef struct pipeshard_error   pipeshard_error;
 
 /* ---------------------------------------------------------------------------------------------------------------- results */
 
-#define PIPESHARD_OK                   0
-#define PIPESHARD_E_INVALID           -1 /* an argument makes no sense, or a handle is none */
-#define PIPESHARD_E_VERSION           -2 /* a struct of a newer header has a member that this library does not know */
-#define PIPESHARD_E_BUSY              -3 /* the session does something already; or a second device was opened */
-#define PIPESHARD_E_REENTRANT         -4 /* not from a callback of this session */
-#define PIPESHARD_E_BUDGET_TOO_SMALL  -5 /* pipeshard_error_minimum says which budget works */
-#define PIPESHARD_E_DEADLINE          -6 /* the pass that was under way did not end in time */
-#define PIPESHARD_E_NO_MEMORY         -7 /* the device or the host has no memory left */
-#define PIPESHARD_E_NO_DEVICE         -8 /* there is no such GPU, or none that works */
-#define PIPESHARD_E_DEVICE_LOST       -9 /* the GPU failed; close everything on it */
-#define PIPESHARD_E_FILE             -10 /* a model or another file cannot be read, or is not what it should be */
-#define PIPESHARD_E_CONTEXT_FULL     -11 /* the session has no room for more tokens */
-#define PIPESHARD_E_CANCELLED        -12 /* pipeshard_cancel, or a callback, ended it */
-#define PIPESHARD_E_TIMEOUT          -13 /* pipeshard_wait: nothing has happened yet */
-#define PIPESHARD_E_FORKED           -14 /* the handle belongs to the parent process */
-#define PIPESHARD_E_UNSUPPORTED      -15 /* this model, or this build, cannot do that */
-#define PIPESHARD_E_INTERNAL         -16 /* a bug: please report the text; close everything on the device */
+#define PIPESHARD_OK                    0
+#define PIPESHARD_E_INVALID            -1 /* an argument makes no sense, or a handle is none */
+#define PIPESHARD_E_VERSION            -2 /* a struct of a newer header has a member that this library does not know */
+#define PIPESHARD_E_BUSY               -3 /* the session does something already; or a second device was opened */
+#define PIPESHARD_E_BUDGET_TOO_SMALL   -4 /* pipeshard_error_minimum says which budget works */
+#define PIPESHARD_E_DEADLINE           -5 /* the pass that was under way did not end in time */
+#define PIPESHARD_E_NO_MEMORY          -6 /* the device or the host has no memory left */
+#define PIPESHARD_E_NO_DEVICE          -7 /* there is no such GPU, or none that works */
+#define PIPESHARD_E_DEVICE_LOST        -8 /* the GPU failed; close everything on it */
+#define PIPESHARD_E_FILE               -9 /* a model or another file cannot be read, or is not what it should be */
+#define PIPESHARD_E_CONTEXT_FULL      -10 /* the session has no room for more tokens */
+#define PIPESHARD_E_CANCELLED         -11 /* pipeshard_cancel, or a callback, ended it */
+#define PIPESHARD_E_TIMEOUT           -12 /* pipeshard_wait: nothing has happened yet */
+#define PIPESHARD_E_FORKED            -13 /* the handle belongs to the parent process */
+#define PIPESHARD_E_UNSUPPORTED       -14 /* this model, or this build, cannot do that */
+#define PIPESHARD_E_INTERNAL          -15 /* a bug: please report the text; close everything on the device */
 
 /* The name of a code, such as "PIPESHARD_E_BUSY"; "PIPESHARD_OK" for 0. Never NULL. */
 PIPESHARD_API const char * pipeshard_result_name(int code);

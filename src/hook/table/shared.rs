@@ -7,6 +7,7 @@ use crate::hook::log;
 use crate::hook::planning::saved::PlanFile;
 use crate::hook::runtime::Runtime;
 use std::ffi::c_void;
+use std::sync::atomic::AtomicBool;
 
 /// What the table's `user` pointer points to.
 pub struct Shared {
@@ -14,6 +15,8 @@ pub struct Shared {
     pub gate: Gate<Runtime>,
     /// Which ubatch contexts have.
     pub ubatch: Ubatch,
+    /// Somebody waits for memory: passes that may be repeated end early.
+    pub memory_is_wanted: AtomicBool,
     /// A test wants a callback to panic.
     pub panic_at: Option<PanicAt>,
 }
@@ -23,6 +26,7 @@ impl Shared {
     pub fn new(config: Config, file: Option<PlanFile>, panic_at: Option<PanicAt>) -> Self {
         Shared {
             ubatch: config.ubatch.clone(),
+            memory_is_wanted: AtomicBool::new(false),
             gate: Gate::new(Runtime::new(config, file), abandoned),
             panic_at,
         }
