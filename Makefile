@@ -23,6 +23,7 @@ build: setup ## build everything, optimised; the tools are left in target/releas
 
 host-library: setup ## libpipeshard.so.0 for programs, with llama.cpp inside, in target/host-library (docs/embedding.md)
 	@$(CARGO) build --package pipeshard-capi --profile host-library $(FEATURE_ARGS)
+	@cd $(PROFILE_DIR)/../host-library && cp -f libpipeshard_capi.so libpipeshard.so.0 && ln -sfn libpipeshard.so.0 libpipeshard.so
 
 # Where the library for programs goes
 PREFIX ?= /usr/local

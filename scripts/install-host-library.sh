@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 prefix=${PREFIX:-/usr/local}
 into=${DESTDIR:-}$prefix
-library=${CARGO_TARGET_DIR:-target}/host-library/libpipeshard.so
+library=${CARGO_TARGET_DIR:-target}/host-library/libpipeshard_capi.so
 crate=crates/pipeshard-capi
 
 case $prefix in
@@ -40,6 +40,7 @@ install -d "$into/include" "$into/lib" "$into/share/doc/pipeshard/examples"
 install -m 644 $crate/include/pipeshard.h "$into/include/"
 # Next to the old file and then in its place: a program that runs with the old one keeps it.
 install -m 755 "$library" "$into/lib/libpipeshard.so.$version.new"
+strip --strip-debug "$into/lib/libpipeshard.so.$version.new" # a third of it; names of functions stay, for reports of crashes
 mv -f "$into/lib/libpipeshard.so.$version.new" "$into/lib/libpipeshard.so.$version"
 ln -sfn "libpipeshard.so.$version" "$into/lib/$soname"
 ln -sfn "$soname" "$into/lib/libpipeshard.so"

@@ -1,9 +1,10 @@
-//! Compiles what is in C++ (src/chat.cpp), and names the library.
+//! Compiles what is in C++ (src/chat.cpp) and C (src/threads.c), and names the library.
 
 use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/chat.cpp");
+    println!("cargo:rerun-if-changed=src/threads.c");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpipeshard.so.0");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
@@ -12,6 +13,17 @@ fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,--as-needed");
     println!("cargo:rustc-cdylib-link-arg=-Wl,--compress-debug-sections=zlib");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-O2");
+    for function in [
+        "pthread_create",
+        "pthread_key_create",
+        "__cxa_thread_atexit_impl",
+    ] {
+        println!("cargo:rustc-cdylib-link-arg=-Wl,--wrap={function}");
+    }
+    cc::Build::new()
+        .flag("-fvisibility=hidden")
+        .file("src/threads.c")
+        .compile("pipeshard-threads");
     let source = PathBuf::from(std::env::var("DEP_PIPESHARD_LLAMA_CPP_SOURCE").unwrap_or_default());
     let mut build = cc::Build::new();
     for folder in ["include", "ggml/include", "common", "vendor"] {

@@ -1,6 +1,6 @@
 //! Answers: sampling, whole characters, texts that end an answer, an even pace.
 
-use super::conversation::Message;
+use super::conversation::{Conversation, Message};
 use super::evaluate::Work;
 use super::Session;
 use crate::boundary::{optional, required};
@@ -126,6 +126,8 @@ struct Text<'w> {
     all: String,
     /// What is not handed on yet.
     waiting: Vec<u8>,
+    /// A text of `stop` came.
+    stopped: bool,
 }
 
 /// What came with a token.
@@ -140,6 +142,7 @@ impl<'w> Text<'w> {
             stop,
             all: String::new(),
             waiting: Vec::new(),
+            stopped: false,
         }
     }
 
@@ -154,6 +157,7 @@ impl<'w> Text<'w> {
         let found = self.stop.iter().filter_map(|stop| text.find(stop.as_str()));
         if let Some(at) = found.min() {
             self.waiting.clear();
+            self.stopped = true;
             return self.hand_on(text[..at].to_owned(), true);
         }
         let keep = match is_last {
@@ -171,6 +175,24 @@ impl<'w> Text<'w> {
     fn hand_on(&mut self, piece: String, ends: bool) -> Came {
         self.all.push_str(&piece);
         Came { piece, ends }
+    }
+
+    /// Takes the text that ended the answer out of what was said behind text without roles: of the tokens from `begin` on those stay
+    /// whose bytes were handed on, and what was handed on of the next one is text again.
+    fn leave_out_stop(&self, model: &Model, conversation: &mut Conversation, begin: usize) {
+        if !self.stopped {
+            return;
+        }
+        let (mut kept, mut bytes) = (begin, 0);
+        for &token in &conversation.tokens[begin..] {
+            let length = bytes_of(model, token).len();
+            if bytes + length > self.all.len() {
+                break;
+            }
+            (kept, bytes) = (kept + 1, bytes + length);
+        }
+        conversation.tokens.truncate(kept);
+        conversation.text = self.all.get(bytes..).unwrap_or_default().to_owned();
     }
 
     /// Bytes at the end of `text` that a text which ends the answer may begin with.
@@ -245,13 +267,16 @@ impl Session {
         });
         let (evaluated, reused) = work.catch_up(self)?;
         let mut text = Text::new(&wish.stop);
+        let before = work.conversation.tokens.len();
         let result = self.tokens_of_answer(work, wish, &mut sampler, &mut text, piece, |state| {
             state.prompt_tokens = evaluated;
             state.reused_tokens = reused;
             state.prompt_ms = begin.elapsed().as_secs_f64() * 1e3;
         });
         // what was said stays said, also where it was cut short
-        if !work.conversation.without_roles {
+        if work.conversation.without_roles {
+            text.leave_out_stop(model, &mut work.conversation, before);
+        } else {
             work.conversation.messages.push(Message {
                 role: "assistant".to_owned(),
                 text: text.all,
@@ -290,6 +315,9 @@ impl Session {
                 false => bytes_of(model, token),
             };
             let came = text.take(&bytes, is_last);
+            if work.conversation.without_roles && !ends {
+                work.conversation.tokens.push(token);
+            }
             let used = super::evaluate::taken(&work.held);
             self.noted(|state| {
                 state.generated_tokens = made;
