@@ -40,6 +40,7 @@ unsafe impl Sync for Simulated {}
 
 impl Simulated {
     fn make(spec: sim::SimSpec) -> Result<Self, Failure> {
+        sim::compute_alone();
         let registry = sim::registry(spec);
         if registry.is_null() {
             let why = "there is no address space for the memory of the simulated GPU; state a smaller vram";

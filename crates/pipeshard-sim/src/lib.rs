@@ -79,6 +79,11 @@ pub unsafe fn forget(registry: ffi::ggml_backend_reg_t) {
     unsafe { registry::forget(registry) }
 }
 
+/// Computes graphs with one thread each from now on, for libraries whose ggml was built without OpenMP.
+pub fn compute_alone() {
+    compute::compute_alone();
+}
+
 /// Lets streams finish what they carry out before the process ends: for libraries whose program may end in the middle of a pass.
 pub fn quiesce_at_exit() {
     registry::quiesce_when_the_process_ends();

@@ -48,6 +48,8 @@ impl Threads {
         // SAFETY: no preconditions; the parameters are copied.
         let pool = unsafe {
             let mut params = ffi::ggml_threadpool_params_default(count);
+            // between graphs they sleep: the cores are the host's
+            params.poll = 0;
             ffi::ggml_threadpool_new(&mut params)
         };
         NonNull::new(pool).map(Threads)
