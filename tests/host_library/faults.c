@@ -60,7 +60,7 @@ static void sweep(const char * fault, int from, int step, int most) {
         }
     }
     fprintf(stderr, "%s: %d failed\n", fault, failed);
-    CHECK(failed > 0);
+    CHECK(failed > 0 || strcmp(fault, "failevent") == 0); // without events there are other ways
 }
 
 int main(int argc, char ** argv) {

@@ -149,11 +149,8 @@ impl Device {
         if let Some(why) = runtime.accounts.device_failure() {
             return Failure::new(Code::DeviceLost, why);
         }
-        let minimum = runtime.telemetry.counters.minimum_budget();
-        let budget = runtime.accounts.budget();
         drop(runtime);
-        // the sentences of the planner that refuse a budget name it
-        if minimum > budget && text.contains("budget") {
+        if let Some(minimum) = named_budget(&text) {
             return Failure {
                 code: Code::BudgetTooSmall,
                 text,
@@ -190,6 +187,12 @@ impl Device {
             ..limits_for_c(&changed.now, peak)
         })
     }
+}
+
+/// The budget that a refusal of the planner's names: "a budget of … the smallest that works is 23M (23583232 bytes): …".
+fn named_budget(text: &str) -> Option<u64> {
+    let (before, _) = text.rsplit_once(" bytes)").filter(|_| text.contains("budget"))?;
+    before.rsplit('(').next()?.parse().ok()
 }
 
 fn failure_of(why: &ControlError) -> Failure {
