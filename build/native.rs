@@ -124,7 +124,7 @@ pub fn build_step(context: &Context) {
         // A new libggml-base.so is no reason to link everything that uses it again.
         .define("CMAKE_LINK_DEPENDS_NO_SHARED", "ON")
         .define("GGML_NATIVE", "OFF")
-        .define("GGML_CUDA", on_off(context.cuda))
+        .define("GGML_CUDA", on_off(context.builds_cuda()))
         .define("GGML_VULKAN", on_off(context.vulkan))
         .define("LLAMA_BUILD_COMMIT", commit)
         .define("LLAMA_BUILD_NUMBER", "0")
@@ -140,7 +140,7 @@ pub fn build_step(context: &Context) {
         config.define(off, "OFF");
     }
     match context.host_library {
-        true => host_library(&mut config, context.cuda),
+        true => host_library(&mut config, context.builds_cuda()),
         false => {
             config.define("BUILD_SHARED_LIBS", "ON");
             config.define("GGML_BACKEND_DL", "ON");
@@ -156,7 +156,7 @@ pub fn build_step(context: &Context) {
     if let Some(ccache) = find_program("ccache") {
         config.define("CMAKE_C_COMPILER_LAUNCHER", &ccache);
         config.define("CMAKE_CXX_COMPILER_LAUNCHER", &ccache);
-        if context.cuda {
+        if context.builds_cuda() {
             config.define("CMAKE_CUDA_COMPILER_LAUNCHER", &ccache);
         }
         // Another clone of the repository finds in the cache what this one compiled.

@@ -1,10 +1,28 @@
-//! Compiles what is in C++ (src/chat.cpp) and C (src/threads.c), and names the library.
+//! Compiles what is in C++ (src/chat.cpp) and C, and names the library.
 
 use std::path::PathBuf;
 
+/// Files in C, and the functions of libc that they stand in for, in all of the library.
+const INSTEAD: [(&str, &[&str]); 3] = [
+    ("environment", &["getenv"]),
+    (
+        "threads",
+        &[
+            "pthread_create",
+            "pthread_key_create",
+            "__cxa_thread_atexit_impl",
+        ],
+    ),
+    (
+        "quiet",
+        &[
+            "fprintf", "printf", "fputs", "puts", "fwrite", "fputc", "putc", "putchar",
+        ],
+    ),
+];
+
 fn main() {
     println!("cargo:rerun-if-changed=src/chat.cpp");
-    println!("cargo:rerun-if-changed=src/threads.c");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpipeshard.so.0");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
@@ -13,17 +31,6 @@ fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,--as-needed");
     println!("cargo:rustc-cdylib-link-arg=-Wl,--compress-debug-sections=zlib");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-O2");
-    for function in [
-        "pthread_create",
-        "pthread_key_create",
-        "__cxa_thread_atexit_impl",
-    ] {
-        println!("cargo:rustc-cdylib-link-arg=-Wl,--wrap={function}");
-    }
-    cc::Build::new()
-        .flag("-fvisibility=hidden")
-        .file("src/threads.c")
-        .compile("pipeshard-threads");
     let source = PathBuf::from(std::env::var("DEP_PIPESHARD_LLAMA_CPP_SOURCE").unwrap_or_default());
     let mut build = cc::Build::new();
     for folder in ["include", "ggml/include", "common", "vendor"] {
@@ -40,4 +47,20 @@ fn main() {
         .cpp_link_stdlib(None)
         .file("src/chat.cpp")
         .compile("pipeshard-chat");
+    for (name, functions) in INSTEAD {
+        let file = format!("src/{name}.c");
+        println!("cargo:rerun-if-changed={file}");
+        for function in functions {
+            println!("cargo:rustc-cdylib-link-arg=-Wl,--wrap={function}");
+        }
+        cc::Build::new()
+            .std("c99")
+            .flag("-fvisibility=hidden")
+            // printf and fputs are not to become what they are not written as
+            .flag("-fno-builtin")
+            .warnings(true)
+            .extra_warnings(true)
+            .file(file)
+            .compile(&format!("pipeshard-{name}"));
+    }
 }

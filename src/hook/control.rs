@@ -4,7 +4,7 @@
 //! name, see [`super::library`]. All of them may be called from any thread, also while others compute.
 
 use super::answers::budget::{self, BudgetError};
-use super::answers::loading;
+use super::answers::{encode, loading, shape};
 use super::gate::{Alone, Gate};
 use super::runtime::Runtime;
 use crate::report::{BudgetChanged, Limits};
@@ -54,6 +54,22 @@ pub fn open_device(gate: &Gate<Runtime>) -> Result<(), String> {
         ..
     } = &mut *runtime;
     loading::open(accounts, tenant, telemetry).map(|_| ())
+}
+
+/// Gives back all memory of weights: what is resident, what is streamed through, what encoders have. The next pass takes it again.
+pub fn give_back(gate: &Gate<Runtime>) {
+    let mut runtime = gate.alone();
+    let (parts, proof) = runtime.parts();
+    let Runtime {
+        accounts,
+        tenant,
+        encoders,
+        ..
+    } = parts;
+    encode::close(accounts, encoders, proof);
+    shape::release(accounts, tenant, proof);
+    tenant.residency.release_fetcher(proof);
+    tenant.note_holdings(accounts);
 }
 
 /// Share of the deadline in which passes may end by themselves; after it, those that may be repeated are ended.

@@ -157,7 +157,7 @@ typedef struct {
 
 typedef struct {
     uint32_t size;
-    uint32_t reserved;
+    uint32_t asleep;             /* sessions that sleep */
     uint64_t budget;             /* as stated, or found, in bytes */
     uint64_t minimum;            /* the smallest budget that works now: caches and buffers stay where they are */
     uint64_t everything;         /* with this one nothing would be streamed; 0: not known */
@@ -187,6 +187,15 @@ PIPESHARD_API int pipeshard_set_budget(pipeshard_device * device, const pipeshar
 
 /* What is held, and what is possible now. Waits for nothing. Before a model is open only budget, held and peak are known. */
 PIPESHARD_API int pipeshard_get_limits(pipeshard_device * device, pipeshard_limits * limits, pipeshard_error ** error);
+
+/* Gives all VRAM back but what the driver and the GPU's libraries keep for the process: weights, KV caches, buffers, encoders. Conversations
+ * are kept in host memory. PIPESHARD_E_BUSY where a session does something; nothing has changed then. */
+PIPESHARD_API int pipeshard_sleep(pipeshard_device * device, pipeshard_error ** error);
+
+/* Takes the memory of all sleeping sessions again. A session that is used wakes by itself. PIPESHARD_E_BUDGET_TOO_SMALL and
+ * PIPESHARD_E_NO_MEMORY leave asleep what there is no room for; a later call may have more luck. The tokens that follow are those
+ * that would have followed without. */
+PIPESHARD_API int pipeshard_wake(pipeshard_device * device, pipeshard_error ** error);
 
 /* All that was counted, as JSON (docs/report.md), and for Prometheus. NULL where the handle is none. */
 PIPESHARD_API char * pipeshard_report(pipeshard_device * device);

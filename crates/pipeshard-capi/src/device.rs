@@ -4,6 +4,7 @@ use crate::boundary::{call, optional, read, text, write};
 use crate::failure::{CError, Code, Failure};
 use crate::handles::Table;
 use crate::process::{self, Use};
+use crate::session::Session;
 use crate::types::{BudgetRequest, DeviceConfig, Limits, NO_PAGE_LOCK};
 use pipeshard_sim as sim;
 use pipeshard_sys as ffi;
@@ -21,7 +22,7 @@ use runtime::report::MemoryHeld;
 use std::ffi::{c_char, c_int};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 /// C's name for a handle.
@@ -70,6 +71,8 @@ pub struct Device {
     pub threads: i32,
     /// What is said ahead of each context: whether its ubatch is the plan's.
     ubatch_is_free: Arc<AtomicBool>,
+    /// Sessions that were opened, for those who put them to sleep.
+    pub sessions: Mutex<Vec<Weak<Session>>>,
     /// One context is made at a time.
     making: Mutex<()>,
     _use: Use,
@@ -116,6 +119,7 @@ impl Device {
         };
         let in_use = Use::take()?;
         process::begin();
+        process::allow_page_lock(config.flags & NO_PAGE_LOCK == 0);
         let simulated = spec.map(Simulated::make).transpose()?;
         let attached = log::after(|| Attached::attach(settings));
         let attached = attached.map_err(|why| Failure::invalid(why.to_string()))?;
@@ -126,6 +130,7 @@ impl Device {
             _simulated: simulated,
             threads,
             ubatch_is_free,
+            sessions: Mutex::new(Vec::new()),
             making: Mutex::new(()),
             _use: in_use,
         })
@@ -160,6 +165,35 @@ impl Device {
         Failure::new(otherwise, text)
     }
 
+    /// The sessions that are open.
+    fn sessions(&self) -> Vec<Arc<Session>> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.retain(|session| session.strong_count() > 0);
+        sessions.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn sleep(&self) -> Result<(), Failure> {
+        let sessions = self.sessions();
+        // all of them, or none
+        let busy = sessions.iter().map(|session| session.begin());
+        let busy: Vec<_> = busy.collect::<Result<_, _>>()?;
+        for (session, busy) in sessions.iter().zip(&busy) {
+            session.sleep(busy)?;
+        }
+        log::after(|| control::give_back(self.gate()));
+        Ok(())
+    }
+
+    fn wake(&self) -> Result<(), Failure> {
+        let sessions = self.sessions();
+        sessions.iter().try_for_each(|session| session.wake())
+    }
+
+    fn asleep(&self) -> u32 {
+        let sessions = self.sessions();
+        sessions.iter().filter(|session| session.is_asleep()).count() as u32
+    }
+
     fn limits(&self) -> Limits {
         let limits = log::after(|| control::limits(self.gate()));
         let peak = self.gate().plain().accounts.ledger.peak_total();
@@ -167,7 +201,10 @@ impl Device {
             budget: self.gate().plain().accounts.budget(),
             ..runtime::report::Limits::default()
         });
-        limits_for_c(&found, peak)
+        Limits {
+            asleep: self.asleep(),
+            ..limits_for_c(&found, peak)
+        }
     }
 
     fn set_budget(&self, request: &BudgetRequest) -> Result<Limits, Failure> {
@@ -182,6 +219,7 @@ impl Device {
         let changed = changed.map_err(|why| failure_of(&why))?;
         let peak = self.gate().plain().accounts.ledger.peak_total();
         Ok(Limits {
+            asleep: self.asleep(),
             waited_ms: changed.waited_ms,
             moved_ms: changed.moved_ms,
             ..limits_for_c(&changed.now, peak)
@@ -222,7 +260,7 @@ fn limits_for_c(found: &runtime::report::Limits, peak: u64) -> Limits {
     } = found.held;
     Limits {
         size: 0,
-        reserved: 0,
+        asleep: 0,
         budget: found.budget,
         minimum: found.minimum,
         everything: found.everything_resident.unwrap_or(0),
@@ -310,6 +348,16 @@ unsafe extern "C" fn pipeshard_get_limits(
         let found = DEVICES.get(device, "device")?.limits();
         write(limits, &found, "pipeshard_limits")
     })
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_sleep(device: *mut CDevice, error: *mut *mut CError) -> c_int {
+    call(error, || DEVICES.get(device, "device")?.sleep())
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_wake(device: *mut CDevice, error: *mut *mut CError) -> c_int {
+    call(error, || DEVICES.get(device, "device")?.wake())
 }
 
 #[no_mangle]

@@ -110,6 +110,11 @@ unsafe extern "C" fn log(level: ffi::ggml_log_level, text: *const c_char, _: *mu
     }
 }
 
+/// What would have been printed: where llama.cpp prints, it says what is wrong, such as in a grammar.
+unsafe extern "C" fn printed(text: *const c_char) {
+    log(ffi::GGML_LOG_LEVEL_ERROR, text, std::ptr::null_mut());
+}
+
 /// What ggml says before it ends the process.
 unsafe extern "C" fn last_words(text: *const c_char) {
     log(ffi::GGML_LOG_LEVEL_ERROR, text, std::ptr::null_mut());
@@ -120,16 +125,41 @@ pub fn begin() {
     static BEGUN: Once = Once::new();
     BEGUN.call_once(|| {
         log::keep_off_stderr();
+        // of this library's own copy of Rust's standard library: where it panics, the log says so
+        std::panic::set_hook(Box::new(|panic| log::error(&panic.to_string())));
         log::forward();
         // SAFETY: the callbacks are plain functions, which stay as long as this library and the llama.cpp in it do.
         unsafe {
+            pipeshard_quiet_tell(Some(printed));
             ffi::llama_log_set(Some(log), std::ptr::null_mut());
             ffi::mtmd_helper_log_set(Some(log), std::ptr::null_mut());
             ffi::mtmd_log_set(Some(log), std::ptr::null_mut());
             ffi::ggml_set_abort_callback(Some(last_words));
+            #[cfg(feature = "cuda")]
+            if ffi::ggml_backend_reg_by_name(c"CUDA".as_ptr()).is_null() {
+                ffi::ggml_backend_register(ggml_backend_cuda_reg());
+            }
             ffi::llama_backend_init();
         }
     });
+}
+
+#[cfg(feature = "cuda")]
+extern "C" {
+    fn ggml_backend_cuda_reg() -> ffi::ggml_backend_reg_t;
+}
+
+extern "C" {
+    /// src/environment.c
+    fn pipeshard_environment_page_lock(allowed: c_int);
+    /// src/quiet.c
+    fn pipeshard_quiet_tell(tell: Option<unsafe extern "C" fn(*const c_char)>);
+}
+
+/// Whether ggml-cuda page-locks weights where it is asked to.
+pub fn allow_page_lock(allowed: bool) {
+    // SAFETY: a number is all it takes.
+    unsafe { pipeshard_environment_page_lock(c_int::from(allowed)) }
 }
 
 /// The right to have a device, of which a process has one.

@@ -65,7 +65,7 @@ pub struct BudgetRequest {
 #[derive(Clone, Copy)]
 pub struct Limits {
     pub size: u32,
-    pub reserved: u32,
+    pub asleep: u32,
     pub budget: u64,
     pub minimum: u64,
     pub everything: u64,

@@ -6,7 +6,6 @@ use crate::failure::{Code, Failure};
 use crate::media::{Chunk, Part};
 use crate::process::with_errors;
 use pipeshard_llama::{Batch, Context, LlamaError};
-use pipeshard_sys as ffi;
 use runtime::hook::stopping::watching;
 use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
@@ -57,29 +56,55 @@ enum Step {
     Media(Chunk),
 }
 
+/// A context, or what is left of it while the session sleeps.
+pub enum Place {
+    Awake(Context<'static>),
+    /// The KV cache as bytes; none where it was empty.
+    Asleep(Vec<u8>),
+}
+
 /// A context, and what it holds.
 pub struct Work {
-    pub context: Context<'static>,
+    pub place: Place,
     pub held: Vec<Piece>,
     pub conversation: Conversation,
+    /// Tokens that there is room for.
+    pub room: u32,
+    /// Tokens of a batch.
+    pub batch: u32,
 }
 
 impl Work {
+    /// The context.
+    ///
+    /// # Errors
+    /// The session sleeps; who evaluates wakes it first.
+    pub fn context(&mut self) -> Result<&mut Context<'static>, Failure> {
+        match &mut self.place {
+            Place::Awake(context) => Ok(context),
+            Place::Asleep(_) => Err(Failure::new(Code::Internal, "the session sleeps")),
+        }
+    }
+
     /// Takes out everything behind the first `count` pieces, or all where the model cannot do that.
-    fn keep(&mut self, count: usize) {
+    fn keep(&mut self, count: usize) -> Result<(), Failure> {
         if count == self.held.len() {
-            return;
+            return Ok(());
         }
         let from = positions(&self.held[..count]);
-        match count > 0 && self.context.remove(0, from, -1) {
+        match count > 0 && self.context()?.remove(0, from, -1) {
             true => self.held.truncate(count),
             false => self.forget(),
         }
+        Ok(())
     }
 
     /// Takes out everything.
     pub fn forget(&mut self) {
-        self.context.clear();
+        match &mut self.place {
+            Place::Awake(context) => context.clear(),
+            Place::Asleep(cache) => cache.clear(),
+        }
         self.held.clear();
     }
 
@@ -105,7 +130,7 @@ impl Work {
                 "there is nothing to answer: add a message first",
             ));
         }
-        let (needed, room) = (taken(&wanted), self.room());
+        let (needed, room) = (taken(&wanted), self.room);
         if needed >= room {
             return Err(Failure::new(
                 Code::ContextFull,
@@ -118,17 +143,11 @@ impl Work {
         // logits are those of the last token, which is evaluated in any case
         let same = wanted.iter().zip(&self.held).take_while(|(a, b)| a == b);
         let same = same.count().min(wanted.len() - 1);
-        self.keep(same);
+        self.keep(same)?;
         let reused = taken(&self.held);
         let skip = self.held.len();
         self.run(session, steps, skip)?;
         Ok((needed - reused, reused))
-    }
-
-    /// Tokens that the context has room for.
-    pub fn room(&self) -> u32 {
-        // SAFETY: the context is alive.
-        unsafe { ffi::llama_n_ctx_seq(self.context.raw()) }
     }
 
     /// Evaluates the pieces of `steps` behind the first `skip`.
@@ -156,8 +175,7 @@ impl Work {
         tokens: &[i32],
         logits: bool,
     ) -> Result<(), Failure> {
-        // SAFETY: the context is alive.
-        let most = unsafe { ffi::llama_n_batch(self.context.raw()) } as usize;
+        let most = self.batch as usize;
         let mut left = tokens;
         while !left.is_empty() {
             let now = &left[..left.len().min(most.max(1))];
@@ -167,7 +185,8 @@ impl Work {
                 let wanted = logits && i + 1 == left.len();
                 batch.add(token, begin + i as i32, &[0], wanted);
             }
-            let code = session.pass(true, || match self.context.decode(&mut batch) {
+            let context = self.context()?;
+            let code = session.pass(true, || match context.decode(&mut batch) {
                 Ok(()) => 0,
                 Err(LlamaError::Decode { code, .. }) => code,
                 Err(_) => -1,
@@ -176,7 +195,7 @@ impl Work {
             let done = match code {
                 Ok(()) => now.len(),
                 Err(_) => {
-                    (self.context.last_position(0) + 1 - begin).clamp(0, now.len() as i32) as usize
+                    (context.last_position(0) + 1 - begin).clamp(0, now.len() as i32) as usize
                 }
             };
             // llama.cpp cannot say where a recurrent model is; of a batch that was wanted to the end the logits are missing
@@ -199,7 +218,7 @@ impl Work {
     fn recover(&mut self, begin: i32, done: usize) -> Result<(), Failure> {
         let end = begin + done as i32;
         // nothing is known to lie behind it; a model that cannot take a part out begins anew
-        if self.context.remove(0, end, -1) {
+        if self.context()?.remove(0, end, -1) {
             return Ok(());
         }
         self.forget();
@@ -219,12 +238,12 @@ impl Work {
                 "the model was opened without an encoder of images (mmproj)",
             ));
         };
-        // SAFETY: the context is alive.
-        let batch = unsafe { ffi::llama_n_batch(self.context.raw()) } as i32;
+        let batch = self.batch as i32;
         let past = positions(&self.held);
         // mtmd does not say where it ended, so memory is given back when it is over
+        let context = self.context()?;
         let ended = session.pass(false, || {
-            let (code, _) = encoder.evaluate(&self.context, chunk, past, batch, logits);
+            let (code, _) = encoder.evaluate(context, chunk, past, batch, logits);
             code
         });
         if let Err(ended) = ended {

@@ -6,6 +6,7 @@ use super::Session;
 use crate::boundary::{optional, required};
 use crate::chat::grammar_of;
 use crate::failure::{Code, Failure};
+use crate::process::with_errors;
 use crate::types::GenerateConfig;
 use pipeshard_llama::{Model, Sampler};
 use pipeshard_sys as ffi;
@@ -96,9 +97,11 @@ impl Wish {
     fn sampler(&self, model: &Model) -> Result<Sampler, Failure> {
         let mut chain = Sampler::new();
         if let Some(grammar) = &self.grammar {
-            chain = chain
-                .grammar(model, grammar)
-                .map_err(|_| Failure::invalid("the grammar cannot be read"))?;
+            let (made, errors) = with_errors(|| chain.grammar(model, grammar));
+            chain = made.map_err(|_| {
+                let why = errors.lines().next().unwrap_or_default();
+                Failure::invalid(format!("the grammar cannot be read: {why}"))
+            })?;
         }
         if self.repeat_penalty > 0.0 {
             chain = chain.penalties(model, PENALTY_LOOKS_BACK, self.repeat_penalty);
@@ -265,6 +268,7 @@ impl Session {
             state.evaluated_again = 0;
             (state.prompt_ms, state.generate_ms) = (0.0, 0.0);
         });
+        self.awake(work)?;
         let (evaluated, reused) = work.catch_up(self)?;
         let mut text = Text::new(&wish.stop);
         let before = work.conversation.tokens.len();
@@ -301,13 +305,13 @@ impl Session {
         let begin = Instant::now();
         let mut made = 0u32;
         loop {
-            let token = sampler.sample(&work.context, -1);
+            let token = sampler.sample(work.context()?, -1);
             if let Some(note) = prompt_is_there.take() {
                 self.noted(note);
             }
             // SAFETY: the model is alive.
             let ends = unsafe { ffi::llama_vocab_is_eog(model.raw_vocabulary(), token) };
-            let full = super::evaluate::taken(&work.held) + 1 >= work.room();
+            let full = super::evaluate::taken(&work.held) + 1 >= work.room;
             made += u32::from(!ends);
             let is_last = ends || made >= wish.most || full;
             let bytes = match ends {

@@ -14,7 +14,7 @@ use crate::model::{said, CModel, Model, MODELS};
 use crate::process::with_errors;
 use crate::types::{Event, GenerateConfig, Media, PieceFn, SessionConfig, State, WakeupFn};
 use conversation::Conversation;
-use evaluate::Work;
+use evaluate::{Place, Work};
 use events::Events;
 use generate::Wish;
 use pipeshard_llama::{Context, ContextOptions};
@@ -76,7 +76,9 @@ struct Doing {
 /// A session that is open. Members are dropped in their order.
 pub struct Session {
     work: Mutex<Work>,
-    _threads: Option<Threads>,
+    threads: Option<Threads>,
+    /// What its context is made with.
+    options: ContextOptions,
     pub model: Arc<Model>,
     /// Ends what is being done.
     pub stop: AtomicBool,
@@ -88,7 +90,7 @@ pub struct Session {
 }
 
 /// The right to do something with a session; others get `PIPESHARD_E_BUSY`.
-struct Busy<'s>(&'s Session);
+pub struct Busy<'s>(&'s Session);
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
@@ -125,6 +127,41 @@ fn kv_type(name: Option<&str>, member: &str) -> Result<ffi::ggml_type, Failure> 
     })
 }
 
+/// A context, and the model's encoder if that is not loaded yet.
+fn make_context(
+    model: &Model,
+    options: &ContextOptions,
+    ubatch_is_free: bool,
+) -> Result<Context<'static>, Failure> {
+    let device = &model.device;
+    let refused = |text: &str| device.refused(Code::NoMemory, text.to_owned());
+    if let Some(projector) = &model.projector {
+        if locked(&projector.encoder).is_none() {
+            Encoder::announce(&projector.path, projector.image_max_tokens);
+        }
+    }
+    let (made, errors) = device.make_context(ubatch_is_free, || {
+        with_errors(|| Context::new(&model.llama, options))
+    });
+    let context = made.map_err(|_| refused(&said(&errors, "the context cannot be made")))?;
+    if let Some(projector) = &model.projector {
+        let mut encoder = locked(&projector.encoder);
+        if encoder.is_none() {
+            let opened = Encoder::open(
+                &projector.path,
+                &model.llama,
+                device.threads,
+                projector.image_max_tokens,
+            );
+            *encoder = Some(opened.map_err(|errors| {
+                refused(&said(&errors, "the encoder of images cannot be loaded"))
+            })?);
+        }
+    }
+    // SAFETY: whoever has it keeps the model, and drops the context first.
+    Ok(unsafe { std::mem::transmute::<Context<'_>, Context<'static>>(context) })
+}
+
 unsafe extern "C" fn wants_to_stop(stop: *mut c_void) -> bool {
     (*stop.cast::<AtomicBool>()).load(Ordering::Relaxed)
 }
@@ -151,46 +188,20 @@ impl Session {
         };
         options.outputs = 1;
         options.kv_types = types;
-        if let Some(projector) = &model.projector {
-            if locked(&projector.encoder).is_none() {
-                Encoder::announce(&projector.path, projector.image_max_tokens);
-            }
-        }
-        let (made, errors) = device.make_context(config.ubatch == 0, || {
-            with_errors(|| Context::new(&model.llama, &options))
-        });
-        let refused = |text: &str| device.refused(Code::NoMemory, text.to_owned());
-        let context = made.map_err(|_| refused(&said(&errors, "the context cannot be made")))?;
-        // SAFETY: the session keeps the model, and drops the context first.
-        let context = std::mem::transmute::<Context<'_>, Context<'static>>(context);
-        if let Some(projector) = &model.projector {
-            let mut encoder = locked(&projector.encoder);
-            if encoder.is_none() {
-                let opened = Encoder::open(
-                    &projector.path,
-                    &model.llama,
-                    device.threads,
-                    projector.image_max_tokens,
-                );
-                *encoder = Some(opened.map_err(|errors| {
-                    refused(&said(&errors, "the encoder of images cannot be loaded"))
-                })?);
-            }
-        }
         let threads = (device.threads > 1)
             .then(|| Threads::start(device.threads))
             .flatten();
-        if let Some(threads) = &threads {
-            let pool = threads.0.as_ptr();
-            ffi::llama_attach_threadpool(context.raw(), pool, pool);
-        }
+        let mut context = make_context(&model, &options, config.ubatch == 0)?;
         let raw = context.raw();
+        // from here on it is what it is
+        (options.ctx, options.ubatch) = (ffi::llama_n_ctx(raw), ffi::llama_n_ubatch(raw));
+        let (room, batch) = (ffi::llama_n_ctx_seq(raw), ffi::llama_n_batch(raw));
         let session = Arc::new(Session {
             state: Mutex::new(State {
                 size: 0,
-                context: ffi::llama_n_ctx_seq(raw),
+                context: room,
                 used: 0,
-                ubatch: ffi::llama_n_ubatch(raw),
+                ubatch: options.ubatch,
                 messages: 0,
                 busy: 0,
                 prompt_tokens: 0,
@@ -201,21 +212,94 @@ impl Session {
                 generate_ms: 0.0,
             }),
             work: Mutex::new(Work {
-                context,
+                place: Place::Asleep(Vec::new()),
                 held: Vec::new(),
                 conversation: Conversation::default(),
+                room,
+                batch,
             }),
-            _threads: threads,
+            options,
+            threads,
             model,
             stop: AtomicBool::new(false),
             doing: Mutex::new(Doing::default()),
             changed: Condvar::new(),
             events: Events::default(),
         });
-        // the CPU's part of a pass ends early as well
-        let stop: *const AtomicBool = &session.stop;
-        ffi::llama_set_abort_callback(raw, Some(wants_to_stop), stop.cast_mut().cast());
+        session.use_context(&mut context);
+        locked(&session.work).place = Place::Awake(context);
+        locked(&session.model.device.sessions).push(Arc::downgrade(&session));
         Ok(session)
+    }
+
+    /// Lets a context compute with the session's threads, and end what the CPU does early as well.
+    fn use_context(&self, context: &mut Context<'static>) {
+        let stop: *const AtomicBool = &self.stop;
+        // SAFETY: the threads and the flag are the session's, which drops the context first.
+        unsafe {
+            if let Some(threads) = &self.threads {
+                let pool = threads.0.as_ptr();
+                ffi::llama_attach_threadpool(context.raw(), pool, pool);
+            }
+            let stop = stop.cast_mut().cast();
+            ffi::llama_set_abort_callback(context.raw(), Some(wants_to_stop), stop);
+        }
+    }
+
+    /// Keeps the KV cache in host memory, and frees the context and the encoder.
+    ///
+    /// # Errors
+    /// The host has no memory for it.
+    pub fn sleep(&self, _: &Busy<'_>) -> Result<(), Failure> {
+        let mut work = locked(&self.work);
+        if let Place::Awake(_) = work.place {
+            let cache = work.cache();
+            if cache.is_empty() && !work.held.is_empty() {
+                return Err(Failure::new(
+                    Code::NoMemory,
+                    "the host has no memory for the KV cache of a session",
+                ));
+            }
+            work.place = Place::Asleep(cache);
+        }
+        if let Some(projector) = &self.model.projector {
+            *locked(&projector.encoder) = None;
+        }
+        Ok(())
+    }
+
+    /// Makes the context again, if the session sleeps.
+    ///
+    /// # Errors
+    /// There is no room for it: it goes on sleeping.
+    pub fn awake(&self, work: &mut Work) -> Result<(), Failure> {
+        let Place::Asleep(cache) = &work.place else {
+            return Ok(());
+        };
+        let mut context = make_context(&self.model, &self.options, false)?;
+        self.use_context(&mut context);
+        if !cache.is_empty() {
+            let taken = context.set_sequence_state(0, cache);
+            taken.map_err(|_| {
+                Failure::new(Code::Internal, "llama.cpp refuses its own KV cache")
+            })?;
+        }
+        work.place = Place::Awake(context);
+        Ok(())
+    }
+
+    /// Wakes the session, unless somebody uses it, who does so.
+    pub fn wake(&self) -> Result<(), Failure> {
+        match self.begin() {
+            Ok(busy) => self.alone(&busy, |work| self.awake(work)),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Reports whether it sleeps; one that is used does not.
+    pub fn is_asleep(&self) -> bool {
+        let work = self.work.try_lock();
+        work.is_ok_and(|work| matches!(work.place, Place::Asleep(_)))
     }
 
     fn doing(&self) -> MutexGuard<'_, Doing> {
@@ -228,7 +312,7 @@ impl Session {
     }
 
     /// Begins to do something.
-    fn begin(&self) -> Result<Busy<'_>, Failure> {
+    pub fn begin(&self) -> Result<Busy<'_>, Failure> {
         let mut doing = self.doing();
         if doing.closed {
             return Err(Failure::invalid("session is not open: it was closed"));
@@ -432,6 +516,8 @@ unsafe extern "C" fn pipeshard_session_add_media(
         }
         let media = read(media, "pipeshard_media")?;
         with_session(session, |session, work| {
+            // files are read by the encoder, which a sleeping session has not
+            session.awake(work)?;
             let projector = session.model.projector.as_ref();
             let encoder = projector.map(|projector| locked(&projector.encoder));
             let Some(Some(encoder)) = encoder.as_deref() else {

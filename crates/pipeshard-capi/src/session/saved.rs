@@ -1,7 +1,7 @@
 //! A conversation as bytes: what was said, what the KV cache holds, and the cache itself.
 
 use super::conversation::{Conversation, Message};
-use super::evaluate::{Piece, Work};
+use super::evaluate::{Piece, Place, Work};
 use super::Session;
 use crate::failure::{Code, Failure};
 use crate::media::{Bitmap, Shape};
@@ -87,6 +87,17 @@ fn messages_of(head: &Value, bytes: &mut &[u8]) -> Result<Vec<Message>, Failure>
     messages.ok_or_else(|| damaged("a message is damaged"))
 }
 
+impl Work {
+    /// The KV cache as bytes; none where it is empty.
+    pub fn cache(&mut self) -> Vec<u8> {
+        match &mut self.place {
+            Place::Awake(context) if !self.held.is_empty() => context.sequence_state(0),
+            Place::Awake(_) => Vec::new(),
+            Place::Asleep(cache) => cache.clone(),
+        }
+    }
+}
+
 impl Session {
     /// The conversation as bytes.
     pub fn saved(&self, work: &mut Work) -> Vec<u8> {
@@ -107,10 +118,7 @@ impl Session {
         let head = head.to_string().into_bytes();
         let media = conversation.messages.iter().flat_map(|m| &m.media);
         let media: Vec<u8> = media.flat_map(Bitmap::bytes).copied().collect();
-        let cache = match work.held.is_empty() {
-            true => Vec::new(),
-            false => work.context.sequence_state(0),
-        };
+        let cache = work.cache();
         let mut all = MAGIC.to_vec();
         for part in [&head, &media, &cache] {
             all.extend((part.len() as u64).to_le_bytes());
@@ -153,7 +161,7 @@ impl Session {
         let held = head["held"].as_array().map_or(&[][..], Vec::as_slice);
         let held: Option<Vec<Piece>> = held.iter().map(piece_of).collect();
         let held = held.ok_or_else(|| damaged("its tokens are damaged"))?;
-        let room = work.room();
+        let room = work.room;
         if super::evaluate::taken(&held) >= room {
             return Err(Failure::new(
                 Code::ContextFull,
@@ -170,9 +178,10 @@ impl Session {
             text: head["text"].as_str().unwrap_or_default().to_owned(),
             without_roles: head["without_roles"].as_bool().unwrap_or(false),
         };
+        self.awake(work)?;
         work.forget();
         if !held.is_empty() {
-            let taken = work.context.set_sequence_state(0, cache);
+            let taken = work.context()?.set_sequence_state(0, cache);
             taken.map_err(|_| {
                 damaged("llama.cpp refuses its KV cache: the session's cache may have other types")
             })?;
