@@ -10,6 +10,7 @@ mod python;
 
 use common::server::Server;
 use common::{finish, finish_text, repository, scratch, smollm2, synthetic, tool, tools, Finished};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
@@ -21,8 +22,8 @@ const OTHER_PROMPT: &str = "Count from one to nine, and do not leave out a numbe
 const TOKENS: u32 = 40;
 
 /// All of the model fits, and a part of it, in MiB.
-const BUDGET: u32 = 200;
-const SMALL: u32 = 40;
+const BUDGET: u32 = 120;
+const SMALL: u32 = 32;
 
 /// The library as it is installed, in a folder of this test: header, library, and what tells compilers where they are.
 fn prefix() -> PathBuf {
@@ -58,7 +59,9 @@ fn install() -> PathBuf {
 
 /// Runs a command that has to succeed, however long it takes.
 fn done(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}\n{said}");
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -68,9 +71,13 @@ fn sources() -> PathBuf {
     repository().join("tests/host_library")
 }
 
+fn compiler() -> OsString {
+    std::env::var_os("CC").unwrap_or_else(|| "cc".into())
+}
+
 /// A C compiler that takes everything seriously, and finds the header.
 fn cc() -> Command {
-    let mut cc = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
+    let mut cc = Command::new(compiler());
     cc.args(["-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread"]);
     cc.arg("-I").arg(prefix().join("include"));
     cc
@@ -82,13 +89,19 @@ fn linked(cc: &mut Command, folder: &Path) {
     cc.arg(format!("-Wl,-rpath,{}", folder.display()));
 }
 
-/// A host, compiled once.
+/// A host.
 fn compiled(name: &str, flags: &[&str]) -> PathBuf {
+    compiled_as(name, name, flags)
+}
+
+/// The same, where one source becomes several programs.
+fn compiled_as(source: &str, name: &str, flags: &[&str]) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock();
-    let path = scratch("host_library").join(format!("{name}{}", flags.concat().replace('/', "_")));
+    let path = scratch("host_library").join(name);
     let mut cc = cc();
-    cc.arg("-std=gnu11").arg(sources().join(format!("{name}.c")));
+    cc.arg("-std=gnu11")
+        .arg(sources().join(format!("{source}.c")));
     cc.arg("-o").arg(&path).args(flags);
     if !flags.contains(&"-DBY_NAME") {
         linked(&mut cc, &prefix().join("lib"));
@@ -99,7 +112,7 @@ fn compiled(name: &str, flags: &[&str]) -> PathBuf {
 }
 
 fn model() -> PathBuf {
-    synthetic("tiny-llama", &["--layers=12"])
+    synthetic("tiny-llama", &[])
 }
 
 /// What stock llama.cpp says behind a prompt, on the CPU, always with the likeliest token.
@@ -123,9 +136,8 @@ fn expected() -> String {
     TEXT.get_or_init(|| stock(&model(), PROMPT, TOKENS)).clone()
 }
 
-/// A host with what all of them are told: model, device, budgets, prompt and the answer that they have to get.
-fn host(program: &Path) -> Command {
-    let mut command = Command::new(program);
+/// Without what is said about pipeshard, llama.cpp or ggml.
+fn host_environment(command: &mut Command) {
     for (variable, _) in std::env::vars() {
         if ["LLAMA_", "PIPESHARD_", "GGML_"]
             .iter()
@@ -134,7 +146,20 @@ fn host(program: &Path) -> Command {
             command.env_remove(variable);
         }
     }
+}
+
+/// A host with what all of them are told: model, device, budgets, prompt and the answer that they have to get.
+fn host(program: &Path) -> Command {
+    host_under(&[], program)
+}
+
+/// The same under another program.
+fn host_under(above: &[&str], program: &Path) -> Command {
+    let mut words = above.iter().map(OsString::from).chain([program.into()]);
+    let mut command = Command::new(words.next().unwrap_or_default());
+    host_environment(&mut command);
     command
+        .args(words)
         .arg(format!("model={}", model().display()))
         .arg("simulated=vram=1G")
         .arg(format!("budget={BUDGET}"))
@@ -142,7 +167,10 @@ fn host(program: &Path) -> Command {
         .arg(format!("tokens={TOKENS}"))
         .arg(format!("prompt={PROMPT}"))
         .arg(format!("expected={}", expected()))
-        .arg(format!("library={}", prefix().join("lib/libpipeshard.so.0").display()));
+        .arg(format!(
+            "library={}",
+            prefix().join("lib/libpipeshard.so.0").display()
+        ));
     command
 }
 
@@ -183,31 +211,38 @@ fn a_library_that_is_closed_is_not_mapped_any_more() {
 fn two_llama_cpps_live_in_one_process() {
     let source = tools().parent().map(|target| target.join("native/src"));
     let source = source.expect("a folder").display().to_string();
-    let (llama, ggml) = (format!("-I{source}/include"), format!("-I{source}/ggml/include"));
+    let (llama, ggml) = (
+        format!("-I{source}/include"),
+        format!("-I{source}/ggml/include"),
+    );
     let folder = tools().display().to_string();
     let (at, runs) = (format!("-L{folder}"), format!("-Wl,-rpath,{folder}"));
-    let with_llama = [&*llama, &ggml, &at, &runs, "-lllama", "-lggml", "-lggml-base"];
-    let by_name = compiled_as("two", "two-by-name", &[&["-DBY_NAME"], &with_llama[..]].concat());
+    let with_llama = [
+        &*llama,
+        &ggml,
+        &at,
+        &runs,
+        "-lllama",
+        "-lggml",
+        "-lggml-base",
+    ];
+    let by_name = compiled_as(
+        "two",
+        "two-by-name",
+        &[&["-DBY_NAME"], &with_llama[..]].concat(),
+    );
     let linked = compiled_as("two", "two-linked", &with_llama);
-    for (program, load) in [(&by_name, "local"), (&by_name, "global"), (&linked, "linked")] {
+    for (program, load) in [
+        (&by_name, "local"),
+        (&by_name, "global"),
+        (&linked, "linked"),
+    ] {
         let mut command = host(program);
-        command.arg(format!("load={load}")).arg(format!("backends={folder}"));
+        command
+            .arg(format!("load={load}"))
+            .arg(format!("backends={folder}"));
         silent(&mut command);
     }
-}
-
-/// A host whose name says less than its flags.
-fn compiled_as(source: &str, name: &str, flags: &[&str]) -> PathBuf {
-    let path = scratch("host_library").join(name);
-    let mut cc = cc();
-    cc.arg("-std=gnu11").arg(sources().join(format!("{source}.c")));
-    cc.arg("-o").arg(&path).args(flags);
-    if !flags.contains(&"-DBY_NAME") {
-        linked(&mut cc, &prefix().join("lib"));
-        cc.arg("-lpipeshard");
-    }
-    done(cc.arg("-ldl"));
-    path
 }
 
 #[test]
@@ -237,7 +272,8 @@ fn the_environment_is_not_read() {
     let mut command = host(&compiled("asks", &["-DBY_NAME"]));
     let asking = scratch("host_library").join("libpipeshard-asks.so");
     let mut cc = self::cc();
-    cc.args(["-std=gnu11", "-shared", "-fPIC", "-DASKING", "-o"]).arg(&asking);
+    cc.args(["-std=gnu11", "-shared", "-fPIC", "-DASKING", "-o"])
+        .arg(&asking);
     done(cc.arg(sources().join("asks.c")));
     command.env("LD_PRELOAD", &shim).env("WATCHED", &watched);
     silent(command.arg(format!("asking={}", asking.display())));
@@ -280,10 +316,15 @@ fn a_saved_conversation_goes_on_elsewhere() {
     let half = stock(&model(), PROMPT, TOKENS / 2);
     assert!(expected().starts_with(&half));
     let program = compiled("saved", &[]);
-    let file = scratch("host_library").join("conversation").display().to_string();
+    let file = scratch("host_library")
+        .join("conversation")
+        .display()
+        .to_string();
     for how in ["write", "read"] {
         let mut command = host(&program);
-        command.arg(format!("half={half}")).arg(format!("{how}={file}"));
+        command
+            .arg(format!("half={half}"))
+            .arg(format!("{how}={file}"));
         silent(&mut command);
     }
 }
@@ -299,7 +340,20 @@ fn a_chat_is_that_of_llama_server() {
     let model = smollm2();
     let messages = serde_json::json!([{"role": "user", "content": "Name the capital of France."}]);
     let ask = serde_json::json!({"messages": messages, "temperature": 0, "max_tokens": 24, "cache_prompt": false});
-    let flags = ["--jinja", "-c", "1024", "-np", "1", "-t", "1", "--no-repack", "-dev", "none", "-ngl", "0"];
+    let flags = [
+        "--jinja",
+        "-c",
+        "1024",
+        "-np",
+        "1",
+        "-t",
+        "1",
+        "--no-repack",
+        "-dev",
+        "none",
+        "-ngl",
+        "0",
+    ];
     let (status, answer) = Server::start(&model, &flags).post("/v1/chat/completions", &ask);
     let expected = answer["choices"][0]["message"]["content"].as_str();
     let expected = expected.unwrap_or_else(|| panic!("{status} {answer}"));

@@ -47,7 +47,7 @@ class BudgetRequest(ctypes.Structure):
 class CLimits(ctypes.Structure):
     _fields_ = [
         ("size", c_uint32),
-        ("reserved", c_uint32),
+        ("asleep", c_uint32),
         ("budget", c_uint64),
         ("minimum", c_uint64),
         ("everything", c_uint64),
@@ -181,6 +181,8 @@ FUNCTIONS: List[Tuple[str, Any, List[Any]]] = [
     ("pipeshard_device_close", None, [c_void_p]),
     ("pipeshard_set_budget", c_int, [c_void_p, POINTER(BudgetRequest), POINTER(CLimits), _ERROR]),
     ("pipeshard_get_limits", c_int, [c_void_p, POINTER(CLimits), _ERROR]),
+    ("pipeshard_sleep", c_int, [c_void_p, _ERROR]),
+    ("pipeshard_wake", c_int, [c_void_p, _ERROR]),
     ("pipeshard_report", c_void_p, [c_void_p]),
     ("pipeshard_metrics", c_void_p, [c_void_p]),
     ("pipeshard_model_open", c_int, [c_void_p, POINTER(ModelConfig), _HANDLE, _ERROR]),

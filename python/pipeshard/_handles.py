@@ -62,7 +62,7 @@ def set_log(log: Optional[Callable[[int, str], None]], level: int = 2) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is held, and what is possible, in bytes; pipeshard.h says what each is."""
+    """What is held, and what is possible, in bytes; `asleep`: sessions that sleep. pipeshard.h says what each is."""
 
     budget: int
     minimum: int
@@ -78,6 +78,7 @@ class Limits:
     by_driver: int
     waited_ms: float
     moved_ms: float
+    asleep: int
 
     @classmethod
     def _of(cls, found: _c.CLimits) -> "Limits":
@@ -158,6 +159,14 @@ class Device(Handle):
         request.budget, request.deadline_ms = bytes_of(budget), deadline_ms
         _c.call("pipeshard_set_budget", self._handle, ctypes.byref(request), ctypes.byref(now))
         return Limits._of(now)
+
+    def sleep(self) -> None:
+        """Gives all VRAM back. Conversations are kept in host memory; a session that is used wakes by itself."""
+        _c.call("pipeshard_sleep", self._handle)
+
+    def wake(self) -> None:
+        """Takes the memory of all sleeping sessions again."""
+        _c.call("pipeshard_wake", self._handle)
 
     @property
     def limits(self) -> Limits:

@@ -90,6 +90,20 @@ class Answers(unittest.TestCase):
         self.assertTrue(EXPECTED.startswith(begin))
         self.assertEqual(self.asked().text(), EXPECTED)
 
+    def test_sleep(self) -> None:
+        answer = self.asked()
+        with self.assertRaises(pipeshard.Error) as busy:
+            self.gpu.sleep()
+        self.assertEqual(busy.exception.code, pipeshard.BUSY)
+        self.assertEqual(answer.text(), EXPECTED)
+        self.gpu.sleep()
+        now = self.gpu.limits
+        self.assertEqual((now.held, now.asleep), (0, 1))
+        self.assertEqual(self.asked().text(), EXPECTED)
+        self.gpu.sleep()
+        self.gpu.wake()
+        self.assertEqual(self.gpu.limits.asleep, 0)
+
     def test_saved_and_restored(self) -> None:
         self.chat.add(None, PROMPT)
         first = self.chat.generate(max_tokens=TOKENS // 2).text()
@@ -109,8 +123,11 @@ class Answers(unittest.TestCase):
             self.gpu.open("/nowhere.gguf")
         self.assertEqual(missing.exception.code, pipeshard.FILE)
         self.assertIn("/nowhere.gguf", str(missing.exception))
-        with self.assertRaises(pipeshard.Error):
-            self.chat.generate(grammar="root ::= (")
+        self.chat.add(None, PROMPT)
+        with self.assertRaises(pipeshard.Error) as grammar:
+            self.chat.generate(grammar="root ::= (").text()
+        self.assertEqual(grammar.exception.code, pipeshard.INVALID)
+        self.assertIn("expecting ')'", str(grammar.exception))
         with self.assertRaises(pipeshard.Error) as stopped:
             self.gpu.open(str(MODEL), progress=lambda done: False)
         self.assertEqual(stopped.exception.code, pipeshard.CANCELLED)

@@ -222,11 +222,16 @@ static void ended_while_polled(void) {
     OK(pipeshard_submit(runs, &how, &error));
     pipeshard_session_close(runs);
     // as many tokens as there is room for
-    begin(session);
+    pipeshard_session_config s = PIPESHARD_INIT(pipeshard_session_config);
+    s.context                  = 256;
+    OK(pipeshard_session_open(model, &s, &runs, &error));
+    begin(runs);
     how.max_tokens = 0;
-    OK(pipeshard_submit(session, &how, &error));
-    event = events(session, 60000, 0);
-    CHECK(event.kind == PIPESHARD_EVENT_DONE || event.code == PIPESHARD_E_CONTEXT_FULL);
+    OK(pipeshard_submit(runs, &how, &error));
+    event = events(runs, 60000, 0);
+    CHECK(event.kind == PIPESHARD_EVENT_ENDED && event.code == PIPESHARD_E_CONTEXT_FULL);
+    CHECK(strncmp(said.bytes, argument("expected"), strlen(argument("expected"))) == 0);
+    pipeshard_session_close(runs);
     still_works(session);
 }
 

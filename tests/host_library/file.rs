@@ -37,7 +37,11 @@ fn program(name: &str, text: &str, flags: &[&str]) -> String {
     let (source, program) = (folder.join(format!("{name}.{ending}")), folder.join(name));
     std::fs::write(&source, text).expect("a file");
     let mut cc = cc();
-    cc.arg("-pedantic").args(flags).arg(&source).arg("-o").arg(&program);
+    cc.arg("-pedantic")
+        .args(flags)
+        .arg(&source)
+        .arg("-o")
+        .arg(&program);
     done(cc.arg("-L").arg(prefix().join("lib")).arg("-lpipeshard"));
     done(Command::new(&program).env("LD_LIBRARY_PATH", prefix().join("lib")))
 }
@@ -63,13 +67,18 @@ fn the_header_compiles_alone() {
 #[test]
 fn only_the_functions_of_the_header_are_visible() {
     let header = header();
-    let declared = header.lines().filter(|line| line.starts_with("PIPESHARD_API"));
+    let declared = header
+        .lines()
+        .filter(|line| line.starts_with("PIPESHARD_API"));
     let names = declared.filter_map(|line| {
         let before = line.split('(').next()?;
         before.rsplit([' ', '*']).next().map(str::to_owned)
     });
     let names: BTreeSet<String> = names.collect();
-    assert!(names.len() > 30 && names.iter().all(|n| n.starts_with("pipeshard_")), "{names:?}");
+    assert!(
+        names.len() > 30 && names.iter().all(|n| n.starts_with("pipeshard_")),
+        "{names:?}"
+    );
     let symbols = run("nm", &["-D", "--defined-only"]);
     let mut visible = BTreeSet::new();
     for line in symbols.lines() {
@@ -102,7 +111,9 @@ fn it_needs_what_every_system_has() {
     }
     let symbols = run("objdump", &["-T"]);
     let versions = symbols.split("GLIBC_").skip(1).filter_map(|rest| {
-        let number = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
+        let number = rest
+            .split(|c: char| !c.is_ascii_digit() && c != '.')
+            .next()?;
         let mut parts = number.split('.').map(|part| part.parse::<u32>().ok());
         Some((parts.next()??, parts.next()??))
     });
@@ -115,7 +126,9 @@ fn it_needs_what_every_system_has() {
 
 /// C's type for one of types.rs.
 fn c_type(rust: &str) -> String {
-    let named = rust.strip_prefix("Option<").and_then(|t| t.strip_suffix("Fn>"));
+    let named = rust
+        .strip_prefix("Option<")
+        .and_then(|t| t.strip_suffix("Fn>"));
     if let Some(named) = named {
         return format!("pipeshard_{}_fn", named.to_lowercase());
     }
@@ -163,8 +176,14 @@ fn structs_are_laid_out_as_in_the_header() {
     for (name, body) in &structs {
         let theirs = c_name(name);
         text += "typedef struct {\n";
-        for member in body.lines().filter_map(|line| line.trim().strip_prefix("pub ")) {
-            let (member, kind) = member.trim_end_matches(',').split_once(": ").expect("a member");
+        for member in body
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("pub "))
+        {
+            let (member, kind) = member
+                .trim_end_matches(',')
+                .split_once(": ")
+                .expect("a member");
             text += &format!("    {} {member};\n", c_type(kind));
             checks += &format!(
                 "_Static_assert(offsetof({name}, {member}) == offsetof({theirs}, {member}) &&\n\
@@ -175,7 +194,10 @@ fn structs_are_laid_out_as_in_the_header() {
         text += &format!("}} {name};\n");
         checks += &format!("_Static_assert(sizeof({name}) == sizeof({theirs}), \"{theirs}\");\n");
     }
-    let declared = header().lines().filter(|l| l.starts_with("} pipeshard_")).count();
+    let declared = header()
+        .lines()
+        .filter(|l| l.starts_with("} pipeshard_"))
+        .count();
     assert_eq!(structs.len(), declared, "structs of the header");
     text += &checks;
     text += "int main(void) { return 0; }\n";
@@ -186,7 +208,9 @@ fn structs_are_laid_out_as_in_the_header() {
 fn codes_are_named_as_in_the_header() {
     let header = header();
     let codes = header.lines().filter_map(|line| {
-        let mut words = line.strip_prefix("#define PIPESHARD_E_")?.split_whitespace();
+        let mut words = line
+            .strip_prefix("#define PIPESHARD_E_")?
+            .split_whitespace();
         Some((words.next()?, words.next()?.parse::<i32>().ok()?))
     });
     let codes: Vec<(&str, i32)> = codes.collect();
@@ -198,13 +222,22 @@ fn codes_are_named_as_in_the_header() {
         text += &format!("puts(pipeshard_result_name({value}));\n");
     }
     let said = program("codes", &(text + "return 0; }\n"), &["-std=c99"]);
-    let names: Vec<String> = codes.iter().map(|(name, _)| format!("PIPESHARD_E_{name}")).collect();
+    let names: Vec<String> = codes
+        .iter()
+        .map(|(name, _)| format!("PIPESHARD_E_{name}"))
+        .collect();
     assert_eq!(said.lines().collect::<Vec<_>>(), names);
     // and the numbers that the code returns are those
     let path = repository().join("crates/pipeshard-capi/src/failure.rs");
     let failure = std::fs::read_to_string(path).expect("failure.rs");
     for (name, value) in codes {
-        let camel: String = name.split('_').map(|word| word[..1].to_owned() + &word[1..].to_lowercase()).collect();
-        assert!(failure.contains(&format!("    {camel} = {value},")), "{camel} = {value}");
+        let camel: String = name
+            .split('_')
+            .map(|word| word[..1].to_owned() + &word[1..].to_lowercase())
+            .collect();
+        assert!(
+            failure.contains(&format!("    {camel} = {value},")),
+            "{camel} = {value}"
+        );
     }
 }

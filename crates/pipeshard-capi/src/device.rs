@@ -191,7 +191,10 @@ impl Device {
 
     fn asleep(&self) -> u32 {
         let sessions = self.sessions();
-        sessions.iter().filter(|session| session.is_asleep()).count() as u32
+        sessions
+            .iter()
+            .filter(|session| session.is_asleep())
+            .count() as u32
     }
 
     fn limits(&self) -> Limits {
@@ -216,7 +219,10 @@ impl Device {
         let wanted = Some(self.attached.memory_is_wanted());
         let changed =
             log::after(|| control::change_budget(self.gate(), request.budget, patience, wanted));
-        let changed = changed.map_err(|why| failure_of(&why))?;
+        let changed = changed.map_err(|why| match failure_of(&why) {
+            failure if failure.code == Code::Internal => self.refused(failure.code, failure.text),
+            failure => failure,
+        })?;
         let peak = self.gate().plain().accounts.ledger.peak_total();
         Ok(Limits {
             asleep: self.asleep(),
@@ -229,7 +235,9 @@ impl Device {
 
 /// The budget that a refusal of the planner's names: "a budget of … the smallest that works is 23M (23583232 bytes): …".
 fn named_budget(text: &str) -> Option<u64> {
-    let (before, _) = text.rsplit_once(" bytes)").filter(|_| text.contains("budget"))?;
+    let (before, _) = text
+        .rsplit_once(" bytes)")
+        .filter(|_| text.contains("budget"))?;
     before.rsplit('(').next()?.parse().ok()
 }
 
