@@ -114,7 +114,10 @@ pub fn error(message: &str) {
 /// A line on standard error. Without a reader the line is lost, and the process goes on.
 pub fn to_stderr(text: &str) {
     match LOG_ONLY.load(Ordering::Relaxed) {
-        true => info(text),
+        true => {
+            let lines = text.lines();
+            lines.for_each(|line| info(line.trim_start_matches("pipeshard: ")));
+        }
         false => Message::ToStderr(text.to_string()).send(),
     }
 }

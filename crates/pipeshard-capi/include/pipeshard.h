@@ -54,19 +54,24 @@
 #define PIPESHARD_API
 #endif
 
+/* A struct with its size set, and all else zero:  pipeshard_model_config m = PIPESHARD_INIT(pipeshard_model_config); */
+#ifdef __cplusplus
+template <typename T> inline T pipeshard_init() {
+    T value = T();
+    value.size = (uint32_t) sizeof(T);
+    return value;
+}
+#define PIPESHARD_INIT(type) pipeshard_init<type>()
+#else
+#define PIPESHARD_INIT(type) { .size = (uint32_t) sizeof(type) }
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 /* The version of this header: major << 16 | minor. While major is 0, a library fits the headers of its own minor version. */
 #define PIPESHARD_VERSION 0x00000002u
-
-/* A struct with its size set, and all else zero:  pipeshard_model_config m = PIPESHARD_INIT(pipeshard_model_config); */
-#ifdef __cplusplus
-#define PIPESHARD_INIT(type) ([] { type made{}; made.size = (uint32_t) sizeof(type); return made; }())
-#else
-#define PIPESHARD_INIT(type) { .size = (uint32_t) sizeof(type) }
-#endif
 
 typedef struct pipeshard_device  pipeshard_device;
 typedef struct pipeshard_model   pipeshard_model;
