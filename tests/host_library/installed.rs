@@ -133,6 +133,60 @@ fn the_game_gives_a_level_its_memory() {
     assert_eq!(played.stderr.lines().count(), 2, "{}", played.stderr);
 }
 
+/// The C blocks of a page.
+fn blocks(page: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(repository().join(page)).expect("a page");
+    let parts = text.split("```c\n").skip(1);
+    let blocks = parts.filter_map(|part| Some(part.split_once("\n```")?.0.to_owned()));
+    blocks.collect()
+}
+
+#[test]
+fn what_the_documents_show_compiles_and_runs() {
+    let folder = scratch("host_library");
+    let compile = |name: &str, text: &str| {
+        let (source, program) = (folder.join(format!("{name}.c")), folder.join(name));
+        std::fs::write(&source, text).expect("a file");
+        let mut cc = super::cc();
+        cc.args(["-std=c99", "-pedantic"]).arg(&source).arg("-o").arg(&program);
+        super::linked(&mut cc, &prefix().join("lib"));
+        done(cc.arg("-lpipeshard"));
+        program
+    };
+    let shown = blocks("docs/embedding.md");
+    let whole = shown.iter().find(|block| block.contains("int main(void)"));
+    let whole = whole.expect("a program").replace("model.gguf", &smollm2().display().to_string());
+    // a short answer will do
+    let whole = whole.replace("    return 0; /* anything", "    return ++pieces == 8; /* anything");
+    let program = compile("embedding", &whole.replace("static int print_it", "static int pieces;\nstatic int print_it"));
+    let said = finish(&mut Command::new(program));
+    assert!(said.succeeded() && said.stdout.len() > 8, "{}", said.stdout);
+    assert!(said.stderr.contains("cancelled"), "{}", said.stderr);
+    // pieces of programs, in one around them
+    for (number, piece) in shown.iter().filter(|block| !block.contains("int main")).enumerate() {
+        let around = format!(
+            "#include <pipeshard.h>\nvoid show(const char * text, size_t length);\n\
+             void piece(pipeshard_device * gpu, pipeshard_session * guard, pipeshard_event event, pipeshard_error * why);\n\
+             void show(const char * text, size_t length) {{ (void) text, (void) length; }}\n\
+             void piece(pipeshard_device * gpu, pipeshard_session * guard, pipeshard_event event, pipeshard_error * why) {{\n\
+             (void) gpu, (void) guard, (void) event, (void) why;\n{piece}\n{}}}\nint main(void) {{ return 0; }}\n",
+            if piece.contains("int code") { "(void) code;\n" } else { "" }
+        );
+        compile(&format!("embedding-{number}"), &around);
+    }
+    let five = blocks("README.md").concat();
+    let around = format!(
+        "#include <pipeshard.h>\n\
+         static int print_it(void * user, const char * text, size_t length) {{ (void) user, (void) text, (void) length; return 0; }}\n\
+         int main(void) {{\n\
+         pipeshard_device_config d = PIPESHARD_INIT(pipeshard_device_config);\n\
+         pipeshard_model_config m = PIPESHARD_INIT(pipeshard_model_config);\n\
+         pipeshard_device * gpu = NULL; pipeshard_model * model = NULL; pipeshard_session * chat = NULL;\n\
+         {five}\nreturn 0;\n}}\n"
+    );
+    compile("readme", &around);
+}
+
 #[test]
 fn cmake_finds_it() {
     if !is_there("cmake") {
