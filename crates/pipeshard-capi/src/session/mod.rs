@@ -659,7 +659,14 @@ unsafe extern "C" fn pipeshard_wait(
         let session = SESSIONS.get(session, "session")?;
         let told = session
             .events
-            .fetch(Duration::from_millis(timeout_ms.into()))?;
+            .fetch(Duration::from_millis(timeout_ms.into()));
+        let told = match told {
+            Ok(told) => told,
+            Err(why) => {
+                write(event, &Event::NONE, "pipeshard_event")?;
+                return Err(why);
+            }
+        };
         let found = Event {
             size: 0,
             kind: told.kind,
