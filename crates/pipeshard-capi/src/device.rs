@@ -141,6 +141,11 @@ impl Device {
         self.attached.gate()
     }
 
+    /// Set while somebody waits for memory: passes end early.
+    pub fn memory_is_wanted(&self) -> &AtomicBool {
+        self.attached.memory_is_wanted()
+    }
+
     /// Makes a context by `make`, whose ubatch is the plan's if it is free.
     pub fn make_context<T>(&self, ubatch_is_free: bool, make: impl FnOnce() -> T) -> T {
         let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,7 +3,7 @@
 use crate::failure::{Code, Failure};
 use crate::types::LogFn;
 use pipeshard_sys as ffi;
-use runtime::hook::log;
+use runtime::hook::{log, stopping};
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -75,6 +75,9 @@ pub fn with_errors_and_their_source<T>(work: impl FnOnce() -> T) -> (T, String, 
     }
 }
 
+/// PIPESHARD_LOG_DEBUG
+const LOG_DEBUG: c_int = 4;
+
 /// Our level for one of ggml's, and whether it is a message at all.
 fn level_of(level: ffi::ggml_log_level) -> Option<c_int> {
     match level {
@@ -96,6 +99,11 @@ unsafe extern "C" fn log(level: ffi::ggml_log_level, text: *const c_char, _: *mu
     if said.is_empty() {
         return;
     }
+    // llama.cpp takes a pass that was ended early for one that failed
+    let level = match stopping::has_ended() {
+        true => LOG_DEBUG,
+        false => level,
+    };
     if level == 1 {
         if let Some(list) = COLLECTED.get().as_mut() {
             list.push(said.to_owned());

@@ -103,7 +103,7 @@ fn give_way(accounts: &mut Accounts, tenant: &mut Tenant, bytes: u64, proof: New
     let Some((residents, ring)) = holds.arena else {
         return;
     };
-    let held = accounts.ledger.now().total();
+    let held = accounts.counted();
     let missing = held.saturating_sub(bytes).saturating_sub(ring);
     let by_fetched = missing.min(holds.fetched);
     if by_fetched > 0 {
@@ -136,12 +136,12 @@ pub fn change(
     tenant.planner.decide_again();
     tenant.residency.void_graphs();
     telemetry.counters.budget_changes += 1;
-    if accounts.ledger.now().total() <= bytes {
+    if accounts.counted() <= bytes {
         return Ok(());
     }
     encode::make_way(accounts, tenant, encoders, proof);
     give_way(accounts, tenant, bytes, proof);
-    if accounts.ledger.now().total() <= bytes {
+    if accounts.counted() <= bytes {
         return Ok(());
     }
     // what is left cannot be seen from here: the plan's shape is taken now
