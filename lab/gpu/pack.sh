@@ -45,5 +45,9 @@ if [ -n "${CUPTI:-}" ]; then
         -o "$stage/bin/libkernels.so" -L"$CUPTI/lib" -l:"$cupti"
     cp -L "$CUPTI/lib/$cupti" "$stage/bin/"
 fi
+# ONLY=host: nothing but what `visit.sh host` needs
+if [ "${ONLY:-}" = host ]; then
+    rm -f "$stage"/bin/llama-* "$stage"/bin/libggml-cuda.so "$stage"/bin/pipeshard
+fi
 tar -C "$stage" -cf - . | xz -T0 -3 > "$out/tools.tar.xz"
 ls -la "$out"

@@ -34,6 +34,11 @@ pub fn watching<T>(stop: &AtomicBool, may_be_repeated: bool, work: impl FnOnce()
     work()
 }
 
+/// Reports whether passes of this thread may have to end early.
+pub fn is_possible() -> bool {
+    WATCHED.get().is_some()
+}
+
 /// Reports whether the pass that this thread submits has to end. `memory`: somebody waits for memory that it uses.
 pub fn is_wanted(memory: &AtomicBool) -> bool {
     WATCHED.get().is_some_and(|watched| {
@@ -50,8 +55,10 @@ mod tests {
     #[test]
     fn only_who_watches_is_stopped() {
         let (stop, memory) = (AtomicBool::new(true), AtomicBool::new(true));
-        assert!(!is_wanted(&memory));
-        watching(&stop, false, || assert!(is_wanted(&memory)));
+        assert!(!is_wanted(&memory) && !is_possible());
+        watching(&stop, false, || {
+            assert!(is_wanted(&memory) && is_possible())
+        });
         stop.store(false, Ordering::Relaxed);
         watching(&stop, false, || {
             assert!(!is_wanted(&memory));
