@@ -117,7 +117,7 @@ fn the_chat_answers_while_keys_change_its_budget() {
 fn the_game_gives_a_level_its_memory() {
     let model = smollm2().display().to_string();
     let mut game = Command::new(example("game"));
-    let played = finish(game.args([&*model, "100", "40", "vram=1G"]));
+    let played = finish(game.args([&*model, "140", "60", "vram=1G"]));
     assert!(played.succeeded(), "{}", played.stderr);
     assert!(played.stdout.len() > 40, "{}", played.stdout);
     let frames: Vec<&str> = played
@@ -127,7 +127,7 @@ fn the_game_gives_a_level_its_memory() {
         .collect();
     assert_eq!(frames.len(), 2, "{}", played.stderr);
     assert!(
-        frames[0].contains("may have 60 MiB") && frames[1].contains("may have 100 MiB"),
+        frames[0].contains("may have 80 MiB") && frames[1].contains("may have 140 MiB"),
         "{frames:?}"
     );
     assert_eq!(played.stderr.lines().count(), 2, "{}", played.stderr);
