@@ -48,10 +48,7 @@ const EXCLUDED: &[(&str, &str)] = &[
         "pip install ./python",
         "tests/host_library.rs installs into a folder",
     ),
-    (
-        "export PIPESHARD_LIBRARY=",
-        "tests/host_library.rs sets it",
-    ),
+    ("export PIPESHARD_LIBRARY=", "tests/host_library.rs sets it"),
     ("PIPESHARD_TEST_TOOLS=", "tests/server.rs runs these"),
     (
         "PIPESHARD_LIBRARY=",

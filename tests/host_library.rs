@@ -104,8 +104,10 @@ fn compiled_as(source: &str, name: &str, flags: &[&str]) -> PathBuf {
         .arg(sources().join(format!("{source}.c")));
     cc.arg("-o").arg(&path).args(flags);
     if !flags.contains(&"-DBY_NAME") {
-        linked(&mut cc, &prefix().join("lib"));
-        cc.arg("-lpipeshard");
+        // by its name: the folder of the tools has a libpipeshard.so as well, the plug-in
+        let lib = prefix().join("lib");
+        cc.arg(lib.join("libpipeshard.so.0"));
+        linked(&mut cc, &lib);
     }
     done(cc.arg("-ldl"));
     path

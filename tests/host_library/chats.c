@@ -66,12 +66,11 @@ int main(int argc, char ** argv) {
     // a temperature: the same seed, the same answer
     static answer first, second;
     how             = tokens(24);
-    how.temperature = 1.5f;
-    how.top_k       = 40;
-    how.top_p       = 0.95f;
-    how.min_p       = 0.01f;
+    how.temperature    = 3.0f;
+    how.top_k          = 40;
+    how.min_p          = 0.001f;
     how.repeat_penalty = 1.1f;
-    how.seed        = 7;
+    how.seed           = 7;
     OK(pipeshard_session_truncate(session, 1, &error));
     OK(pipeshard_generate(session, &how, collect, &first, &error));
     OK(pipeshard_session_truncate(session, 1, &error));

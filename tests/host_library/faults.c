@@ -67,9 +67,9 @@ int main(int argc, char ** argv) {
     arguments(argc, argv);
     char why[1024];
     sweep("failalloc", 1, 1, 200);
-    sweep("failcopy", 1, 7, 200);
-    sweep("failevent", 1, 3, 200);
-    sweep("lost", 1, 37, 2000);
+    sweep("failcopy", 1, 19, 200);
+    sweep("failevent", 1, 3, 100);
+    sweep("lost", 1, 97, 2000);
     snprintf(spec, sizeof spec, "%s,pin=off", argument("simulated"));
     CHECK(everything(why, sizeof why) == PIPESHARD_OK);
     snprintf(spec, sizeof spec, "%s", argument("simulated"));

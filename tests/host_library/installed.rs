@@ -117,7 +117,7 @@ fn the_chat_answers_while_keys_change_its_budget() {
 fn the_game_gives_a_level_its_memory() {
     let model = smollm2().display().to_string();
     let mut game = Command::new(example("game"));
-    let played = finish(game.args([&*model, "60", "20", "vram=1G"]));
+    let played = finish(game.args([&*model, "140", "60", "vram=1G"]));
     assert!(played.succeeded(), "{}", played.stderr);
     assert!(played.stdout.len() > 40, "{}", played.stdout);
     let frames: Vec<&str> = played
@@ -127,7 +127,7 @@ fn the_game_gives_a_level_its_memory() {
         .collect();
     assert_eq!(frames.len(), 2, "{}", played.stderr);
     assert!(
-        frames[0].contains("may have 40 MiB") && frames[1].contains("may have 60 MiB"),
+        frames[0].contains("may have 80 MiB") && frames[1].contains("may have 140 MiB"),
         "{frames:?}"
     );
     assert_eq!(played.stderr.lines().count(), 2, "{}", played.stderr);
@@ -148,22 +148,40 @@ fn what_the_documents_show_compiles_and_runs() {
         let (source, program) = (folder.join(format!("{name}.c")), folder.join(name));
         std::fs::write(&source, text).expect("a file");
         let mut cc = super::cc();
-        cc.args(["-std=c99", "-pedantic"]).arg(&source).arg("-o").arg(&program);
+        cc.args(["-std=c99", "-pedantic"])
+            .arg(&source)
+            .arg("-o")
+            .arg(&program);
         super::linked(&mut cc, &prefix().join("lib"));
         done(cc.arg("-lpipeshard"));
         program
     };
     let shown = blocks("docs/embedding.md");
     let whole = shown.iter().find(|block| block.contains("int main(void)"));
-    let whole = whole.expect("a program").replace("model.gguf", &smollm2().display().to_string());
+    let whole = whole
+        .expect("a program")
+        .replace("model.gguf", &smollm2().display().to_string());
     // a short answer will do
-    let whole = whole.replace("    return 0; /* anything", "    return ++pieces == 8; /* anything");
-    let program = compile("embedding", &whole.replace("static int print_it", "static int pieces;\nstatic int print_it"));
+    let whole = whole.replace(
+        "    return 0; /* anything",
+        "    return ++pieces == 8; /* anything",
+    );
+    let program = compile(
+        "embedding",
+        &whole.replace(
+            "static int print_it",
+            "static int pieces;\nstatic int print_it",
+        ),
+    );
     let said = finish(&mut Command::new(program));
     assert!(said.succeeded() && said.stdout.len() > 8, "{}", said.stdout);
     assert!(said.stderr.contains("cancelled"), "{}", said.stderr);
     // pieces of programs, in one around them
-    for (number, piece) in shown.iter().filter(|block| !block.contains("int main")).enumerate() {
+    for (number, piece) in shown
+        .iter()
+        .filter(|block| !block.contains("int main"))
+        .enumerate()
+    {
         let around = format!(
             "#include <pipeshard.h>\nvoid show(const char * text, size_t length);\n\
              void piece(pipeshard_device * gpu, pipeshard_session * guard, pipeshard_event event, pipeshard_error * why);\n\

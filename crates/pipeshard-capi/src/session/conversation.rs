@@ -102,6 +102,11 @@ impl Conversation {
     /// # Errors
     /// The template refuses the messages, or an image cannot be used.
     pub fn prompt(&self, model: &Model) -> Result<Vec<Part>, Failure> {
+        if self.messages.is_empty() {
+            return Err(Failure::invalid(
+                "there is nothing to answer: add a message first",
+            ));
+        }
         let chat = model
             .chat
             .as_ref()
