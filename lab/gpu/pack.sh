@@ -47,7 +47,8 @@ if [ -n "${CUPTI:-}" ]; then
 fi
 # ONLY=host: nothing but what `visit.sh host` needs
 if [ "${ONLY:-}" = host ]; then
-    rm -f "$stage"/bin/llama-* "$stage"/bin/libggml-cuda.so "$stage"/bin/pipeshard
+    find "$stage/bin" -maxdepth 1 -name 'llama-*' ! -name llama-bench -delete
+    rm -f "$stage"/bin/pipeshard
 fi
-tar -C "$stage" -cf - . | xz -T0 -3 > "$out/tools.tar.xz"
+tar -C "$stage" -cf - . | xz --lzma2=preset=4,dict=256MiB > "$out/tools.tar.xz"
 ls -la "$out"

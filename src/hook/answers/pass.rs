@@ -344,7 +344,7 @@ pub unsafe fn split_after(
     result
 }
 
-/// Marks how far the device is, where the host is not to run too far ahead of it: half of the ring lies between two marks, which keeps
+/// Marks how far the device is, where the host is not to run too far ahead of it: a quarter of the ring lies between two marks, which keeps
 /// the copy lane busy.
 unsafe fn stay_close(
     accounts: &Accounts,
@@ -357,7 +357,7 @@ unsafe fn stay_close(
     if let (Some(device), Some((entry, compute))) = (accounts.device(), lanes) {
         if ring > 0 {
             let copied = tenant.residency.bytes_streamed();
-            entry.run_ahead.submitted(device, compute, copied, ring / 2);
+            entry.run_ahead.submitted(device, compute, copied, ring / 4);
         }
     }
 }
