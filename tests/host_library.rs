@@ -333,6 +333,11 @@ fn a_saved_conversation_goes_on_elsewhere() {
 }
 
 #[test]
+fn sleep_gives_everything_back_and_loses_nothing() {
+    silent(&mut host(&compiled("sleeps", &[])));
+}
+
+#[test]
 fn a_device_that_fails_is_survived() {
     let finished = succeeds(&mut host(&compiled("faults", &[])));
     eprint!("{}", finished.stderr);
