@@ -168,7 +168,7 @@ impl<'w> Text<'w> {
             false => self.may_begin(&text),
         };
         let certain = text[..text.len() - keep].to_owned();
-        let rest = text[text.len() - keep..].as_bytes().to_vec();
+        let rest = text.as_bytes()[text.len() - keep..].to_vec();
         let unfinished = self.waiting.split_off(whole);
         self.waiting = rest;
         self.waiting.extend(unfinished);
