@@ -23,6 +23,8 @@ static void child(void) {
     m.path         = argument("model");
     GETS(PIPESHARD_E_FORKED, pipeshard_get_limits(gpu, &limits, &error));
     GETS(PIPESHARD_E_FORKED, pipeshard_set_budget(gpu, &request, NULL, &error));
+    GETS(PIPESHARD_E_FORKED, pipeshard_sleep(gpu, &error));
+    GETS(PIPESHARD_E_FORKED, pipeshard_wake(gpu, &error));
     GETS(PIPESHARD_E_FORKED, pipeshard_model_open(gpu, &m, &other, &error));
     GETS(PIPESHARD_E_FORKED, pipeshard_session_open(model, NULL, &another, &error));
     GETS(PIPESHARD_E_FORKED, pipeshard_session_add(session, NULL, "x", &error));

@@ -239,7 +239,7 @@ impl Device {
 }
 
 /// The budget that a refusal of the planner's names: "a budget of … the smallest that works is 23M (23583232 bytes): …".
-fn named_budget(text: &str) -> Option<u64> {
+pub fn named_budget(text: &str) -> Option<u64> {
     let (before, _) = text
         .rsplit_once(" bytes)")
         .filter(|_| text.contains("budget"))?;

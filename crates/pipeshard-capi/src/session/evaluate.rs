@@ -2,6 +2,7 @@
 
 use super::conversation::{tokens_of, Conversation};
 use super::Session;
+use crate::device::named_budget;
 use crate::failure::{Code, Failure};
 use crate::media::{Chunk, Part};
 use crate::process::with_errors;
@@ -303,7 +304,8 @@ impl Ended {
             return Failure::new(Code::Cancelled, "the generation was cancelled");
         }
         let (code, text) = match self.code {
-            1 => (
+            // mtmd says 1 as well where the encoder was refused memory
+            1 if named_budget(&self.errors).is_none() => (
                 Code::ContextFull,
                 "the KV cache has no room for the tokens".to_owned(),
             ),
