@@ -381,6 +381,10 @@ impl Tower {
             ),
             (vision.encodes == self.graphs, "another number of graphs"),
             (
+                vision.bytes_streamed + vision.bytes_uploaded <= self.graphs * weights,
+                "weights were copied more than once for a graph",
+            ),
+            (
                 vision.masks_skipped == self.unmasked,
                 "another number without masks",
             ),

@@ -1,6 +1,8 @@
 //! Encoders of images inside the budget: the same embeddings as stock's, in less memory, or a refusal that says what would work.
 
 mod common;
+#[path = "vision/conversations.rs"]
+mod conversations;
 #[path = "vision/turns.rs"]
 mod turns;
 

@@ -276,6 +276,30 @@ pub(crate) mod tests {
         encoders(&keys(QWEN), &[]).remove(0)
     }
 
+    /// One that has vectors of these names.
+    pub(crate) fn with_tensors(
+        projector: &str,
+        patch: u32,
+        image: u32,
+        names: &[&str],
+    ) -> EncoderShape {
+        let mut list = keys(&[
+            ("clip.has_vision_encoder", "true"),
+            ("clip.projector_type", projector),
+            ("clip.vision.embedding_length", "1024"),
+        ]);
+        for (key, value) in [("patch_size", patch), ("image_size", image)] {
+            list.insert(format!("clip.vision.{key}"), value.to_string());
+        }
+        let tensors = names.iter().map(|&name| LoadedTensor {
+            name: name.to_owned(),
+            ggml_type: 0,
+            ne: [1024, 1, 1, 1],
+            nbytes: 4096,
+        });
+        encoders(&list, &tensors.collect::<Vec<_>>()).remove(0)
+    }
+
     #[test]
     fn the_scratch_of_a_large_image_is_foreseen() {
         let qwen = qwen();
@@ -292,6 +316,8 @@ pub(crate) mod tests {
         assert_eq!(qwen.rows(0), 4 * 4096);
         assert_eq!((qwen.rows(1000), qwen.rows_at_load(1000)), (4000, 4000));
         assert_eq!(qwen.rows_at_load(0), 4 * 2116);
+        // what goes into the widest product and what comes out, in 16 bits
+        assert_eq!(qwen.pool(100), 100 * 2 * (1280 + 3420));
     }
 
     #[test]

@@ -431,3 +431,6 @@ pub fn most_rows(
         Most::Tile(pixels) => side(pixels) * side(pixels) + class,
     }
 }
+
+#[cfg(test)]
+mod tests;

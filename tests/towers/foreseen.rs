@@ -105,6 +105,20 @@ impl Tower {
             }
             false => vec![(0, largest, shape.scratch(shape.rows(0)))],
         };
+        let mut others = Vec::new();
+        if measured.len() == PICTURES.len() && !self.hears() {
+            for (picture, &(rows, _)) in PICTURES.iter().zip(&measured) {
+                let (width, height) = (u64::from(picture.0), u64::from(picture.1));
+                let scaled = shape.scaled((width, height), 0).map(|scaled| scaled.rows);
+                if scaled.is_some_and(|foreseen| foreseen != rows) || rows > shape.rows(0) {
+                    let name = self.name();
+                    others.push(format!(
+                        "{name}: {picture:?} has {rows} rows, foreseen were {scaled:?}, at most {}",
+                        shape.rows(0)
+                    ));
+                }
+            }
+        }
         let wrong = judged.into_iter().filter(|&(_, bytes, estimate)| {
             bytes > TINY && !(bytes..=bytes + bytes * 3 / 10).contains(&estimate)
         });
@@ -116,6 +130,7 @@ impl Tower {
                     self.name()
                 )
             })
+            .chain(others)
             .collect()
     }
 
