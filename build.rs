@@ -41,6 +41,7 @@ fn run() -> Result<()> {
     bindings::generate(&context, &source)?;
     native::build(&context, &source)?;
     install::into_profile(&context)?;
+    println!("cargo:source={}", source.dir.display());
     println!("cargo:rustc-env=PIPESHARD_BUILD_ID={}", source.build_id);
     println!("cargo:rustc-env=PIPESHARD_LLAMA_COMMIT={}", source.commit);
     Ok(())

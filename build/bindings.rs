@@ -21,9 +21,9 @@ pub fn generate(context: &Context, source: &Source) -> Result<()> {
         .layout_tests(true)
         .generate_comments(false)
         .formatter(Formatter::Prettyplease)
-        .allowlist_item("(ggml|gguf|llama)_.*")
+        .allowlist_item("(ggml|gguf|llama|mtmd)_.*")
         .allowlist_item("(GGML|GGUF|LLAMA)_.*");
-    for include in ["include", "ggml/include", "ggml/src"] {
+    for include in ["include", "ggml/include", "ggml/src", "tools/mtmd"] {
         builder = builder.clang_arg(format!("-I{}", source.dir.join(include).display()));
     }
     if let Some(dir) = compiler_headers() {

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use crate::Result;
 
 /// Variables that change what is built.
-const WATCHED_VARIABLES: [&str; 11] = [
+const WATCHED_VARIABLES: [&str; 13] = [
     "PIPESHARD_LLAMA_DIR",
     "PIPESHARD_CMAKE_ARGS",
     "PIPESHARD_TOOLS",
     "PIPESHARD_CACHE",
+    "PIPESHARD_GGML_CUDA",
+    "CUDA_PATH",
     "XDG_CACHE_HOME",
     "CMAKE",
     "LIBCLANG_PATH",
@@ -48,6 +50,10 @@ pub struct Context {
     pub cuda: bool,
     pub vulkan: bool,
     pub avx512: bool,
+    /// Archives for the library for hosts, in place of shared libraries and tools.
+    pub host_library: bool,
+    /// An archive of ggml-cuda that was built elsewhere, for the library for hosts: half an hour less.
+    pub ggml_cuda: Option<PathBuf>,
 }
 
 impl Context {
@@ -94,6 +100,10 @@ impl Context {
             cuda: env::var_os("CARGO_FEATURE_CUDA").is_some(),
             vulkan: env::var_os("CARGO_FEATURE_VULKAN").is_some(),
             avx512: env::var_os("CARGO_FEATURE_AVX512").is_some(),
+            host_library: env::var_os("CARGO_FEATURE_HOST_LIBRARY").is_some(),
+            ggml_cuda: env::var_os("PIPESHARD_GGML_CUDA")
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from),
         };
         context.adopt_own_tools();
         Ok(context)
@@ -132,10 +142,19 @@ impl Context {
         Ok(file)
     }
 
+    /// Whether ggml-cuda is built: not where the library for hosts is linked with one that is there.
+    pub fn builds_cuda(&self) -> bool {
+        self.cuda && !(self.host_library && self.ggml_cuda.is_some())
+    }
+
     /// Names what llama.cpp is built with; builds with different names do not share a build folder.
     pub fn variant(&self) -> String {
         let mut name = if self.avx512 { "avx512" } else { "avx2" }.to_owned();
-        for (on, part) in [(self.cuda, "-cuda"), (self.vulkan, "-vulkan")] {
+        for (on, part) in [
+            (self.builds_cuda(), "-cuda"),
+            (self.vulkan, "-vulkan"),
+            (self.host_library, "-host-library"),
+        ] {
             if on {
                 name.push_str(part);
             }

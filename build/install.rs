@@ -1,12 +1,14 @@
 //! Leaving the tools and libraries in `<target>/<profile>`, and telling rustc how to link with them.
 
+use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{symlink, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::SystemTime;
 
-use crate::context::Context;
+use crate::context::{find_program, Context};
 use crate::native::TOOLS;
 use crate::Result;
 
@@ -15,6 +17,9 @@ const STAMP: &str = ".llama.cpp-";
 
 /// Puts the build's files into the profile's folder, takes those of another variant out, and prints the linker's part.
 pub fn into_profile(context: &Context) -> Result<()> {
+    if context.host_library {
+        return link_archives(context);
+    }
     let bin = context.build_dir().join("build/bin");
     let mut names = Vec::new();
     let entries = fs::read_dir(&bin).map_err(|e| format!("cannot list {}: {e}", bin.display()))?;
@@ -55,6 +60,66 @@ pub fn into_profile(context: &Context) -> Result<()> {
     for library in ["llama", "ggml", "ggml-base"] {
         println!("cargo:rustc-link-lib=dylib={library}");
     }
+    Ok(())
+}
+
+/// The archives of the library for hosts, those that use others first; they become parts of the Rust library.
+const ARCHIVES: [(&str, &str); 8] = [
+    ("tools/mtmd", "mtmd"),
+    ("vendor/hash", "vendor-hash"),
+    ("common", "llama-common"),
+    ("common", "llama-common-base"),
+    ("src", "llama"),
+    ("ggml/src", "ggml"),
+    ("ggml/src", "ggml-cpu"),
+    ("ggml/src", "ggml-base"),
+];
+
+/// Prints the linker's part for ggml-cuda: CUDA's runtime is linked in, cuBLAS is found beside the library or by the host.
+fn link_cuda(context: &Context) -> Result<()> {
+    let built = || context.build_dir().join("build/ggml/src/ggml-cuda/libggml-cuda.a");
+    let archive = context.ggml_cuda.clone().unwrap_or_else(built);
+    let folder = archive.parent().filter(|_| archive.is_file()).ok_or_else(|| {
+        format!("there is no {}: PIPESHARD_GGML_CUDA names an archive libggml-cuda.a", archive.display())
+    })?;
+    let toolkit = env::var_os("CUDA_PATH").map(PathBuf::from);
+    let toolkit = toolkit.or_else(|| Some(find_program("nvcc")?.parent()?.parent()?.to_owned()));
+    let toolkit = toolkit.ok_or("CUDA's toolkit was not found: set CUDA_PATH to its folder")?;
+    println!("cargo:rerun-if-changed={}", archive.display());
+    println!("cargo:rustc-link-search=native={}", folder.display());
+    println!("cargo:rustc-link-search=native={}", toolkit.join("lib64").display());
+    println!("cargo:rustc-link-lib=static:-bundle=ggml-cuda");
+    println!("cargo:rustc-link-lib=static:-bundle=cudadevrt");
+    println!("cargo:rustc-link-lib=static:-bundle=cudart_static");
+    println!("cargo:rustc-link-lib=dylib=cublas");
+    Ok(())
+}
+
+/// Prints the linker's part for archives.
+fn link_archives(context: &Context) -> Result<()> {
+    let build = context.build_dir().join("build");
+    for (folder, archive) in ARCHIVES {
+        println!(
+            "cargo:rustc-link-search=native={}",
+            build.join(folder).display()
+        );
+        println!("cargo:rustc-link-lib=static:-bundle={archive}");
+        // those before it use the CPU's backend, this one what comes behind
+        if context.cuda && archive == "ggml-cpu" {
+            link_cuda(context)?;
+        }
+    }
+    // A game brings a C++ library of its own, perhaps an older one.
+    let found = Command::new(env::var_os("CXX").unwrap_or_else(|| "c++".into()))
+        .arg("-print-file-name=libstdc++.a")
+        .output()
+        .map_err(|e| format!("cannot run the C++ compiler: {e}"))?;
+    let path = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
+    let folder = path.parent().filter(|_| path.is_absolute()).ok_or(
+        "libstdc++.a was not found: the library for hosts is linked with it (Debian: libstdc++-12-dev)",
+    )?;
+    println!("cargo:rustc-link-search=native={}", folder.display());
+    println!("cargo:rustc-link-lib=static:-bundle=stdc++");
     Ok(())
 }
 

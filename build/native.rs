@@ -117,16 +117,14 @@ pub fn build_step(context: &Context) {
             env::var_os("CXXFLAGS").unwrap_or_default(),
         )
         .define("CMAKE_ASM_FLAGS", "")
-        .define("BUILD_SHARED_LIBS", "ON")
         // Tools and libraries find each other where they lie, and what they link outside (CUDA) where it was found.
         .define("CMAKE_BUILD_WITH_INSTALL_RPATH", "ON")
         .define("CMAKE_INSTALL_RPATH", "$ORIGIN")
         .define("CMAKE_INSTALL_RPATH_USE_LINK_PATH", "ON")
         // A new libggml-base.so is no reason to link everything that uses it again.
         .define("CMAKE_LINK_DEPENDS_NO_SHARED", "ON")
-        .define("GGML_BACKEND_DL", "ON")
         .define("GGML_NATIVE", "OFF")
-        .define("GGML_CUDA", on_off(context.cuda))
+        .define("GGML_CUDA", on_off(context.builds_cuda()))
         .define("GGML_VULKAN", on_off(context.vulkan))
         .define("LLAMA_BUILD_COMMIT", commit)
         .define("LLAMA_BUILD_NUMBER", "0")
@@ -141,7 +139,14 @@ pub fn build_step(context: &Context) {
     ] {
         config.define(off, "OFF");
     }
-    config.define("LLAMA_BUILD_UI", on_off(builds_web_page()));
+    match context.host_library {
+        true => host_library(&mut config, context.builds_cuda()),
+        false => {
+            config.define("BUILD_SHARED_LIBS", "ON");
+            config.define("GGML_BACKEND_DL", "ON");
+            config.define("LLAMA_BUILD_UI", on_off(builds_web_page()));
+        }
+    }
     if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
         cpu_variant(&mut config, context.avx512);
     }
@@ -151,7 +156,7 @@ pub fn build_step(context: &Context) {
     if let Some(ccache) = find_program("ccache") {
         config.define("CMAKE_C_COMPILER_LAUNCHER", &ccache);
         config.define("CMAKE_CXX_COMPILER_LAUNCHER", &ccache);
-        if context.cuda {
+        if context.builds_cuda() {
             config.define("CMAKE_CUDA_COMPILER_LAUNCHER", &ccache);
         }
         // Another clone of the repository finds in the cache what this one compiled.
@@ -165,10 +170,45 @@ pub fn build_step(context: &Context) {
     }
     // The library, with the backends that it loads.
     config.build_target("llama");
-    for tool in wanted_tools() {
-        config.build_arg(tool);
+    match context.host_library {
+        true => {
+            config.build_arg("mtmd").build_arg("llama-common");
+        }
+        false => wanted_tools().iter().for_each(|tool| {
+            config.build_arg(tool);
+        }),
     }
     config.build();
+}
+
+/// Archives that survive in a process which has another llama.cpp, and leave nothing behind when they are unloaded.
+fn host_library(config: &mut cmake::Config, cuda: bool) {
+    // An object that the process has only once (STB_GNU_UNIQUE) would keep the library mapped.
+    let unique = |flags: &str| {
+        let flags = env::var(flags).unwrap_or_default();
+        format!("{flags} -fno-gnu-unique")
+    };
+    config
+        .define("BUILD_SHARED_LIBS", "OFF")
+        .define("GGML_BACKEND_DL", "OFF")
+        .define("CMAKE_POSITION_INDEPENDENT_CODE", "ON")
+        .define("CMAKE_CXX_FLAGS", unique("CXXFLAGS"))
+        .define("CMAKE_C_VISIBILITY_PRESET", "hidden")
+        .define("CMAKE_CXX_VISIBILITY_PRESET", "hidden")
+        // OpenMP changes the environment and keeps threads; the host says how many threads there are, and of which priority.
+        .define("GGML_OPENMP", "OFF")
+        .define("GGML_CCACHE", "OFF")
+        .define("LLAMA_BUILD_TOOLS", "OFF")
+        .define("LLAMA_BUILD_MTMD", "ON")
+        .define("LLAMA_BUILD_UI", "OFF")
+        // mtmd would start ffmpeg.
+        .define("LLAMA_SUBPROCESS", "OFF")
+        .define("MTMD_VIDEO", "OFF");
+    if cuda {
+        // The host's allocator is asked for device memory; it has no virtual memory to give.
+        config.define("GGML_CUDA_NO_VMM", "ON");
+        config.define("CMAKE_CUDA_VISIBILITY_PRESET", "hidden");
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

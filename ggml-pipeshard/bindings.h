@@ -12,3 +12,5 @@
 #if __has_include("ggml-pipeshard.h")
 #include "ggml-pipeshard.h"
 #endif
+#include "mtmd.h"
+#include "mtmd-helper.h"

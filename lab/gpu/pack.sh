@@ -3,6 +3,7 @@
 # llama.cpp and the visit script. Usage: lab/gpu/pack.sh LIBGGML_CUDA_SO [OUT_DIR]
 # Build first: make build test-library.
 # With OLD=DIR, the folder of an older build's tools, `visit.sh builds` compares the two.
+# With HOST=FILE, a libpipeshard.so.0 with CUDA (crates/pipeshard-capi), `visit.sh host` measures it.
 # With CUPTI=DIR (its include and lib, as in the wheel nvidia-cuda-cupti of the toolkit's version) and CUDA_INCLUDE=DIR, what
 # `visit.sh kernels` records with comes along.
 set -euo pipefail
@@ -26,11 +27,18 @@ if [ -n "${OLD:-}" ]; then
     ln -s ../bin/libggml-cuda.so "$stage/bin-old/libggml-cuda.so"
 fi
 rm -f "$stage"/bin/*.dwp
-strip --strip-debug "$stage"/bin*/* "$stage"/bin/test-hooks/* 2>/dev/null || true
+strip --strip-debug "$stage"/bin*/* "$stage"/bin/test-hooks/* "$stage"/bin/host/* 2>/dev/null || true
 cp lab/gpu/visit.sh lab/gpu/profile.sh lab/gpu/builds.sh lab/gpu/vision.sh lab/gpu/rows.sh lab/gpu/sharing.sh lab/gpu/live.py lab/gpu/kernels.py "$stage/"
 cc -O2 -Wall -shared -fPIC lab/gpu/memory.c -o "$stage/bin/libmemory.so" -lpthread -ldl
 cc -O3 -Wall lab/gpu/rest.c -o "$stage/bin/rest" -lpthread
 cc -O3 -mavx2 -Wall lab/gpu/pages.c -o "$stage/bin/pages" -lpthread -ldl
+# HOST: a libpipeshard.so.0 that was built with CUDA, for `visit.sh host`
+if [ -n "${HOST:-}" ]; then
+    mkdir "$stage/bin/host"
+    cp -L "$HOST" "$stage/bin/host/libpipeshard.so.0"
+    cc -O2 -Wall -Icrates/pipeshard-capi/include lab/gpu/host.c -o "$stage/bin/host/host" "$stage/bin/host/libpipeshard.so.0" \
+        -Wl,-rpath,'$ORIGIN' -Wl,--allow-shlib-undefined -ldl
+fi
 if [ -n "${CUPTI:-}" ]; then
     cupti=$(basename "$(ls "$CUPTI"/lib/libcupti.so.* | head -n 1)")
     cc -O2 -Wall -shared -fPIC -I"$CUPTI/include" -I"${CUDA_INCLUDE:?CUPTI needs cuda.h: set CUDA_INCLUDE}" lab/gpu/kernels.c \

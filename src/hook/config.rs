@@ -4,13 +4,15 @@
 use crate::lanes::choice::Allowed;
 use crate::lanes::copy::DroppedWait;
 use crate::plan_cache::{Place, PlaceError, PLAN_CACHE};
-use crate::profile::FILE_VARIABLE;
+use crate::profile::{Cache, CacheError, FILE_VARIABLE};
 use crate::report::is_model;
 use pipeshard_model::size::{parse_count, ByteSize};
 use pipeshard_plan::request::{StatedWorkload, WorkloadError};
 use pipeshard_plan::search::Candidate;
 use pipeshard_sim::{SimSpec, SpecError};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
 /// Passes in a trace unless told otherwise: a long prompt and what is generated after it.
 const TRACE_PASSES: usize = 512;
@@ -82,6 +84,8 @@ pub struct Config {
     pub budget: Option<u64>,
     /// A simulated GPU in place of the real ones (`LLAMA_ARG_PIPESHARD_SIM`).
     pub sim: Option<SimSpec>,
+    /// The device to use, as ggml names it; `None`: the first that can be used.
+    pub device: Option<String>,
     /// Where the report goes as JSON (`LLAMA_ARG_PIPESHARD_REPORT`).
     pub report: Option<PathBuf>,
     /// Where a timeline of the lanes goes (`LLAMA_ARG_PIPESHARD_TRACE`).
@@ -94,6 +98,12 @@ pub struct Config {
     pub workload: StatedWorkload,
     /// Where plans are kept (`PIPESHARD_PLAN_CACHE`).
     pub plan_cache: Place,
+    /// The machine's profile, in a file that the user names (`LLAMA_ARG_PIPESHARD_PROFILE`).
+    pub profile: Option<PathBuf>,
+    /// Where a profile is kept.
+    pub profile_place: ProfilePlace,
+    /// Which ubatch contexts have.
+    pub ubatch: Ubatch,
     /// Bytes kept for the backend's own pools (`PIPESHARD_RESERVE`).
     pub reserve: Option<u64>,
     /// Which devices may be used (`PIPESHARD_ANY_DEVICE`, `GGML_CUDA_ENABLE_UNIFIED_MEMORY`).
@@ -223,10 +233,53 @@ pub enum ConfigError {
     },
 }
 
-/// Reports whether the user gave no ubatch, so that the plan's is used. Asked when a context is made: llama.cpp's parser finds
-/// the ubatch in flags, variables and presets, after this library was loaded.
-pub fn ubatch_is_free() -> bool {
-    std::env::var_os("LLAMA_ARG_PIPESHARD_UBATCH").is_some_and(|value| value == "auto")
+/// Whether contexts have the ubatch that they were given, or one that suits the plan.
+#[derive(Debug, Clone, Default)]
+pub enum Ubatch {
+    /// What a variable says when a context is made: llama.cpp's parser finds the ubatch in flags, variables and presets, after this
+    /// library was loaded.
+    #[default]
+    AsTheToolSays,
+    /// What the host says ahead of each context: true for one that suits the plan.
+    AsTheHostSays(Arc<AtomicBool>),
+}
+
+impl Ubatch {
+    /// Reports whether the context that is made now was given no ubatch, so that the plan's is used.
+    pub fn is_free(&self) -> bool {
+        match self {
+            Ubatch::AsTheToolSays => {
+                std::env::var_os("LLAMA_ARG_PIPESHARD_UBATCH").is_some_and(|value| value == "auto")
+            }
+            Ubatch::AsTheHostSays(free) => free.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Where the profile of this machine is kept.
+#[derive(Debug, Clone, Default)]
+pub enum ProfilePlace {
+    /// In the user's cache.
+    #[default]
+    Usual,
+    /// Nowhere.
+    Off,
+    /// In this folder.
+    Folder(PathBuf),
+}
+
+impl ProfilePlace {
+    /// The folder; none where nothing is to be kept.
+    ///
+    /// # Errors
+    /// The environment does not name the user's.
+    pub fn open(&self) -> Result<Option<Cache>, CacheError> {
+        match self {
+            ProfilePlace::Usual => Cache::of_user().map(Some),
+            ProfilePlace::Off => Ok(None),
+            ProfilePlace::Folder(folder) => Ok(Some(Cache::in_folder(folder))),
+        }
+    }
 }
 
 impl Debug {
@@ -334,6 +387,7 @@ impl Config {
             sim: get("LLAMA_ARG_PIPESHARD_SIM")
                 .map(|text| SimSpec::parse(&text).map_err(ConfigError::Sim))
                 .transpose()?,
+            device: None,
             report: get("LLAMA_ARG_PIPESHARD_REPORT").map(|name| file_of_process(&name)),
             trace: get("LLAMA_ARG_PIPESHARD_TRACE").map(|name| file_of_process(&name)),
             trace_passes: get("LLAMA_ARG_PIPESHARD_TRACE_PASSES")
@@ -349,6 +403,9 @@ impl Config {
                 .transpose()?
                 .unwrap_or_default(),
             plan_cache: Place::read(get(PLAN_CACHE).as_deref())?,
+            profile: get(FILE_VARIABLE).map(PathBuf::from),
+            profile_place: ProfilePlace::Usual,
+            ubatch: Ubatch::AsTheToolSays,
             reserve: get("PIPESHARD_RESERVE")
                 .map(|v| size("PIPESHARD_RESERVE", v))
                 .transpose()?,

@@ -4,11 +4,13 @@
 //! name, see [`super::library`]. All of them may be called from any thread, also while others compute.
 
 use super::answers::budget::{self, BudgetError};
-use super::gate::Gate;
+use super::answers::{encode, loading, shape};
+use super::gate::{Alone, Gate};
 use super::runtime::Runtime;
 use crate::report::{BudgetChanged, Limits};
 use pipeshard_model::size::ByteSize;
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Why a request is not granted.
@@ -39,8 +41,69 @@ pub fn limits(gate: &Gate<Runtime>) -> Result<Limits, BudgetError> {
     budget::limits(accounts, tenant)
 }
 
+/// Opens the device, which the first model would otherwise do.
+///
+/// # Errors
+/// Why there is none, in a sentence.
+pub fn open_device(gate: &Gate<Runtime>) -> Result<(), String> {
+    let mut runtime = gate.alone();
+    let Runtime {
+        accounts,
+        tenant,
+        telemetry,
+        ..
+    } = &mut *runtime;
+    loading::open(accounts, tenant, telemetry).map(|_| ())
+}
+
+/// Gives back all memory of weights: what is resident, what is streamed through, what encoders have. The next pass takes it again.
+pub fn give_back(gate: &Gate<Runtime>) {
+    let mut runtime = gate.alone();
+    let (parts, proof) = runtime.parts();
+    let Runtime {
+        accounts,
+        tenant,
+        encoders,
+        ..
+    } = parts;
+    encode::close(accounts, encoders, proof);
+    shape::release(accounts, tenant, proof);
+    tenant.residency.release_fetcher(proof);
+    tenant.note_holdings(accounts);
+}
+
+/// Share of the deadline in which passes may end by themselves; after it, those that may be repeated are ended.
+const OF_PATIENCE: u32 = 2;
+
+/// Waits until no pass is under way and no graph refers to the arena. `memory_is_wanted`: a flag that ends passes early.
+fn alone<'g>(
+    gate: &'g Gate<Runtime>,
+    patience: Option<Duration>,
+    memory_is_wanted: Option<&AtomicBool>,
+) -> Result<Alone<'g, Runtime>, ControlError> {
+    let Some(patience) = patience else {
+        return Ok(gate.alone());
+    };
+    let now = Instant::now();
+    // a deadline beyond what the clock can say is none
+    let Some(by) = now.checked_add(patience) else {
+        return Ok(gate.alone());
+    };
+    if let Some(flag) = memory_is_wanted {
+        if let Some(alone) = gate.alone_by(now + patience / OF_PATIENCE) {
+            return Ok(alone);
+        }
+        flag.store(true, Ordering::Relaxed);
+        let alone = gate.alone_by(by);
+        flag.store(false, Ordering::Relaxed);
+        return alone.ok_or(ControlError::Deadline(patience.as_millis()));
+    }
+    let alone = gate.alone_by(by);
+    alone.ok_or(ControlError::Deadline(patience.as_millis()))
+}
+
 /// Changes the budget. A larger one is so at once; a smaller one when passes that are under way are over, within `patience`, if there
-/// is a limit to it.
+/// is a limit to it. `memory_is_wanted`: a flag that ends those passes early which may be repeated, where time runs out.
 ///
 /// # Errors
 /// Nothing has changed then.
@@ -48,6 +111,7 @@ pub fn change_budget(
     gate: &Gate<Runtime>,
     bytes: u64,
     patience: Option<Duration>,
+    memory_is_wanted: Option<&AtomicBool>,
 ) -> Result<BudgetChanged, ControlError> {
     let asked = Instant::now();
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
@@ -69,15 +133,7 @@ pub fn change_budget(
         });
     }
     drop(plain);
-    let mut alone = match patience {
-        None => gate.alone(),
-        Some(patience) => {
-            // a deadline beyond what the clock can say is none
-            let by = asked.checked_add(patience);
-            let alone = by.map_or_else(|| Some(gate.alone()), |by| gate.alone_by(by));
-            alone.ok_or(ControlError::Deadline(patience.as_millis()))?
-        }
-    };
+    let mut alone = alone(gate, patience, memory_is_wanted)?;
     if alone.is_broken() {
         return Err(ControlError::Broken);
     }
@@ -227,7 +283,7 @@ pub fn answer(gate: Option<&Gate<Runtime>>, path: &str, body: &str) -> Answer {
                 Err(why) => return invalid(&why),
             };
             let patience = request.deadline_ms.map(Duration::from_millis);
-            match change_budget(gate, bytes, patience) {
+            match change_budget(gate, bytes, patience, None) {
                 Ok(changed) => Answer::of(200, &changed),
                 Err(why) => Answer::refused(&why),
             }
@@ -294,7 +350,7 @@ mod tests {
     #[test]
     fn a_deadline_of_five_hundred_million_years_is_none() {
         let gate = gate();
-        let forever = change_budget(&gate, 1, Some(Duration::MAX));
+        let forever = change_budget(&gate, 1, Some(Duration::MAX), None);
         assert!(matches!(
             forever,
             Err(ControlError::Budget(BudgetError::NothingLoaded))

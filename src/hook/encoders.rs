@@ -217,7 +217,7 @@ impl Encoders {
         self.by_sched.get(&sched)
     }
 
-    /// Reports whether there are any.
+    /// Reports whether there are none.
     pub fn is_empty(&self) -> bool {
         self.by_sched.is_empty()
     }

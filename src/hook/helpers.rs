@@ -6,23 +6,34 @@
 use parking_lot::{Condvar, Mutex};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// Helpers at most: what they do is bound by memory soon.
 const MOST: usize = 3;
 /// Of so many processors one helps.
 const OF_PROCESSORS: usize = 4;
 
+/// Those of the process.
+static HELPERS: Helpers = Helpers::new();
+
 /// Threads that wait for work to help with.
 pub struct Helpers {
-    board: Arc<Board>,
-    threads: usize,
+    board: Board,
+    running: Mutex<Vec<JoinHandle<()>>>,
+    threads: AtomicUsize,
 }
 
-#[derive(Default)]
 struct Board {
-    work: Mutex<Option<Arc<Work>>>,
-    posted: Condvar,
+    posted: Mutex<Posted>,
+    changed: Condvar,
+}
+
+/// What is on the board.
+struct Posted {
+    work: Option<Arc<Work>>,
+    /// The threads end.
+    over: bool,
 }
 
 /// The parts of one call.
@@ -70,33 +81,66 @@ impl Work {
 }
 
 impl Helpers {
-    /// Those of the process, started when they are asked for first.
-    pub fn of_process() -> &'static Helpers {
-        static HELPERS: OnceLock<Helpers> = OnceLock::new();
-        HELPERS.get_or_init(|| {
-            let wanted = std::env::var("PIPESHARD_DEBUG_HELPERS").ok();
-            let wanted = wanted.filter(|_| cfg!(any(test, feature = "test-hooks")));
-            let wanted = wanted.and_then(|count| count.parse().ok());
-            let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-            Helpers::start(wanted.unwrap_or(processors / OF_PROCESSORS).min(MOST))
-        })
+    const fn new() -> Self {
+        Helpers {
+            board: Board {
+                posted: Mutex::new(Posted {
+                    work: None,
+                    over: false,
+                }),
+                changed: Condvar::new(),
+            },
+            running: Mutex::new(Vec::new()),
+            threads: AtomicUsize::new(0),
+        }
     }
 
-    /// As many threads as can be had, up to `most`. They live as long as the process.
-    fn start(most: usize) -> Helpers {
-        let board = Arc::<Board>::default();
+    /// Those of the process. Before they are started the caller does everything alone.
+    pub fn of_process() -> &'static Helpers {
+        &HELPERS
+    }
+
+    /// As many as suit this machine.
+    pub fn usual() -> usize {
+        let wanted = std::env::var("PIPESHARD_DEBUG_HELPERS").ok();
+        let wanted = wanted.filter(|_| cfg!(any(test, feature = "test-hooks")));
+        let wanted = wanted.and_then(|count| count.parse().ok());
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        wanted.unwrap_or(processors / OF_PROCESSORS).min(MOST)
+    }
+
+    /// Starts as many threads as can be had, up to `most`, unless there are some. They run until [`Helpers::stop`].
+    pub fn start(&'static self, most: usize) {
+        let mut running = self.running.lock();
+        if !running.is_empty() {
+            return;
+        }
+        self.board.posted.lock().over = false;
         let one = || {
-            let board = Arc::clone(&board);
             let named = std::thread::Builder::new().name("pipeshard-helper".to_owned());
-            named.spawn(move || board.wait_and_help()).ok()
+            named.spawn(|| self.board.wait_and_help()).ok()
         };
-        let threads = (0..most).map_while(|_| one()).count();
-        Helpers { board, threads }
+        running.extend((0..most).map_while(|_| one()));
+        self.threads.store(running.len(), Ordering::Release);
+    }
+
+    /// Ends the threads, and returns when they have ended. Calls in progress are finished by the threads that made them.
+    pub fn stop(&self) {
+        let mut running = self.running.lock();
+        self.threads.store(0, Ordering::Release);
+        let mut posted = self.board.posted.lock();
+        posted.over = true;
+        posted.work = None;
+        drop(posted);
+        self.board.changed.notify_all();
+        for thread in running.drain(..) {
+            let _ = thread.join();
+        }
     }
 
     /// Calls `part` once with each number below `parts`, on this thread and on those that are awake. All is over on return.
     pub fn share(&self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
-        if self.threads == 0 || parts < 2 {
+        if self.threads.load(Ordering::Acquire) == 0 || parts < 2 {
             (0..parts).for_each(part);
             return;
         }
@@ -110,8 +154,8 @@ impl Helpers {
             next: AtomicUsize::new(0),
             over: AtomicUsize::new(0),
         });
-        *self.board.work.lock() = Some(Arc::clone(&work));
-        self.board.posted.notify_all();
+        self.board.posted.lock().work = Some(Arc::clone(&work));
+        self.board.changed.notify_all();
         work.help();
         while work.over.load(Ordering::Acquire) < parts {
             std::thread::yield_now();
@@ -122,15 +166,18 @@ impl Helpers {
 impl Board {
     fn wait_and_help(&self) {
         loop {
-            let mut posted = self.work.lock();
+            let mut posted = self.posted.lock();
             let work = loop {
-                match posted.take() {
+                if posted.over {
+                    return;
+                }
+                match posted.work.take() {
                     Some(work) if work.next.load(Ordering::Relaxed) < work.parts => break work,
-                    _ => self.posted.wait(&mut posted),
+                    _ => self.changed.wait(&mut posted),
                 }
             };
             // the others may help as well
-            *posted = Some(Arc::clone(&work));
+            posted.work = Some(Arc::clone(&work));
             drop(posted);
             work.help();
         }
@@ -143,10 +190,34 @@ mod tests {
     use std::collections::HashSet;
     use std::sync::atomic::AtomicBool;
 
+    fn started(threads: usize) -> &'static Helpers {
+        let helpers: &'static Helpers = Box::leak(Box::new(Helpers::new()));
+        helpers.start(threads);
+        helpers
+    }
+
+    #[test]
+    fn threads_that_were_stopped_can_be_started_again() {
+        let helpers = started(2);
+        for _ in 0..3 {
+            helpers.stop();
+            assert!(helpers.running.lock().is_empty());
+            let done = AtomicUsize::new(0);
+            let count = |_| {
+                done.fetch_add(1, Ordering::Relaxed);
+            };
+            helpers.share(5, &count);
+            helpers.start(2);
+            helpers.share(5, &count);
+            assert_eq!(done.load(Ordering::Relaxed), 10);
+            assert_eq!(helpers.running.lock().len(), 2);
+        }
+    }
+
     #[test]
     fn each_part_is_done_once() {
         for threads in [0, 1, 3] {
-            let helpers = Helpers::start(threads);
+            let helpers = started(threads);
             for parts in [0, 1, 2, 7, 1000] {
                 let done: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
                 helpers.share(parts, &|part| {
@@ -179,7 +250,7 @@ mod tests {
 
     #[test]
     fn others_help() {
-        let helpers = Helpers::start(2);
+        let helpers = started(2);
         let (meeting, seen) = (Meeting::default(), Mutex::new(HashSet::new()));
         // no part is over before each has a thread of its own
         helpers.share(3, &|_| {
@@ -191,7 +262,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_helpers_that_are_busy() {
-        let helpers = Helpers::start(2);
+        let helpers = started(2);
         let (busy, done) = (Meeting::default(), Meeting::default());
         let late = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -220,7 +291,7 @@ mod tests {
 
     #[test]
     fn callers_on_several_threads_each_get_all_their_parts() {
-        let helpers = Helpers::start(2);
+        let helpers = started(2);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {

@@ -16,16 +16,16 @@
 //! | `pipeshard_reset_simulated_device` | `void (void)` | starts those counters afresh |
 //! | `pipeshard_free` | `void (char *)` | |
 
-use super::config::{Config, ConfigError};
+use super::attach::Attached;
+use super::config::Config;
 use super::control;
+use super::gate::Gate;
 use super::log;
-use super::planning::saved::PlanFile;
 use super::publish;
-use super::table::{table, PanicAt, Shared};
-use crate::profile::{file_of_user, read_file};
+use super::runtime::Runtime;
 use crate::report::Report;
 use pipeshard_sim as sim;
-use pipeshard_sys::{self as ffi, BUILD_ID};
+use pipeshard_sys as ffi;
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -39,14 +39,13 @@ unsafe impl<T> Sync for Static<T> {}
 unsafe impl<T> Send for Static<T> {}
 
 /// The runtime of the process, once something was attached.
-static SHARED: OnceLock<Shared> = OnceLock::new();
+static ATTACHED: OnceLock<Attached> = OnceLock::new();
 static REGISTRY: OnceLock<Static<ffi::ggml_backend_reg>> = OnceLock::new();
-static HOOK: OnceLock<Static<(ffi::ggml_sched_hook, CString)>> = OnceLock::new();
 static SIMULATED: OnceLock<Static<ffi::ggml_backend_reg_t>> = OnceLock::new();
 
 /// Called by ggml's loader. Null (after saying why on standard error) when the settings make no sense or the
 /// library and llama.cpp come from different builds.
-#[no_mangle]
+#[cfg_attr(not(feature = "host-library"), no_mangle)]
 pub extern "C" fn ggml_backend_init() -> ffi::ggml_backend_reg_t {
     match std::panic::catch_unwind(start) {
         Ok(Ok(registry)) => registry,
@@ -67,12 +66,13 @@ fn start() -> Result<ffi::ggml_backend_reg_t, String> {
         if made.0.is_null() {
             return Err("there is no simulated GPU (see the message above)".to_string());
         }
+        sim::quiesce_at_exit();
         if std::env::var_os(COUNTERS_FILE).is_some() {
             // SAFETY: the handler is a plain function.
             unsafe { libc::atexit(write_counters_at_exit) };
         }
     }
-    if config.attach {
+    if config.attach && ATTACHED.get().is_none() {
         attach(config)?;
     }
     let registry = REGISTRY.get_or_init(|| {
@@ -90,52 +90,22 @@ fn start() -> Result<ffi::ggml_backend_reg_t, String> {
     Ok(std::ptr::from_ref(&registry.0).cast_mut())
 }
 
-fn attach(mut config: Config) -> Result<(), String> {
-    let file = config.plan.as_deref().map(|path| {
-        PlanFile::read(path, config.budget).map_err(|why| ConfigError::Plan {
-            path: path.display().to_string(),
-            why,
-        })
-    });
-    let file = file.transpose().map_err(|e| e.to_string())?;
-    config.budget = config.budget.or(file.as_ref().map(PlanFile::budget));
-    // a profile that was named is used, or nothing runs
-    let profile = file_of_user().map(|path| read_file(&path));
-    profile.transpose().map_err(|e| e.to_string())?;
-    let panic_at = config.debug.panic_at.as_deref().map(PanicAt::parse);
-    let panic_at = panic_at.transpose().map_err(|e| e.to_string())?;
+fn attach(config: Config) -> Result<(), String> {
     // ggml-cuda page-locks in place only where this is set; nothing else reads it. llama.cpp's tools have set it before they had a
     // second thread; here it is for hosts that attach by the environment.
     if !config.no_page_lock && std::env::var_os("GGML_CUDA_REGISTER_HOST").is_none() {
         std::env::set_var("GGML_CUDA_REGISTER_HOST", "1");
     }
-    let build_id = CString::new(BUILD_ID).map_err(|e| e.to_string())?;
-    // SAFETY: no preconditions; a table that is attached lives as long as the process.
-    let attached = unsafe { ffi::ggml_sched_hook_get() };
-    if !attached.is_null() && HOOK.get().is_none_or(|ours| attached != &ours.0 .0) {
-        return Err(
-            "another copy of this library is attached to this process already; load one of them"
-                .to_string(),
-        );
-    }
-    let hook = HOOK.get_or_init(|| {
-        let shared = SHARED.get_or_init(|| Shared::new(config, file, panic_at));
-        // the table points to the text of the CString, which does not move when the value does
-        // SAFETY: the text lives as long as HOOK, which is never dropped.
-        let text: &'static CStr = unsafe { CStr::from_ptr(build_id.as_ptr()) };
-        Static((table(shared, text), build_id))
-    });
-    // SAFETY: the table is static and laid out as the header says.
-    if !unsafe { ffi::ggml_sched_hook_set(&hook.0 .0) } {
-        return Err(format!(
-            "this library was built for llama.cpp {BUILD_ID}, which is not the build of the program that loads it; use the \
-             libpipeshard.so that came with the program"
-        ));
-    }
-    publish::begin();
+    let attached = Attached::attach(config).map_err(|e| e.to_string())?;
+    let _ = ATTACHED.set(attached);
     // SAFETY: the handler is a plain function.
     unsafe { libc::atexit(at_exit) };
     Ok(())
+}
+
+/// The runtime, where pipeshard is on.
+fn gate() -> Option<&'static Gate<Runtime>> {
+    ATTACHED.get().map(Attached::gate)
 }
 
 /// Where the simulated GPU's counters go as JSON at exit: for measuring stock llama.cpp on it, which writes no report.
@@ -162,11 +132,9 @@ const EXIT_WAITS: Duration = Duration::from_millis(300);
 
 /// At the end of the process: publishes, unless the last model's end already did.
 fn publish_at_exit() {
-    if publish::is_done() {
-        return;
-    }
-    let Some(shared) = SHARED.get() else { return };
-    match shared.gate.plain_within(EXIT_WAITS) {
+    let Some(gate) = gate() else { return };
+    match gate.plain_within(EXIT_WAITS) {
+        Some(runtime) if runtime.telemetry.published => {}
         // the tool's log may be gone already
         Some(mut runtime) => publish::publish(&mut runtime, false),
         // a signal may have come inside a callback, and its handler have ended the process: this thread would wait for itself
@@ -218,10 +186,10 @@ unsafe extern "C" fn get_proc_address(
 
 unsafe extern "C" fn set_budget(bytes: u64) -> bool {
     let work = || {
-        let Some(shared) = SHARED.get() else {
+        let Some(gate) = gate() else {
             return false;
         };
-        let changed = control::change_budget(&shared.gate, bytes, None);
+        let changed = control::change_budget(gate, bytes, None, None);
         changed
             .inspect_err(|why| log::error(&why.to_string()))
             .is_ok()
@@ -239,9 +207,8 @@ unsafe extern "C" fn http(
         return std::ptr::null_mut();
     }
     let (path, body) = (CStr::from_ptr(path), CStr::from_ptr(body));
-    let gate = SHARED.get().map(|shared| &shared.gate);
     let answer =
-        || log::after(|| control::answer(gate, &path.to_string_lossy(), &body.to_string_lossy()));
+        || log::after(|| control::answer(gate(), &path.to_string_lossy(), &body.to_string_lossy()));
     text(|| {
         let answer = answer();
         *status = answer.status;
@@ -260,7 +227,7 @@ fn text(make: impl FnOnce() -> Option<String>) -> *mut c_char {
 
 /// The report so far, `None` where pipeshard is off.
 fn report_now() -> Option<Report> {
-    Some(publish::report(&SHARED.get()?.gate.plain()))
+    Some(publish::report(&gate()?.plain()))
 }
 
 unsafe extern "C" fn report() -> *mut c_char {
@@ -276,12 +243,12 @@ unsafe extern "C" fn props() -> *mut c_char {
 }
 
 unsafe extern "C" fn plans() -> *mut c_char {
-    text(|| publish::plans(&SHARED.get()?.gate.plain()))
+    text(|| publish::plans(&gate()?.plain()))
 }
 
 unsafe extern "C" fn units() -> *mut c_char {
     text(|| {
-        let runtime = SHARED.get()?.gate.plain();
+        let runtime = gate()?.plain();
         serde_json::to_string(runtime.tenant.weights.described()).ok()
     })
 }

@@ -1,9 +1,10 @@
 //! Messages in the place where the tool's own messages go. Anybody may call this.
 
 use pipeshard_sys as ffi;
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::ffi::CString;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 extern "C" {
     /// ggml's own logger (ggml-impl.h), which the tools redirect.
@@ -17,8 +18,17 @@ enum Message {
 }
 
 thread_local! {
-    /// What the calling thread says when it is done with what it does.
-    static LATER: RefCell<Option<Vec<Message>>> = const { RefCell::new(None) };
+    /// What the calling thread says when it is done with what it does: a list on its stack, see [`after`]. A value with a destructor
+    /// would keep the library in memory for as long as the thread lives.
+    static LATER: Cell<*mut Vec<Message>> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+/// Nothing goes to standard error: all is for the log of a program that has its own use for standard error, or has closed it.
+static LOG_ONLY: AtomicBool = AtomicBool::new(false);
+
+/// From here on everything goes to ggml's log, which the program reads.
+pub fn keep_off_stderr() {
+    LOG_ONLY.store(true, Ordering::Relaxed);
 }
 
 impl Message {
@@ -36,43 +46,36 @@ impl Message {
     }
 
     fn send(self) {
-        let mut message = Some(self);
-        held_back(|later| {
-            if let Some(later) = later {
-                later.extend(message.take());
-            }
-        });
-        if let Some(message) = message {
-            message.deliver();
+        let later = LATER.get();
+        match later.is_null() {
+            true => self.deliver(),
+            // SAFETY: the list of `after`, which is on this thread's stack below; nothing else refers to it meanwhile.
+            false => unsafe { (*later).push(self) },
         }
     }
-}
-
-/// What the calling thread holds back; nothing at the end of the process, when there is nothing left of a thread.
-fn held_back<T>(look: impl FnOnce(&mut Option<Vec<Message>>) -> T) -> Option<T> {
-    LATER.try_with(|later| look(&mut later.borrow_mut())).ok()
 }
 
 /// Does `work`, and afterwards delivers the messages that the thread logged during it. The program's log callback may take
 /// locks of its own, or ask for the report: it is not called from where the runtime is locked.
 pub fn after<T>(work: impl FnOnce() -> T) -> T {
     /// Also where `work` panics.
-    struct Deliver;
-    impl Drop for Deliver {
+    struct Deliver<'a>(&'a mut Vec<Message>);
+    impl Drop for Deliver<'_> {
         fn drop(&mut self) {
-            let said = held_back(Option::take).flatten();
-            said.into_iter().flatten().for_each(Message::deliver);
+            LATER.set(std::ptr::null_mut());
+            std::mem::take(self.0)
+                .into_iter()
+                .for_each(Message::deliver);
         }
     }
-    let begins = held_back(|later| match later {
-        Some(_) => false,
-        None => {
-            *later = Some(Vec::new());
-            true
-        }
-    });
-    let began = begins.unwrap_or(false);
-    let _deliver = began.then(|| Deliver);
+    if !LATER.get().is_null() {
+        return work();
+    }
+    let mut said = Vec::new();
+    let later: *mut Vec<Message> = &mut said;
+    LATER.set(later);
+    // SAFETY: the list outlives the guard, which is the last to use it.
+    let _deliver = Deliver(unsafe { &mut *later });
     work()
 }
 
@@ -102,12 +105,21 @@ pub fn warn(message: &str) {
 
 /// Something that ends what the user wanted: on standard error, for the tool may silence its log.
 pub fn error(message: &str) {
-    to_stderr(&format!("pipeshard: {message}"));
+    match LOG_ONLY.load(Ordering::Relaxed) {
+        true => send(ffi::GGML_LOG_LEVEL_ERROR, message),
+        false => to_stderr(&format!("pipeshard: {message}")),
+    }
 }
 
 /// A line on standard error. Without a reader the line is lost, and the process goes on.
 pub fn to_stderr(text: &str) {
-    Message::ToStderr(text.to_string()).send();
+    match LOG_ONLY.load(Ordering::Relaxed) {
+        true => {
+            let lines = text.lines();
+            lines.for_each(|line| info(line.trim_start_matches("pipeshard: ")));
+        }
+        false => Message::ToStderr(text.to_string()).send(),
+    }
 }
 
 fn write_line(out: &mut impl Write, text: &str) {
@@ -165,7 +177,8 @@ mod tests {
     }
 
     fn how_many() -> Option<usize> {
-        held_back(|later| later.as_ref().map(Vec::len)).flatten()
+        // SAFETY: the list of `after`, in which this is called.
+        unsafe { LATER.get().as_ref().map(Vec::len) }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | | [`log`] | messages |
 //! | | [`gate`] | who may do what when |
 //! | | [`pass_error`], [`pool_estimate`], [`helpers`] | why a pass fails; what operations take from pools; threads |
+//! | | [`stopping`] | passes that end early |
 //! | | [`graph`] | a graph that is about to be split |
 //! | parts | [`weights`] | models in host memory |
 //! | | [`accounts`] | a device's memory, and who holds how much of it |
@@ -22,12 +23,14 @@
 //! | top | [`publish`] | the report |
 //! | | [`control`] | what the host of the process asks for while it runs: the budget |
 //! | | [`table`] | the C callbacks: guard, panic boundary, nothing else |
-//! | | [`library`] | what ggml's loader finds in libpipeshard.so, and the handshake |
+//! | | [`attach`] | the runtime of the process: the handshake with llama.cpp, and the end |
+//! | | [`library`] | what ggml's loader finds in libpipeshard.so |
 
 pub mod accounts;
 pub mod answers;
+pub mod attach;
 pub mod config;
-mod control;
+pub mod control;
 pub mod encoders;
 pub mod gate;
 #[cfg(test)]
@@ -43,6 +46,7 @@ pub mod publish;
 pub mod residency;
 pub mod runtime;
 pub mod schedulers;
+pub mod stopping;
 mod sync;
 pub mod table;
 pub mod telemetry;

@@ -24,6 +24,9 @@ pub enum PassError {
         "the windows of an image are not in the order in which llama.cpp usually puts them, so its embeddings would be wrong: please report it, and use --no-mmproj-offload until then"
     )]
     OtherWindows,
+    /// Nobody wants the result, or memory is wanted first: not a failure.
+    #[error("the pass was ended early")]
+    Stopped,
     /// A callback panicked before.
     #[error("nothing is computed after an internal error")]
     Broken,

@@ -18,8 +18,6 @@ use pipeshard_plan::plan::Plan;
 use pipeshard_plan::profile::{Origin, Profile};
 use pipeshard_sim as sim;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::OnceLock;
 use std::time::SystemTime;
 
 /// The report on what happened so far.
@@ -236,31 +234,10 @@ fn kind(profile: &Profile) -> ProfileKind {
     }
 }
 
-/// The report was published, and nothing was loaded since.
-static PUBLISHED: AtomicBool = AtomicBool::new(false);
-
-/// A model was loaded: there will be something to publish.
-pub fn is_due() {
-    PUBLISHED.store(false, Ordering::Relaxed);
-}
-
-/// Reports whether the last model's end has published already.
-pub fn is_done() -> bool {
-    PUBLISHED.load(Ordering::Relaxed)
-}
-
-/// When this process attached pipeshard.
-static BEGAN: OnceLock<SystemTime> = OnceLock::new();
-
-/// Notes that this process attaches pipeshard.
-pub fn begin() {
-    BEGAN.get_or_init(SystemTime::now);
-}
-
 /// Reports whether another process has written the file since this one attached pipeshard.
-fn is_of_others(path: &Path) -> bool {
+fn is_of_others(path: &Path, began: SystemTime) -> bool {
     let written = std::fs::metadata(path).and_then(|file| file.modified());
-    written.is_ok_and(|at| BEGAN.get().is_some_and(|began| at > *began))
+    written.is_ok_and(|at| at > began)
 }
 
 /// Prints the report's lines on standard error and writes the files that were asked for. `details`: the tool's log, which may be
@@ -276,7 +253,9 @@ pub fn publish(runtime: &mut Runtime, details: bool) {
     }
     log::to_stderr(&report.render_lines());
     // a router that loads no model has the settings of its children, and ends behind them
-    let by_others = |path: &Path| runtime.telemetry.counters.models == 0 && is_of_others(path);
+    let telemetry = &runtime.telemetry;
+    let by_others =
+        |path: &Path| telemetry.counters.models == 0 && is_of_others(path, telemetry.began);
     if let Some(path) = config.report.as_deref().filter(|path| !by_others(path)) {
         if let Err(error) = report.write_json(path) {
             log::error(&error.to_string());
@@ -287,5 +266,5 @@ pub fn publish(runtime: &mut Runtime, details: bool) {
             log::error(&error.to_string());
         }
     }
-    PUBLISHED.store(true, Ordering::Relaxed);
+    runtime.telemetry.published = true;
 }

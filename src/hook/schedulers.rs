@@ -45,6 +45,11 @@ pub unsafe fn computes_on(backend: ffi::ggml_backend_t, device: Option<Device>) 
 }
 
 impl Schedulers {
+    /// Reports whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_address.is_empty()
+    }
+
     /// A scheduler was made. One without backends is none.
     ///
     /// # Safety

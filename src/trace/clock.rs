@@ -11,6 +11,7 @@ use pipeshard_sys as ffi;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Points of one stream that may be on their way at one time; those beyond stay without a time.
@@ -31,7 +32,9 @@ unsafe impl Sync for PooledEvent {}
 /// A stream of a real device, and the thread that watches it.
 struct Watched {
     pool: Arc<[PooledEvent]>,
-    queue: SyncSender<u64>,
+    /// There until the end.
+    queue: Option<SyncSender<u64>>,
+    watcher: Option<JoinHandle<()>>,
     seen: Arc<AtomicU64>,
     sent: u64,
 }
@@ -54,10 +57,11 @@ impl Watched {
             move || watch(&points, &pool, &times, &seen, origin)
         };
         let name = "pipeshard-trace".to_string();
-        std::thread::Builder::new().name(name).spawn(watcher).ok()?;
+        let watcher = std::thread::Builder::new().name(name).spawn(watcher).ok()?;
         Some(Watched {
             pool,
-            queue,
+            queue: Some(queue),
+            watcher: Some(watcher),
             seen,
             sent: 0,
         })
@@ -72,13 +76,26 @@ impl Watched {
         pooled.event.record(stream);
         pooled.in_flight.store(true, Ordering::Release);
         // there is room for as many as there are events
-        let sent = self.queue.try_send(number).is_ok();
+        let sent = self
+            .queue
+            .as_ref()
+            .is_some_and(|queue| queue.try_send(number).is_ok());
         self.sent += u64::from(sent);
         sent
     }
 
     fn settled(&self) -> bool {
         self.seen.load(Ordering::Acquire) >= self.sent
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // without a sender the thread ends once it has seen all
+        self.queue = None;
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.join();
+        }
     }
 }
 

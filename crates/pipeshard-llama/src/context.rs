@@ -331,7 +331,8 @@ impl<'m> Context<'m> {
         refused_unless(code == 0, || "a control vector".to_string())
     }
 
-    pub(super) fn raw(&self) -> *mut ffi::llama_context {
+    /// llama.cpp's own, for functions that have no wrapper here. It lives as long as this does.
+    pub fn raw(&self) -> *mut ffi::llama_context {
         self.raw
     }
 

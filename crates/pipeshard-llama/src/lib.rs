@@ -19,7 +19,7 @@ pub use context::{Context, ContextOptions, FlashAttention, Stop};
 pub use error::LlamaError;
 pub use fingerprint::Fingerprint;
 pub use library::Library;
-pub use model::{LoadMode, Model, ModelOptions, Side};
+pub use model::{LoadMode, Model, ModelOptions, Progress, Side};
 pub use sampling::Sampler;
 
 use pipeshard_sys as ffi;

@@ -2,7 +2,7 @@
 
 use super::LlamaError;
 use pipeshard_sys as ffi;
-use std::ffi::CString;
+use std::ffi::{c_void, CString};
 use std::path::{Path, PathBuf};
 
 /// How a file is brought into memory.
@@ -42,6 +42,15 @@ pub enum Side {
     Device,
 }
 
+/// Told how far loading is, from 0 to 1; false ends it.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// What is called, on the thread that loads.
+    pub function: unsafe extern "C" fn(f32, *mut c_void) -> bool,
+    /// Its last argument.
+    pub user: *mut c_void,
+}
+
 /// How a model is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct ModelOptions {
@@ -55,6 +64,8 @@ pub struct ModelOptions {
     pub overrides: Vec<(String, Side)>,
     /// Do without the GPU's page-locked buffers.
     pub no_host: bool,
+    /// Who is told how far it is.
+    pub progress: Option<Progress>,
 }
 
 /// A loaded model.
@@ -102,6 +113,10 @@ impl Model {
         params.load_mode = options.load_mode.raw();
         params.n_gpu_layers = options.gpu_layers;
         params.no_host = options.no_host;
+        if let Some(progress) = options.progress {
+            params.progress_callback = Some(progress.function);
+            params.progress_callback_user_data = progress.user;
+        }
         let mut no_devices = [std::ptr::null_mut()];
         if options.cpu_only {
             params.devices = no_devices.as_mut_ptr();
@@ -140,11 +155,13 @@ impl Model {
         }
     }
 
-    pub(super) fn raw(&self) -> *mut ffi::llama_model {
+    /// llama.cpp's own, for functions that have no wrapper here. It lives as long as this does.
+    pub fn raw(&self) -> *mut ffi::llama_model {
         self.0
     }
 
-    pub(super) fn raw_vocabulary(&self) -> *const ffi::llama_vocab {
+    /// Its vocabulary, as [`Model::raw`].
+    pub fn raw_vocabulary(&self) -> *const ffi::llama_vocab {
         // SAFETY: the model is alive.
         unsafe { ffi::llama_model_get_vocab(self.0) }
     }

@@ -78,6 +78,13 @@ impl Sampler {
         self.with(member)
     }
 
+    /// Keeps the tokens that are at least `p` times as likely as the likeliest.
+    pub fn min_p(self, p: f32) -> Self {
+        // SAFETY: numbers are all it takes.
+        let member = unsafe { ffi::llama_sampler_init_min_p(p, 1) };
+        self.with(member)
+    }
+
     /// Divides logits by a temperature.
     pub fn temperature(self, temperature: f32) -> Self {
         // SAFETY: a number is all it takes.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -321,6 +322,14 @@ impl Engine {
     }
 }
 
+/// Frees what was started to compute with; it is started again when it is needed.
+pub(super) fn stop_engine() {
+    if let Some(engine) = ENGINE.lock().take() {
+        // SAFETY: made by ggml, freed once, and nothing is being computed: the lock was free.
+        unsafe { ffi::ggml_backend_free(engine.backend) };
+    }
+}
+
 /// ggml's CPU device, once its module is loaded.
 pub(super) fn cpu_device() -> Option<ffi::ggml_backend_dev_t> {
     // SAFETY: no arguments that could be wrong.
@@ -328,7 +337,19 @@ pub(super) fn cpu_device() -> Option<ffi::ggml_backend_dev_t> {
     (!device.is_null()).then_some(device)
 }
 
+/// Graphs are computed by the thread of their stream alone.
+static ALONE: AtomicBool = AtomicBool::new(false);
+
+/// Computes graphs with one thread each from now on: ggml starts threads for every graph where it was built without OpenMP.
+pub(super) fn compute_alone() {
+    ALONE.store(true, Ordering::Relaxed);
+}
+
 fn compute_nodes(nodes: &mut [ffi::ggml_tensor], threads: i32) -> Result<(), ComputeError> {
+    let threads = match ALONE.load(Ordering::Relaxed) {
+        true => 1,
+        false => threads,
+    };
     let mut engine = ENGINE.lock();
     if engine.is_none() {
         *engine = Some(Engine::start()?);

@@ -22,7 +22,7 @@ pub(super) trait Lane: Send + Sync {
     fn is_busy(&self) -> bool;
 }
 
-/// A simulated GPU. It lives as long as the process.
+/// A simulated GPU. It lives as long as the process, or until [`Device::forget`].
 pub(super) struct Device {
     pub spec: SimSpec,
     pub memory: DeviceMemory,
@@ -95,6 +95,18 @@ impl Device {
     /// What ggml holds of it; nothing until it is made.
     pub fn handles(&self) -> Handles {
         self.handles.get().copied().unwrap_or(Handles::NONE)
+    }
+
+    /// Ends a device.
+    ///
+    /// # Safety
+    /// It was made by [`Device::new`], and nobody uses it any more.
+    pub unsafe fn forget(device: *mut Self) {
+        DEVICES
+            .write()
+            .retain(|known| !std::ptr::eq(*known, device));
+        // SAFETY: it was a box, and this was the last reference.
+        drop(unsafe { Box::from_raw(device) });
     }
 
     /// All devices of this process.

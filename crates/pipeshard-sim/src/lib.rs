@@ -53,7 +53,8 @@ pub use pins::PinError;
 pub use pins::PinPolicy;
 pub use spec::SimSpec;
 
-/// Makes a simulated GPU, called `SIM0`, and the registry that ggml finds it in. Both live as long as the process.
+/// Makes a simulated GPU, called `SIM0`, and the registry that ggml finds it in. Both live as long as the process, or until
+/// [`forget`].
 ///
 /// Every call makes another device. llama.cpp loads backends more than once (for `-ot` while it parses, then again), so
 /// `ggml_backend_init` must answer with the same registry each time, or the model sees two GPUs.
@@ -67,6 +68,25 @@ pub fn registry(spec: SimSpec) -> ffi::ggml_backend_reg_t {
             ptr::null_mut()
         }
     }
+}
+
+/// Ends a simulated GPU and its registry.
+///
+/// # Safety
+/// ggml does not have the registry any more (`ggml_backend_unload`), and nothing of the device is left: no backend, buffer or event.
+pub unsafe fn forget(registry: ffi::ggml_backend_reg_t) {
+    // SAFETY: the caller vouches for it.
+    unsafe { registry::forget(registry) }
+}
+
+/// Computes graphs with one thread each from now on, for libraries whose ggml was built without OpenMP.
+pub fn compute_alone() {
+    compute::compute_alone();
+}
+
+/// Lets streams finish what they carry out before the process ends: for libraries whose program may end in the middle of a pass.
+pub fn quiesce_at_exit() {
+    registry::quiesce_when_the_process_ends();
 }
 
 /// Reports whether a device is a simulated one.

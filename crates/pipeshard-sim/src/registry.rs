@@ -8,7 +8,7 @@ use pipeshard_sys as ffi;
 
 use super::backend;
 use super::buffer;
-use super::compute::cpu_device;
+use super::compute::{cpu_device, stop_engine};
 use super::device::{device_of, Device, Handles, Lane};
 use super::event;
 use super::guard::{guard, log_once};
@@ -24,17 +24,40 @@ const NAME: &CStr = c"SIM0";
 
 /// Makes a device that ggml can be told of.
 pub(super) fn create(spec: SimSpec) -> Result<&'static Device, MemoryError> {
-    static AT_EXIT: Once = Once::new();
     let offload_min_batch = std::env::var("GGML_OP_OFFLOAD_MIN_BATCH")
         .ok()
         .map_or(OFFLOAD_MIN_BATCH, |text| text.trim().parse().unwrap_or(0));
     let description = CString::new(spec.to_string()).unwrap_or_default();
-    let device = Device::new(spec, description, offload_min_batch, make_handles)?;
+    Device::new(spec, description, offload_min_batch, make_handles)
+}
+
+/// Lets streams finish what they carry out before the process ends.
+pub(super) fn quiesce_when_the_process_ends() {
+    static AT_EXIT: Once = Once::new();
     AT_EXIT.call_once(|| {
         // SAFETY: the function is plain, and stays loaded as long as the devices that it is about.
         unsafe { libc::atexit(at_exit) };
     });
-    Ok(device)
+}
+
+/// Ends a device.
+///
+/// # Safety
+/// As for [`super::forget`].
+pub(super) unsafe fn forget(registry: ffi::ggml_backend_reg_t) {
+    // SAFETY: all of these were made by `make_handles` as boxes, and nobody has them any more.
+    unsafe {
+        let device = (*registry).context.cast::<Device>();
+        let handles = (*device).handles();
+        Device::forget(device);
+        drop(Box::from_raw(handles.memory_type));
+        drop(Box::from_raw(handles.host_type));
+        drop(Box::from_raw(handles.device));
+        drop(Box::from_raw(handles.registry));
+    }
+    if Device::all().is_empty() {
+        stop_engine();
+    }
 }
 
 fn make_handles(owner: &'static Device) -> Handles {

@@ -124,6 +124,12 @@ impl Accounts {
         if self.config.sim.is_some() {
             devices.retain(|device| device.registry() == "SIM");
         }
+        if let Some(name) = &self.config.device {
+            devices.retain(|device| device.name() == *name);
+            if devices.is_empty() {
+                return Err(format!("there is no GPU with the name {name}"));
+            }
+        }
         let (device, usable) = choose(&devices, self.config.devices)?;
         if usable > 1 {
             log::info(&format!(

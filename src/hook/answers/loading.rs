@@ -14,27 +14,37 @@ use crate::lanes::device::Device;
 use crate::trace::record::HostWork;
 use pipeshard_sys as ffi;
 
-/// The device that computes, found on the first call. Logs why there is none.
+/// The device that computes, found on the first call.
+///
+/// # Errors
+/// Why there is none, in a sentence.
+pub fn open(
+    accounts: &mut Accounts,
+    tenant: &mut Tenant,
+    telemetry: &mut Telemetry,
+) -> Result<Device, String> {
+    let (device, is_new) = accounts.find_device()?;
+    if is_new {
+        let name = format!("{} ({})", device.name(), device.description());
+        telemetry.counters.device = Some(name);
+        telemetry.trace.attach(device);
+        tenant.residency.attach(device);
+    }
+    Ok(device)
+}
+
+/// The same for llama.cpp. Logs why there is none.
 pub fn device(
     accounts: &mut Accounts,
     tenant: &mut Tenant,
     telemetry: &mut Telemetry,
 ) -> Option<Device> {
-    match accounts.find_device() {
-        Ok((device, false)) => Some(device),
-        Ok((device, true)) => {
-            let name = format!("{} ({})", device.name(), device.description());
-            telemetry.counters.device = Some(name);
-            telemetry.trace.attach(device);
-            tenant.residency.attach(device);
-            Some(device)
-        }
-        Err(why) => {
-            log::error(&why);
-            telemetry.counters.off(in_short(&why));
-            None
-        }
-    }
+    let opened = open(accounts, tenant, telemetry);
+    let opened = opened.inspect_err(|why| {
+        log::error(why);
+        telemetry.counters.off(in_short(why));
+    });
+    opened.ok()
 }
 
 /// A model's weights are loaded: they become units. False, after saying why, if the model cannot be served.

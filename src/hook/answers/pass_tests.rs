@@ -86,7 +86,8 @@ fn files_are_looked_at_once_a_pass_and_only_those_that_it_reads() {
         residency: Residency::new(Arc::clone(&config), Recorder::default()),
         planner: Planner::new(config, None),
     };
-    let (mut schedulers, mut telemetry) = (Schedulers::default(), Telemetry::default());
+    let (mut schedulers, mut telemetry) =
+        (Schedulers::default(), Telemetry::new(&Config::default()));
     let lane = Stream::open(device).expect("it has streams");
     let (compute, sched) = (lane.raw(), 1);
     schedulers.add_of_test(sched, compute);

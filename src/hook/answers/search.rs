@@ -11,7 +11,7 @@ use crate::hook::planning::context::{Asked, ContextPlan, ContextSize, Freshness,
 use crate::hook::telemetry::counters::Counters;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
-use crate::profile::{file_of_user, obtain, Cache, ProfileError, Request};
+use crate::profile::{obtain, ProfileError, Request};
 use pipeshard_model::inventory::{DType, Inventory};
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::plan::{estimate_excess, place_kv, Decisions, Placement, PlanError, PlanInput};
@@ -363,11 +363,10 @@ fn profile(
         device_memory,
         Effort::Quick,
     );
-    let cache = Cache::of_user();
+    let cache = config.profile_place.open();
     if let (Err(why), None) = (&cache, &config.sim) {
         log::warn(&format!("the profile of this machine was not saved: {why}"));
     }
-    let file = file_of_user();
     let announced = Cell::new(false);
     let progress = |_, _| {
         if !announced.replace(true) {
@@ -380,10 +379,10 @@ fn profile(
         threads: wanted.threads.max(1),
         device_memory,
         simulated: config.sim.as_ref(),
-        file: file.as_deref(),
+        file: config.profile.as_deref(),
         effort: Effort::Quick,
         refresh: false,
-        cache: cache.as_ref().ok(),
+        cache: cache.as_ref().ok().and_then(Option::as_ref),
         progress: &progress,
     };
     match obtain(&request) {

@@ -6,7 +6,7 @@ use crate::hook::answers::{context as contexts, encode, loading, search};
 use crate::hook::helpers::Helpers;
 use crate::hook::planning::context::ContextSize;
 use crate::hook::runtime::Runtime;
-use crate::hook::{config, log, publish};
+use crate::hook::{log, publish};
 use pipeshard_sys as ffi;
 use std::ffi::c_void;
 
@@ -67,7 +67,7 @@ pub(super) unsafe extern "C" fn weights_ready(
         if runtime.is_broken() {
             return false;
         }
-        publish::is_due();
+        runtime.telemetry.published = false;
         let (parts, proof) = runtime.parts();
         let Runtime {
             config,
@@ -120,7 +120,7 @@ pub(super) unsafe extern "C" fn ubatch(
             context_is_free: context.n_ctx_is_free,
             batch: context.n_batch,
             ubatch: context.n_ubatch,
-            ubatch_is_free: config::ubatch_is_free(),
+            ubatch_is_free: shared.ubatch.is_free(),
             experts_used: context.n_expert_used,
             sequences: context.n_seq_max,
             threads: u32::try_from(context.n_threads).unwrap_or(1),

@@ -13,8 +13,8 @@ pub use panic_at::{PanicAt, CALLBACKS};
 use pipeshard_sys as ffi;
 pub use shared::Shared;
 
-/// The table for ggml, which keeps it for the life of the process.
-pub fn table(shared: &'static Shared, build_id: &'static std::ffi::CStr) -> ffi::ggml_sched_hook {
+/// The table for ggml. What it refers to has to live until ggml has another, or none.
+pub fn table(shared: &Shared, build_id: &std::ffi::CStr) -> ffi::ggml_sched_hook {
     ffi::ggml_sched_hook {
         abi: ffi::GGML_SCHED_HOOK_ABI,
         table_size: std::mem::size_of::<ffi::ggml_sched_hook>() as u32,

@@ -7,11 +7,20 @@ use crate::hook::gate::Plain;
 use crate::hook::log;
 use crate::hook::pass_error::PassError;
 use crate::hook::runtime::Runtime;
+use crate::hook::stopping;
 use crate::lanes::hand_over::HostWait;
 use pipeshard_sys as ffi;
 use std::ffi::c_void;
 
 // SAFETY of everything below: as in [`super::scheduler`].
+
+/// A thread that was asked to end its pass does nothing more for it.
+fn go_on(shared: &Shared) -> Result<(), PassError> {
+    match stopping::is_wanted(&shared.memory_is_wanted) {
+        true => Err(PassError::Stopped),
+        false => Ok(()),
+    }
+}
 
 /// Why nothing is computed, if it is not.
 fn failing(broken: bool, runtime: &Runtime) -> Result<(), PassError> {
@@ -26,6 +35,7 @@ fn failing(broken: bool, runtime: &Runtime) -> Result<(), PassError> {
 fn status(result: Result<(), PassError>, runtime: &mut Runtime) -> ffi::ggml_status {
     match result {
         Ok(()) => ffi::GGML_STATUS_SUCCESS,
+        Err(PassError::Stopped) => ffi::GGML_STATUS_ABORTED,
         // logged when it happened
         Err(PassError::Broken) => ffi::GGML_STATUS_FAILED,
         Err(error) => {
@@ -61,7 +71,7 @@ pub(super) unsafe extern "C" fn pass_begin(
         let takes_turns = runtime.encoders.takes_turns(sched);
         if !takes_turns && !runtime.schedulers.uses_lanes(sched) {
             // what it refers to stays until its end, for this thread prepares as long
-            let failing = failing(runtime.is_broken(), &runtime);
+            let failing = failing(runtime.is_broken(), &runtime).and_then(|()| go_on(shared));
             let Runtime {
                 tenant,
                 encoders,
@@ -77,7 +87,7 @@ pub(super) unsafe extern "C" fn pass_begin(
         drop(runtime);
         let mut runtime = shared.gate.idle();
         runtime.begin_pass(sched);
-        let failing = failing(runtime.is_broken(), &runtime);
+        let failing = failing(runtime.is_broken(), &runtime).and_then(|()| go_on(shared));
         let (parts, proof) = runtime.parts();
         let Runtime {
             tenant,
@@ -171,6 +181,9 @@ pub(super) unsafe extern "C" fn split_before(
 ) -> ffi::ggml_status {
     let shared = shared_of(user);
     let which = (sched as usize, split as usize);
+    if go_on(shared).is_err() {
+        return ffi::GGML_STATUS_ABORTED;
+    }
     let waits = shared.guard("split_before", [HostWait::Nothing; 2], || {
         let mut runtime = shared.gate.plain();
         let Runtime {

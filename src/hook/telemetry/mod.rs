@@ -8,10 +8,14 @@ use crate::trace::record::WaitReason;
 use crate::trace::Recorder;
 use counters::Counters;
 use pass_clock::PassClock;
+use std::time::SystemTime;
 
 /// What happened.
-#[derive(Default)]
 pub struct Telemetry {
+    /// When the runtime was made.
+    pub began: SystemTime,
+    /// The report was published, and nothing was loaded since.
+    pub published: bool,
     /// How often.
     pub counters: Counters,
     /// How long passes took.
@@ -32,8 +36,13 @@ impl Telemetry {
             None => Recorder::default(),
         };
         Telemetry {
+            began: SystemTime::now(),
+            published: false,
+            counters: Counters::default(),
+            clock: PassClock::default(),
             trace,
-            ..Telemetry::default()
+            timed: None,
+            no_trace: Recorder::default(),
         }
     }
 

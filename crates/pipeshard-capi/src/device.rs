@@ -1,0 +1,376 @@
+//! The device of the process, and its budget.
+
+use crate::boundary::{call, optional, read, text, write};
+use crate::failure::{CError, Code, Failure};
+use crate::handles::Table;
+use crate::process::{self, Use};
+use crate::session::Session;
+use crate::types::{BudgetRequest, DeviceConfig, Limits, NO_PAGE_LOCK};
+use pipeshard_sim as sim;
+use pipeshard_sys as ffi;
+use runtime::hook::answers::budget::BudgetError;
+use runtime::hook::attach::Attached;
+use runtime::hook::config::{Config, ProfilePlace, Ubatch};
+use runtime::hook::control::{self, ControlError};
+use runtime::hook::gate::Gate;
+use runtime::hook::runtime::Runtime;
+use runtime::hook::{log, publish};
+use runtime::lanes::device::Device as Gpu;
+use runtime::plan_cache::Place;
+use runtime::profile::default_threads;
+use runtime::report::MemoryHeld;
+use std::ffi::{c_char, c_int};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+/// C's name for a handle.
+pub enum CDevice {}
+
+/// All that are open.
+pub static DEVICES: Table<Device> = Table::new();
+
+/// A simulated GPU that ggml knows of.
+struct Simulated(ffi::ggml_backend_reg_t);
+
+// SAFETY: a handle of ggml's, used when it is made and when it is dropped.
+unsafe impl Send for Simulated {}
+// SAFETY: as above.
+unsafe impl Sync for Simulated {}
+
+impl Simulated {
+    fn make(spec: sim::SimSpec) -> Result<Self, Failure> {
+        sim::compute_alone();
+        let registry = sim::registry(spec);
+        if registry.is_null() {
+            let why = "there is no address space for the memory of the simulated GPU; state a smaller vram";
+            return Err(Failure::new(Code::NoMemory, why));
+        }
+        // SAFETY: a registry that lives until `drop`.
+        unsafe { ffi::ggml_backend_register(registry) };
+        Ok(Simulated(registry))
+    }
+}
+
+impl Drop for Simulated {
+    fn drop(&mut self) {
+        // SAFETY: made by `sim::registry`. What was opened on the device holds it by an Arc, so nothing is left of it.
+        unsafe {
+            ffi::ggml_backend_unload(self.0);
+            sim::forget(self.0);
+        }
+    }
+}
+
+/// A device that is open. Members are dropped in their order.
+pub struct Device {
+    attached: Attached,
+    _simulated: Option<Simulated>,
+    /// Threads of the CPU.
+    pub threads: i32,
+    /// What is said ahead of each context: whether its ubatch is the plan's.
+    ubatch_is_free: Arc<AtomicBool>,
+    /// Sessions that were opened, for those who put them to sleep.
+    pub sessions: Mutex<Vec<Weak<Session>>>,
+    /// One context is made at a time.
+    making: Mutex<()>,
+    _use: Use,
+}
+
+impl Device {
+    unsafe fn open(config: &DeviceConfig) -> Result<Self, Failure> {
+        let flags = config.flags & !NO_PAGE_LOCK;
+        if flags != 0 || config.reserved != 0 {
+            return Err(Failure::new(
+                Code::Version,
+                format!("flags {flags:#x} are not known to this library"),
+            ));
+        }
+        let path = |text, name| optional(text, name).map(|text| text.map(PathBuf::from));
+        let cache = path(config.cache_dir, "cache_dir")?;
+        if cache.as_ref().is_some_and(|folder| !folder.is_absolute()) {
+            return Err(Failure::invalid("cache_dir is not a whole path"));
+        }
+        let spec = optional(config.simulated, "simulated")?.map(sim::SimSpec::parse);
+        let spec = spec
+            .transpose()
+            .map_err(|why| Failure::invalid(format!("simulated: {why}")))?;
+        let ubatch_is_free = Arc::new(AtomicBool::new(true));
+        let settings = Config {
+            attach: true,
+            budget: (config.budget > 0).then_some(config.budget),
+            sim: spec.clone(),
+            device: optional(config.name, "name")?.map(str::to_owned),
+            profile: path(config.profile, "profile")?,
+            plan_cache: match &cache {
+                Some(folder) => Place::Folder(folder.join("plans")),
+                None => Place::Off,
+            },
+            profile_place: cache.map_or(ProfilePlace::Off, ProfilePlace::Folder),
+            no_page_lock: config.flags & NO_PAGE_LOCK != 0,
+            ubatch: Ubatch::AsTheHostSays(Arc::clone(&ubatch_is_free)),
+            ..Config::default()
+        };
+        let threads = match config.threads {
+            0 => i32::try_from(default_threads()).unwrap_or(1),
+            1.. => config.threads,
+            _ => return Err(Failure::invalid("threads is negative")),
+        };
+        let in_use = Use::take()?;
+        process::begin();
+        process::allow_page_lock(config.flags & NO_PAGE_LOCK == 0);
+        let simulated = spec.map(Simulated::make).transpose()?;
+        let attached = log::after(|| Attached::attach(settings));
+        let attached = attached.map_err(|why| Failure::invalid(why.to_string()))?;
+        let opened = log::after(|| control::open_device(attached.gate()));
+        opened.map_err(|why| Failure::new(Code::NoDevice, why))?;
+        Ok(Device {
+            attached,
+            _simulated: simulated,
+            threads,
+            ubatch_is_free,
+            sessions: Mutex::new(Vec::new()),
+            making: Mutex::new(()),
+            _use: in_use,
+        })
+    }
+
+    /// The runtime.
+    pub fn gate(&self) -> &Gate<Runtime> {
+        self.attached.gate()
+    }
+
+    /// Makes a context by `make`, whose ubatch is the plan's if it is free.
+    pub fn make_context<T>(&self, ubatch_is_free: bool, make: impl FnOnce() -> T) -> T {
+        let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ubatch_is_free.store(ubatch_is_free, Ordering::Relaxed);
+        make()
+    }
+
+    /// Why something was not done that llama.cpp refused with this text.
+    pub fn refused(&self, otherwise: Code, text: String) -> Failure {
+        let runtime = self.gate().plain();
+        if let Some(why) = runtime.accounts.device_failure() {
+            return Failure::new(Code::DeviceLost, why);
+        }
+        let minimum = runtime.telemetry.counters.minimum_budget();
+        let budget = runtime.accounts.budget();
+        drop(runtime);
+        // the sentences of the planner that refuse a budget name it
+        if minimum > budget && text.contains("budget") {
+            return Failure {
+                code: Code::BudgetTooSmall,
+                text,
+                minimum,
+            };
+        }
+        Failure::new(otherwise, text)
+    }
+
+    /// The sessions that are open.
+    fn sessions(&self) -> Vec<Arc<Session>> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.retain(|session| session.strong_count() > 0);
+        sessions.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn sleep(&self) -> Result<(), Failure> {
+        let sessions = self.sessions();
+        // all of them, or none
+        let busy = sessions.iter().map(|session| session.begin());
+        let busy: Vec<_> = busy.collect::<Result<_, _>>()?;
+        for (session, busy) in sessions.iter().zip(&busy) {
+            session.sleep(busy)?;
+        }
+        log::after(|| control::give_back(self.gate()));
+        Ok(())
+    }
+
+    fn wake(&self) -> Result<(), Failure> {
+        let sessions = self.sessions();
+        sessions.iter().try_for_each(|session| session.wake())
+    }
+
+    fn asleep(&self) -> u32 {
+        let sessions = self.sessions();
+        sessions.iter().filter(|session| session.is_asleep()).count() as u32
+    }
+
+    fn limits(&self) -> Limits {
+        let limits = log::after(|| control::limits(self.gate()));
+        let peak = self.gate().plain().accounts.ledger.peak_total();
+        let found = limits.unwrap_or_else(|_| runtime::report::Limits {
+            budget: self.gate().plain().accounts.budget(),
+            ..runtime::report::Limits::default()
+        });
+        Limits {
+            asleep: self.asleep(),
+            ..limits_for_c(&found, peak)
+        }
+    }
+
+    fn set_budget(&self, request: &BudgetRequest) -> Result<Limits, Failure> {
+        if request.budget == 0 {
+            return Err(Failure::invalid("a budget of 0 bytes is none"));
+        }
+        let patience =
+            (request.deadline_ms > 0).then(|| Duration::from_millis(request.deadline_ms.into()));
+        let wanted = Some(self.attached.memory_is_wanted());
+        let changed =
+            log::after(|| control::change_budget(self.gate(), request.budget, patience, wanted));
+        let changed = changed.map_err(|why| failure_of(&why))?;
+        let peak = self.gate().plain().accounts.ledger.peak_total();
+        Ok(Limits {
+            asleep: self.asleep(),
+            waited_ms: changed.waited_ms,
+            moved_ms: changed.moved_ms,
+            ..limits_for_c(&changed.now, peak)
+        })
+    }
+}
+
+fn failure_of(why: &ControlError) -> Failure {
+    let (code, minimum) = match why {
+        ControlError::Budget(BudgetError::TooSmall { minimum, .. }) => {
+            (Code::BudgetTooSmall, *minimum)
+        }
+        ControlError::Budget(BudgetError::NothingLoaded) => (Code::Invalid, 0),
+        ControlError::Budget(BudgetError::Failed(_)) | ControlError::Broken => (Code::Internal, 0),
+        ControlError::Deadline(_) => (Code::Deadline, 0),
+    };
+    Failure {
+        code,
+        text: why.to_string(),
+        minimum,
+    }
+}
+
+fn limits_for_c(found: &runtime::report::Limits, peak: u64) -> Limits {
+    let MemoryHeld {
+        resident,
+        kv,
+        slots,
+        scratch,
+        vision,
+        other,
+    } = found.held;
+    Limits {
+        size: 0,
+        asleep: 0,
+        budget: found.budget,
+        minimum: found.minimum,
+        everything: found.everything_resident.unwrap_or(0),
+        held: found.held_total,
+        peak,
+        held_weights: resident,
+        held_kv: kv,
+        held_ring: slots,
+        held_buffers: scratch,
+        held_vision: vision,
+        held_other: other,
+        by_driver: found.by_driver,
+        waited_ms: 0.0,
+        moved_ms: 0.0,
+    }
+}
+
+#[no_mangle]
+extern "C" fn pipeshard_devices() -> *mut c_char {
+    text(|| {
+        process::check("devices").ok()?;
+        process::begin();
+        let all = Gpu::gpus().into_iter().map(|gpu| {
+            let (free, total) = gpu.memory();
+            serde_json::json!({
+                "name": gpu.name(),
+                "description": gpu.description(),
+                "vram": total,
+                "free": free,
+            })
+        });
+        Some(serde_json::Value::Array(all.collect()).to_string())
+    })
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_device_open(
+    config: *const DeviceConfig,
+    device: *mut *mut CDevice,
+    error: *mut *mut CError,
+) -> c_int {
+    call(error, || {
+        let place = device
+            .as_mut()
+            .ok_or_else(|| Failure::invalid("device is NULL: there is no place for the handle"))?;
+        *place = std::ptr::null_mut();
+        let opened = Device::open(&read(config, "pipeshard_device_config")?)?;
+        *place = DEVICES.open(Arc::new(opened));
+        Ok(())
+    })
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_device_close(device: *mut CDevice) {
+    call(std::ptr::null_mut(), || {
+        drop(DEVICES.close(device));
+        Ok(())
+    });
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_set_budget(
+    device: *mut CDevice,
+    request: *const BudgetRequest,
+    now: *mut Limits,
+    error: *mut *mut CError,
+) -> c_int {
+    call(error, || {
+        if request.is_null() {
+            return Err(Failure::invalid("request is NULL"));
+        }
+        let device = DEVICES.get(device, "device")?;
+        let limits = device.set_budget(&read(request, "pipeshard_budget_request")?)?;
+        write(now, &limits, "pipeshard_limits")
+    })
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_get_limits(
+    device: *mut CDevice,
+    limits: *mut Limits,
+    error: *mut *mut CError,
+) -> c_int {
+    call(error, || {
+        let found = DEVICES.get(device, "device")?.limits();
+        write(limits, &found, "pipeshard_limits")
+    })
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_sleep(device: *mut CDevice, error: *mut *mut CError) -> c_int {
+    call(error, || DEVICES.get(device, "device")?.sleep())
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_wake(device: *mut CDevice, error: *mut *mut CError) -> c_int {
+    call(error, || DEVICES.get(device, "device")?.wake())
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_report(device: *mut CDevice) -> *mut c_char {
+    text(|| {
+        let device = DEVICES.get(device, "device").ok()?;
+        let report = publish::report(&device.gate().plain());
+        Some(report.to_json())
+    })
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_metrics(device: *mut CDevice) -> *mut c_char {
+    text(|| {
+        let device = DEVICES.get(device, "device").ok()?;
+        let report = publish::report(&device.gate().plain());
+        Some(report.to_prometheus())
+    })
+}

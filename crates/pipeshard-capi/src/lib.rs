@@ -1,0 +1,27 @@
+//! libpipeshard.so.0: models inside a VRAM budget, for programs that are not llama.cpp's. The header, include/pipeshard.h, says what
+//! functions do; the code here says how.
+//!
+//! | | file | |
+//! |---|---|---|
+//! | C | [`types`] | structs of the header |
+//! | | [`failure`] | codes and errors |
+//! | | [`boundary`] | calls, structs and texts on their way in and out; panics end here |
+//! | | [`handles`] | what handles stand for |
+//! | process | [`process`] | the log, and the right to have a device |
+//! | what can be opened | [`device`] | a runtime that is attached, and its budget |
+//! | | [`model`], [`chat`], [`media`] | a model, its chat template, its images and sound |
+//! | | [`session`] | conversations and answers |
+//!
+//! llama.cpp is linked in from archives, with its own copy of everything. Only functions marked `no_mangle` are visible outside.
+//! Locks are the standard library's: parking_lot's leave something behind in threads that have waited.
+
+mod boundary;
+mod chat;
+mod device;
+mod failure;
+mod handles;
+mod media;
+mod model;
+mod process;
+mod session;
+mod types;

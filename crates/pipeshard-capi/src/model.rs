@@ -1,0 +1,203 @@
+//! Models.
+
+use crate::boundary::{c_text, call, optional, read, required, text};
+use crate::chat::Chat;
+use crate::device::{CDevice, Device, DEVICES};
+use crate::failure::{CError, Code, Failure};
+use crate::handles::Table;
+use crate::media::Encoder;
+use crate::process::with_errors;
+use crate::types::{ModelConfig, ProgressFn};
+use pipeshard_llama as llama;
+use pipeshard_sys as ffi;
+use std::ffi::{c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// C's name for a handle.
+pub enum CModel {}
+
+/// All that are open.
+pub static MODELS: Table<Model> = Table::new();
+
+/// The encoder of a model's images and sound, which is loaded once the first context is there.
+pub struct Projector {
+    pub path: PathBuf,
+    pub image_max_tokens: i32,
+    /// Used by one session at a time.
+    pub encoder: Mutex<Option<Encoder>>,
+}
+
+/// A model that is open. Members are dropped in their order.
+pub struct Model {
+    pub projector: Option<Projector>,
+    /// None where the model has no template: it is not for conversations.
+    pub chat: Option<Chat>,
+    pub llama: llama::Model,
+    pub device: Arc<Device>,
+}
+
+/// What loading asks.
+struct Loading {
+    progress: ProgressFn,
+    user: *mut c_void,
+    stopped: bool,
+}
+
+unsafe extern "C" fn loading(done: f32, user: *mut c_void) -> bool {
+    let loading = &mut *user.cast::<Loading>();
+    loading.stopped = (loading.progress)(loading.user, done) != 0;
+    !loading.stopped
+}
+
+fn readable(path: &str, what: &str) -> Result<(), Failure> {
+    std::fs::File::open(path)
+        .map(|_| ())
+        .map_err(|why| Failure::new(Code::File, format!("{what} {path} cannot be read: {why}")))
+}
+
+impl Model {
+    unsafe fn open(device: Arc<Device>, config: &ModelConfig) -> Result<Self, Failure> {
+        if config.flags != 0 || config.reserved != 0 {
+            return Err(Failure::new(
+                Code::Version,
+                "flags are set that this library does not know",
+            ));
+        }
+        let path = required(config.path, "path")?;
+        let mmproj = optional(config.mmproj, "mmproj")?;
+        let template = optional(config.chat_template, "chat_template")?;
+        readable(path, "the model")?;
+        if let Some(mmproj) = mmproj {
+            readable(mmproj, "the encoder")?;
+        }
+        let mut asks = config.progress.map(|progress| Loading {
+            progress,
+            user: config.progress_user,
+            stopped: false,
+        });
+        let options = llama::ModelOptions {
+            gpu_layers: -1,
+            progress: asks.as_mut().map(|asks| llama::Progress {
+                function: loading,
+                user: std::ptr::from_mut(asks).cast(),
+            }),
+            ..llama::ModelOptions::default()
+        };
+        let (loaded, errors) = with_errors(|| llama::Model::load(Path::new(path), &options));
+        let llama = loaded.map_err(|_| match asks {
+            Some(Loading { stopped: true, .. }) => {
+                Failure::new(Code::Cancelled, "the progress callback ended loading")
+            }
+            _ => device.refused(Code::File, said(&errors, "the model cannot be loaded")),
+        })?;
+        let chat = Chat::open(&llama, template)
+            .map_err(|why| Failure::invalid(format!("the chat template cannot be used: {why}")))?;
+        Ok(Model {
+            projector: mmproj.map(|path| Projector {
+                path: path.into(),
+                image_max_tokens: config.image_max_tokens,
+                encoder: Mutex::new(None),
+            }),
+            chat: chat.is_explicit().then_some(chat),
+            llama,
+            device,
+        })
+    }
+
+    /// What the file calls itself.
+    pub fn description(&self) -> String {
+        let mut text = [0u8; 256];
+        // SAFETY: the model is alive, and the text is as long as said.
+        let length = unsafe {
+            ffi::llama_model_desc(self.llama.raw(), text.as_mut_ptr().cast(), text.len())
+        };
+        let length = usize::try_from(length).unwrap_or(0).min(text.len() - 1);
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    }
+
+    /// A name for what a KV cache fits: another model's would be read as nonsense.
+    pub fn identity(&self) -> String {
+        // SAFETY: the model is alive.
+        let (parameters, bytes) = unsafe {
+            (
+                ffi::llama_model_n_params(self.llama.raw()),
+                ffi::llama_model_size(self.llama.raw()),
+            )
+        };
+        let (layers, words) = (self.llama.layers(), self.llama.vocabulary());
+        format!(
+            "{} {parameters} {bytes} {layers} {words}",
+            self.description()
+        )
+    }
+
+    fn info(&self) -> String {
+        let raw = self.llama.raw();
+        let capable = self.projector.as_ref().map(|projector| {
+            let path = c_text(&projector.path.to_string_lossy());
+            // SAFETY: the text lives through the call, which reads a header.
+            unsafe { ffi::mtmd_get_cap_from_file(path.as_ptr()) }
+        });
+        // SAFETY: the model is alive.
+        let (parameters, bytes, trained) = unsafe {
+            (
+                ffi::llama_model_n_params(raw),
+                ffi::llama_model_size(raw),
+                ffi::llama_model_n_ctx_train(raw),
+            )
+        };
+        serde_json::json!({
+            "description": self.description(),
+            "parameters": parameters,
+            "bytes": bytes,
+            "layers": self.llama.layers(),
+            "context_trained": trained,
+            "vocabulary": self.llama.vocabulary(),
+            "images": capable.is_some_and(|caps| caps.inp_vision),
+            "sound": capable.is_some_and(|caps| caps.inp_audio),
+            "chat_template": self.chat.is_some(),
+        })
+        .to_string()
+    }
+}
+
+/// What was logged, or a sentence where nothing was.
+pub fn said(errors: &str, otherwise: &str) -> String {
+    match errors.is_empty() {
+        true => otherwise.to_owned(),
+        false => errors.to_owned(),
+    }
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_model_open(
+    device: *mut CDevice,
+    config: *const ModelConfig,
+    model: *mut *mut CModel,
+    error: *mut *mut CError,
+) -> c_int {
+    call(error, || {
+        let place = model
+            .as_mut()
+            .ok_or_else(|| Failure::invalid("model is NULL: there is no place for the handle"))?;
+        *place = std::ptr::null_mut();
+        let device = DEVICES.get(device, "device")?;
+        let opened = Model::open(device, &read(config, "pipeshard_model_config")?)?;
+        *place = MODELS.open(Arc::new(opened));
+        Ok(())
+    })
+}
+
+#[no_mangle]
+unsafe extern "C" fn pipeshard_model_close(model: *mut CModel) {
+    call(std::ptr::null_mut(), || {
+        drop(MODELS.close(model));
+        Ok(())
+    });
+}
+
+#[no_mangle]
+extern "C" fn pipeshard_model_info(model: *mut CModel) -> *mut c_char {
+    text(|| Some(MODELS.get(model, "model").ok()?.info()))
+}

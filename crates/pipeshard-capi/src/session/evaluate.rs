@@ -1,0 +1,328 @@
+//! What a context holds, and bringing it to what it should hold.
+
+use super::conversation::{tokens_of, Conversation};
+use super::Session;
+use crate::failure::{Code, Failure};
+use crate::media::{Chunk, Part};
+use crate::process::with_errors;
+use pipeshard_llama::{Batch, Context, LlamaError};
+use runtime::hook::stopping::watching;
+use std::sync::atomic::Ordering;
+use std::sync::PoisonError;
+
+/// What llama_decode says where a pass was ended early.
+const ENDED_EARLY: i32 = 2;
+
+/// What a part of the KV cache holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Piece {
+    Token(i32),
+    Media {
+        id: String,
+        positions: i32,
+        tokens: u32,
+    },
+}
+
+impl Piece {
+    fn positions(&self) -> i32 {
+        match self {
+            Piece::Token(_) => 1,
+            Piece::Media { positions, .. } => *positions,
+        }
+    }
+
+    fn tokens(&self) -> u32 {
+        match self {
+            Piece::Token(_) => 1,
+            Piece::Media { tokens, .. } => *tokens,
+        }
+    }
+}
+
+/// Positions that pieces take.
+pub fn positions(pieces: &[Piece]) -> i32 {
+    pieces.iter().map(Piece::positions).sum()
+}
+
+/// Tokens of the KV cache that they take.
+pub fn taken(pieces: &[Piece]) -> u32 {
+    pieces.iter().map(Piece::tokens).sum()
+}
+
+/// Something that is evaluated at once.
+enum Step {
+    Tokens(Vec<i32>),
+    Media(Chunk),
+}
+
+/// A context, or what is left of it while the session sleeps.
+pub enum Place {
+    Awake(Context<'static>),
+    /// The KV cache as bytes; none where it was empty.
+    Asleep(Vec<u8>),
+}
+
+/// A context, and what it holds.
+pub struct Work {
+    pub place: Place,
+    pub held: Vec<Piece>,
+    pub conversation: Conversation,
+    /// Tokens that there is room for.
+    pub room: u32,
+    /// Tokens of a batch.
+    pub batch: u32,
+}
+
+impl Work {
+    /// The context.
+    ///
+    /// # Errors
+    /// The session sleeps; who evaluates wakes it first.
+    pub fn context(&mut self) -> Result<&mut Context<'static>, Failure> {
+        match &mut self.place {
+            Place::Awake(context) => Ok(context),
+            Place::Asleep(_) => Err(Failure::new(Code::Internal, "the session sleeps")),
+        }
+    }
+
+    /// Takes out everything behind the first `count` pieces, or all where the model cannot do that.
+    fn keep(&mut self, count: usize) -> Result<(), Failure> {
+        if count == self.held.len() {
+            return Ok(());
+        }
+        let from = positions(&self.held[..count]);
+        match count > 0 && self.context()?.remove(0, from, -1) {
+            true => self.held.truncate(count),
+            false => self.forget(),
+        }
+        Ok(())
+    }
+
+    /// Takes out everything.
+    pub fn forget(&mut self) {
+        match &mut self.place {
+            Place::Awake(context) => context.clear(),
+            Place::Asleep(cache) => cache.clear(),
+        }
+        self.held.clear();
+    }
+
+    /// Brings the context to what the conversation is so far, so that there are logits for what comes next. Returns how many tokens
+    /// were evaluated, and how many did not have to be.
+    pub fn catch_up(&mut self, session: &Session) -> Result<(u32, u32), Failure> {
+        let parts = match self.conversation.without_roles {
+            true => {
+                let more = std::mem::take(&mut self.conversation.text);
+                let begins = self.held.is_empty();
+                let more = tokens_of(&session.model, &more, begins)?;
+                let held = self.held.iter().filter_map(|piece| match piece {
+                    Piece::Token(token) => Some(*token),
+                    Piece::Media { .. } => None,
+                });
+                vec![Part::Tokens(held.chain(more).collect())]
+            }
+            false => self.conversation.prompt(&session.model)?,
+        };
+        let (steps, wanted) = steps_of(parts);
+        if wanted.is_empty() {
+            return Err(Failure::invalid(
+                "there is nothing to answer: add a message first",
+            ));
+        }
+        let (needed, room) = (taken(&wanted), self.room);
+        if needed >= room {
+            return Err(Failure::new(
+                Code::ContextFull,
+                format!(
+                    "the conversation takes {needed} tokens, and the session has room for {room}: truncate it, or open a session with a \
+                     larger context"
+                ),
+            ));
+        }
+        // logits are those of the last token, which is evaluated in any case
+        let same = wanted.iter().zip(&self.held).take_while(|(a, b)| a == b);
+        let same = same.count().min(wanted.len() - 1);
+        self.keep(same)?;
+        let reused = taken(&self.held);
+        let skip = self.held.len();
+        self.run(session, steps, skip)?;
+        Ok((needed - reused, reused))
+    }
+
+    /// Evaluates the pieces of `steps` behind the first `skip`.
+    fn run(&mut self, session: &Session, steps: Vec<Step>, mut skip: usize) -> Result<(), Failure> {
+        let count = steps.len();
+        for (index, step) in steps.into_iter().enumerate() {
+            let last = index + 1 == count;
+            match step {
+                Step::Tokens(tokens) => {
+                    let begin = skip.min(tokens.len());
+                    skip -= begin;
+                    self.tokens(session, &tokens[begin..], last)?;
+                }
+                Step::Media(_) if skip > 0 => skip -= 1,
+                Step::Media(chunk) => self.media(session, &chunk, last)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Evaluates tokens behind what is held; logits are wanted for the last one, if for any.
+    pub fn tokens(
+        &mut self,
+        session: &Session,
+        tokens: &[i32],
+        logits: bool,
+    ) -> Result<(), Failure> {
+        let most = self.batch as usize;
+        let mut left = tokens;
+        while !left.is_empty() {
+            let now = &left[..left.len().min(most.max(1))];
+            let begin = positions(&self.held);
+            let mut batch = Batch::new();
+            for (i, &token) in now.iter().enumerate() {
+                let wanted = logits && i + 1 == left.len();
+                batch.add(token, begin + i as i32, &[0], wanted);
+            }
+            let context = self.context()?;
+            let code = session.pass(true, || match context.decode(&mut batch) {
+                Ok(()) => 0,
+                Err(LlamaError::Decode { code, .. }) => code,
+                Err(_) => -1,
+            });
+            // of a batch that ends early some ubatches may be there
+            let done = match code {
+                Ok(()) => now.len(),
+                Err(_) => {
+                    (context.last_position(0) + 1 - begin).clamp(0, now.len() as i32) as usize
+                }
+            };
+            // llama.cpp cannot say where a recurrent model is; of a batch that was wanted to the end the logits are missing
+            let done = match code {
+                Err(_) if done == now.len() => 0,
+                _ => done,
+            };
+            self.held
+                .extend(now[..done].iter().map(|&t| Piece::Token(t)));
+            left = &left[done..];
+            if let Err(ended) = code {
+                self.recover(begin, done)?;
+                ended.go_on(session)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After a pass that ended early the context holds what was there before it, and `done` more.
+    fn recover(&mut self, begin: i32, done: usize) -> Result<(), Failure> {
+        let end = begin + done as i32;
+        // nothing is known to lie behind it; a model that cannot take a part out begins anew
+        if self.context()?.remove(0, end, -1) {
+            return Ok(());
+        }
+        self.forget();
+        Err(Failure::new(
+            Code::Cancelled,
+            "the pass ended early, and this model cannot go back: what it was told is evaluated again with the next generation",
+        ))
+    }
+
+    /// Encodes an image, and evaluates it behind what is held.
+    fn media(&mut self, session: &Session, chunk: &Chunk, logits: bool) -> Result<(), Failure> {
+        let projector = session.model.projector.as_ref();
+        let encoder = projector.map(|p| p.encoder.lock().unwrap_or_else(PoisonError::into_inner));
+        let Some(Some(encoder)) = encoder.as_deref() else {
+            return Err(Failure::new(
+                Code::Unsupported,
+                "the model was opened without an encoder of images (mmproj)",
+            ));
+        };
+        let batch = self.batch as i32;
+        let past = positions(&self.held);
+        // mtmd does not say where it ended, so memory is given back when it is over
+        let context = self.context()?;
+        let ended = session.pass(false, || {
+            let (code, _) = encoder.evaluate(context, chunk, past, batch, logits);
+            code
+        });
+        if let Err(ended) = ended {
+            self.recover(past, 0)?;
+            return Err(ended.into_failure(session));
+        }
+        self.held.push(Piece::Media {
+            id: chunk.id.clone(),
+            positions: chunk.positions,
+            tokens: chunk.tokens,
+        });
+        Ok(())
+    }
+}
+
+/// Parts as steps, and as what the KV cache holds after them.
+fn steps_of(parts: Vec<Part>) -> (Vec<Step>, Vec<Piece>) {
+    let mut pieces = Vec::new();
+    let mut steps = Vec::new();
+    for part in parts {
+        match part {
+            Part::Tokens(tokens) => {
+                pieces.extend(tokens.iter().map(|&token| Piece::Token(token)));
+                steps.push(Step::Tokens(tokens));
+            }
+            Part::Media(chunk) => {
+                pieces.push(Piece::Media {
+                    id: chunk.id.clone(),
+                    positions: chunk.positions,
+                    tokens: chunk.tokens,
+                });
+                steps.push(Step::Media(chunk));
+            }
+        }
+    }
+    (steps, pieces)
+}
+
+/// A pass that did not get to its end.
+pub struct Ended {
+    code: i32,
+    errors: String,
+}
+
+impl Ended {
+    /// Goes on where the pass was ended for somebody who needed memory; fails where it was cancelled, or failed.
+    fn go_on(self, session: &Session) -> Result<(), Failure> {
+        if self.code == ENDED_EARLY && !session.stop.load(Ordering::Relaxed) {
+            session.noted(|state| state.evaluated_again += 1);
+            return Ok(());
+        }
+        Err(self.into_failure(session))
+    }
+
+    fn into_failure(self, session: &Session) -> Failure {
+        if session.stop.load(Ordering::Relaxed) {
+            return Failure::new(Code::Cancelled, "the generation was cancelled");
+        }
+        let (code, text) = match self.code {
+            1 => (
+                Code::ContextFull,
+                "the KV cache has no room for the tokens".to_owned(),
+            ),
+            code if self.errors.is_empty() => {
+                (Code::Internal, format!("llama.cpp failed with code {code}"))
+            }
+            _ => (Code::Internal, self.errors),
+        };
+        session.model.device.refused(code, text)
+    }
+}
+
+impl Session {
+    /// Submits passes, which end early when the session is cancelled, and, if they may be repeated, when memory is wanted.
+    fn pass(&self, may_be_repeated: bool, evaluate: impl FnOnce() -> i32) -> Result<(), Ended> {
+        let (code, errors) = with_errors(|| watching(&self.stop, may_be_repeated, evaluate));
+        match code {
+            0 => Ok(()),
+            code => Err(Ended { code, errors }),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Ending a pass between two of its splits: because nobody wants its result any more, or because memory is wanted before it is over.
+//!
+//! The thread that computes says so itself: what is asked for during [`watching`] holds for the passes that this thread submits
+//! meanwhile, whichever scheduler they are of. llama.cpp then takes the ubatch out of the context, so that it can be computed again.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What the thread that computes looks at.
+#[derive(Clone, Copy)]
+struct Watched {
+    stop: *const AtomicBool,
+    may_be_repeated: bool,
+}
+
+thread_local! {
+    static WATCHED: Cell<Option<Watched>> = const { Cell::new(None) };
+}
+
+/// Does `work`, whose passes end early once `stop` is set; where they may be repeated, also when memory is wanted.
+pub fn watching<T>(stop: &AtomicBool, may_be_repeated: bool, work: impl FnOnce() -> T) -> T {
+    /// Also where `work` panics.
+    struct Restore(Option<Watched>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            WATCHED.set(self.0);
+        }
+    }
+    let watched = Watched {
+        stop,
+        may_be_repeated,
+    };
+    let _restore = Restore(WATCHED.replace(Some(watched)));
+    work()
+}
+
+/// Reports whether the pass that this thread submits has to end. `memory`: somebody waits for memory that it uses.
+pub fn is_wanted(memory: &AtomicBool) -> bool {
+    WATCHED.get().is_some_and(|watched| {
+        // SAFETY: `watching` is on this thread's stack below, and its caller keeps the flag alive.
+        let stop = unsafe { &*watched.stop };
+        stop.load(Ordering::Relaxed) || (watched.may_be_repeated && memory.load(Ordering::Relaxed))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_watches_is_stopped() {
+        let (stop, memory) = (AtomicBool::new(true), AtomicBool::new(true));
+        assert!(!is_wanted(&memory));
+        watching(&stop, false, || assert!(is_wanted(&memory)));
+        stop.store(false, Ordering::Relaxed);
+        watching(&stop, false, || {
+            assert!(!is_wanted(&memory));
+            watching(&stop, true, || assert!(is_wanted(&memory)));
+            assert!(!is_wanted(&memory), "the inner one is over");
+        });
+        assert!(!is_wanted(&memory));
+    }
+}
