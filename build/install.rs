@@ -77,17 +77,30 @@ const ARCHIVES: [(&str, &str); 8] = [
 
 /// Prints the linker's part for ggml-cuda: CUDA's runtime is linked in, cuBLAS is found beside the library or by the host.
 fn link_cuda(context: &Context) -> Result<()> {
-    let built = || context.build_dir().join("build/ggml/src/ggml-cuda/libggml-cuda.a");
+    let built = || {
+        context
+            .build_dir()
+            .join("build/ggml/src/ggml-cuda/libggml-cuda.a")
+    };
     let archive = context.ggml_cuda.clone().unwrap_or_else(built);
-    let folder = archive.parent().filter(|_| archive.is_file()).ok_or_else(|| {
-        format!("there is no {}: PIPESHARD_GGML_CUDA names an archive libggml-cuda.a", archive.display())
-    })?;
+    let folder = archive
+        .parent()
+        .filter(|_| archive.is_file())
+        .ok_or_else(|| {
+            format!(
+                "there is no {}: PIPESHARD_GGML_CUDA names an archive libggml-cuda.a",
+                archive.display()
+            )
+        })?;
     let toolkit = env::var_os("CUDA_PATH").map(PathBuf::from);
     let toolkit = toolkit.or_else(|| Some(find_program("nvcc")?.parent()?.parent()?.to_owned()));
     let toolkit = toolkit.ok_or("CUDA's toolkit was not found: set CUDA_PATH to its folder")?;
     println!("cargo:rerun-if-changed={}", archive.display());
     println!("cargo:rustc-link-search=native={}", folder.display());
-    println!("cargo:rustc-link-search=native={}", toolkit.join("lib64").display());
+    println!(
+        "cargo:rustc-link-search=native={}",
+        toolkit.join("lib64").display()
+    );
     println!("cargo:rustc-link-lib=static:-bundle=ggml-cuda");
     println!("cargo:rustc-link-lib=static:-bundle=cudadevrt");
     println!("cargo:rustc-link-lib=static:-bundle=cudart_static");

@@ -13,17 +13,17 @@ struct Pair {
 /// One that attends within windows, one whose images are cut into tiles, and one without fused attention.
 const PAIRS: [Pair; 3] = [
     Pair {
-        language: ("tiny-qwen2vl", &["--layers=24", "--type=f16"]),
+        language: ("tiny-qwen2vl", &["--layers=12", "--type=f16"]),
         encoder: ("tiny-qwen2vl-mmproj", &[]),
         flags: &["--image-max-tokens", "192"],
     },
     Pair {
-        language: ("tiny-qwen2-images", &["--layers=24", "--type=f16"]),
+        language: ("tiny-qwen2-images", &["--layers=12", "--type=f16"]),
         encoder: ("tiny-mmproj-idefics3", &["--layers=12"]),
         flags: &[],
     },
     Pair {
-        language: ("tiny-qwen2vl", &["--layers=24", "--type=f16"]),
+        language: ("tiny-qwen2vl", &["--layers=12", "--type=f16"]),
         encoder: ("tiny-qwen2vl-mmproj", &[]),
         flags: &["--image-max-tokens", "192", "-fa", "off"],
     },
@@ -37,7 +37,7 @@ impl Pair {
             "--mmproj",
             &encoder,
             "-c",
-            "2048",
+            "4096",
             "-np",
             "2",
             "-t",
@@ -75,7 +75,7 @@ fn conversations() -> [Value; 3] {
 
 fn answer(server: &Server, messages: &Value) -> String {
     let body =
-        json!({ "messages": messages, "max_tokens": 6, "temperature": 0, "cache_prompt": false });
+        json!({ "messages": messages, "max_tokens": 4, "temperature": 0, "cache_prompt": false });
     let (status, answer) = server.post("/v1/chat/completions", &body);
     assert!(status.contains("200"), "{status}: {answer}");
     let text = answer["choices"][0]["message"]["content"].as_str();
@@ -108,7 +108,7 @@ fn answers_about_images_are_those_of_stock_in_every_budget() {
         let (_, limits) = roomy.get("/pipeshard");
         let all = size(&limits["held_total"]);
         drop(roomy);
-        for budget in [all, all * 3 / 4, all / 2] {
+        for budget in [all * 3 / 4, all / 2] {
             let ours = within(budget);
             assert_eq!(answers(&ours), expected, "{budget} of {all}");
             let (_, limits) = ours.get("/pipeshard");

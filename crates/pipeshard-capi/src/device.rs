@@ -194,7 +194,10 @@ impl Device {
 
     fn asleep(&self) -> u32 {
         let sessions = self.sessions();
-        sessions.iter().filter(|session| session.is_asleep()).count() as u32
+        sessions
+            .iter()
+            .filter(|session| session.is_asleep())
+            .count() as u32
     }
 
     fn limits(&self) -> Limits {

@@ -280,9 +280,8 @@ impl Session {
         self.use_context(&mut context);
         if !cache.is_empty() {
             let taken = context.set_sequence_state(0, cache);
-            taken.map_err(|_| {
-                Failure::new(Code::Internal, "llama.cpp refuses its own KV cache")
-            })?;
+            taken
+                .map_err(|_| Failure::new(Code::Internal, "llama.cpp refuses its own KV cache"))?;
         }
         work.place = Place::Awake(context);
         Ok(())
