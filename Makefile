@@ -8,7 +8,7 @@ FEATURES ?=
 FEATURE_ARGS := $(if $(FEATURES),--features "$(FEATURES)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-library check fmt precommit fuzz sanitize patch-lines clean-native
+.PHONY: help setup build host-library install demo test test-library check fmt precommit fuzz sanitize patch-lines clean-native
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -20,6 +20,17 @@ setup: ## install what is missing; fetch and check llama.cpp and the demo model
 
 build: setup ## build everything, optimised; the tools are left in target/release
 	@$(CARGO) build --release $(FEATURE_ARGS)
+
+host-library: setup ## libpipeshard.so.0 for programs, with llama.cpp inside, in target/host-library (docs/embedding.md)
+	@$(CARGO) build --package pipeshard-capi --profile host-library $(FEATURE_ARGS)
+	@cd $(PROFILE_DIR)/../host-library && cp -f libpipeshard_capi.so libpipeshard.so.0 && ln -sfn libpipeshard.so.0 libpipeshard.so
+
+# Where the library for programs goes
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+install: ## install it with header, pkg-config and CMake files: PREFIX=/usr/local, DESTDIR=
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install-host-library.sh
 
 demo: build ## a real model answers under a VRAM budget that it does not fit in
 	@scripts/demo.sh

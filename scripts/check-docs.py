@@ -49,6 +49,8 @@ FLAG = re.compile(r"(?<![\w-])--pipeshard(?:-[a-z]+)*(?![a-z_])")
 VARIABLE = re.compile(r"(?<![A-Za-z0-9_])(?:LLAMA_ARG_)?PIPESHARD(?:_[A-Z0-9]+)+(?![A-Z0-9_*…])")
 VARIABLE_ALONE = re.compile(r"(?<![A-Za-z0-9_])LLAMA_ARG_PIPESHARD(?![A-Z0-9_])")
 SWITCH = "PIPESHARD_DEBUG_"
+# Names of the same kind that are no variables of the environment: those of C.
+MACRO = re.compile(r"^\s*#\s*define\s+(PIPESHARD_[A-Z0-9_]+)", re.M)
 
 FENCE = re.compile(r"^(```|~~~).*?^\1[^\S\n]*$", re.M | re.S)
 COMMENT = re.compile(r"<!--.*?-->", re.S)
@@ -148,9 +150,13 @@ class Check:
     def names(self):
         options, development = self.page("docs/options.md"), self.page("docs/development.md")
         flags, switches, variables = self.flags_of_tools(), self.known_switches(), set()
+        macros = set()
         for text in self.code():
             variables.update(VARIABLE.findall(text))
             variables.update(VARIABLE_ALONE.findall(text))
+            macros.update(MACRO.findall(text))
+        # the header of the library for programs defines its codes; what the code reads from the environment it does not define
+        variables -= macros
         variables = {name for name in variables if not f"{name}_".startswith(SWITCH)}
         told = set(FLAG.findall(options)), {*VARIABLE.findall(options), *VARIABLE_ALONE.findall(options)}
         told_switches = {name for name in VARIABLE.findall(development) if name.startswith(SWITCH)}

@@ -1,15 +1,31 @@
-//! Compiles what is in C++ (src/chat.cpp), and names the library.
+//! Compiles what is in C++ (src/chat.cpp) and C, and names the library.
 
 use std::path::PathBuf;
 
+/// Files in C, and the functions of libc that they stand in for, in all of the library.
+const INSTEAD: [(&str, &[&str]); 3] = [
+    ("environment", &["getenv"]),
+    (
+        "threads",
+        &[
+            "pthread_create",
+            "pthread_key_create",
+            "__cxa_thread_atexit_impl",
+        ],
+    ),
+    (
+        "quiet",
+        &[
+            "fprintf", "printf", "fputs", "puts", "fwrite", "fputc", "putc", "putchar",
+        ],
+    ),
+];
+
 fn main() {
     println!("cargo:rerun-if-changed=src/chat.cpp");
-    println!("cargo:rerun-if-changed=src/environment.c");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpipeshard.so.0");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
-    // src/environment.c
-    println!("cargo:rustc-cdylib-link-arg=-Wl,--wrap=getenv");
     // The folder of the library first, for what it is linked with (CUDA's libraries).
     println!("cargo:rustc-cdylib-link-arg=-Wl,-rpath,$ORIGIN");
     println!("cargo:rustc-cdylib-link-arg=-Wl,--as-needed");
@@ -31,11 +47,20 @@ fn main() {
         .cpp_link_stdlib(None)
         .file("src/chat.cpp")
         .compile("pipeshard-chat");
-    cc::Build::new()
-        .std("c99")
-        .flag("-fvisibility=hidden")
-        .warnings(true)
-        .extra_warnings(true)
-        .file("src/environment.c")
-        .compile("pipeshard-environment");
+    for (name, functions) in INSTEAD {
+        let file = format!("src/{name}.c");
+        println!("cargo:rerun-if-changed={file}");
+        for function in functions {
+            println!("cargo:rustc-cdylib-link-arg=-Wl,--wrap={function}");
+        }
+        cc::Build::new()
+            .std("c99")
+            .flag("-fvisibility=hidden")
+            // printf and fputs are not to become what they are not written as
+            .flag("-fno-builtin")
+            .warnings(true)
+            .extra_warnings(true)
+            .file(file)
+            .compile(&format!("pipeshard-{name}"));
+    }
 }

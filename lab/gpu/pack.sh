@@ -45,5 +45,10 @@ if [ -n "${CUPTI:-}" ]; then
         -o "$stage/bin/libkernels.so" -L"$CUPTI/lib" -l:"$cupti"
     cp -L "$CUPTI/lib/$cupti" "$stage/bin/"
 fi
-tar -C "$stage" -cf - . | xz -T0 -3 > "$out/tools.tar.xz"
+# ONLY=host: nothing but what `visit.sh host` needs
+if [ "${ONLY:-}" = host ]; then
+    find "$stage/bin" -maxdepth 1 -name 'llama-*' ! -name llama-bench -delete
+    rm -f "$stage"/bin/pipeshard
+fi
+tar -C "$stage" -cf - . | xz --lzma2=preset=4,dict=256MiB > "$out/tools.tar.xz"
 ls -la "$out"

@@ -496,6 +496,11 @@ if [[ $what == *host* ]]; then
     synth 8b llama3-8b --type f16
     HOST_CACHE=$HOME/host-cache timeout 500 "$bin/host/host" "$models/8b.gguf" ${HOST_SIZES:-8192 4096} "${HOST_CHANGES:-40}" 2> "$OUT/host.log" | tee -a "$OUT/host.txt"
     note "host: $(tail -n 1 "$OUT/host.txt")"
+    # the same model in the plug-in set, whose CPU backend uses OpenMP
+    for gib in 8 4; do
+        out=$(timeout 120 "$bin/llama-bench" -m "$models/8b.gguf" --pipeshard-vram ${gib}G -p 4000 -n 48 -r 3 -ub 2048 -t "$threads" -o md 2>> "$OUT/host.log" | grep -E "pp4000|tg48")
+        note "llama-bench at $gib GiB: $(tr -s ' \n' ' ' <<<"$out")"
+    done
 fi
 
 if [[ $what == *live* ]]; then

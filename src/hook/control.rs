@@ -64,11 +64,16 @@ pub fn give_back(gate: &Gate<Runtime>) {
         accounts,
         tenant,
         encoders,
+        schedulers,
         ..
     } = parts;
     encode::close(accounts, encoders, proof);
     shape::release(accounts, tenant, proof);
     tenant.residency.release_fetcher(proof);
+    if schedulers.is_empty() {
+        // the backend's own memory goes with its contexts
+        accounts.reserve.contexts_gone();
+    }
     tenant.note_holdings(accounts);
 }
 

@@ -7,6 +7,7 @@ use super::graph::split_graph::SplitGraph;
 use crate::lanes::copy::DroppedWait;
 use crate::lanes::device::Device;
 use crate::lanes::hand_over::HandOver;
+use crate::lanes::run_ahead::RunAhead;
 use crate::rewrite::TensorContext;
 use pipeshard_sys as ffi;
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ pub struct Sched {
     pub nodes: Option<TensorContext>,
     /// What goes between the two.
     pub hand_over: HandOver,
+    /// How far the host is ahead of the device, where a pass may be ended early.
+    pub run_ahead: RunAhead,
     /// How the choice of experts comes back from the device.
     pub choices: ChoiceReader,
 }
@@ -73,6 +76,7 @@ impl Schedulers {
             graph: SplitGraph::default(),
             nodes: None,
             hand_over: HandOver::new(dropped),
+            run_ahead: RunAhead::default(),
             choices: ChoiceReader::default(),
         };
         self.by_address.insert(sched as usize, added);
@@ -154,6 +158,7 @@ impl Schedulers {
             graph: SplitGraph::default(),
             nodes: None,
             hand_over: HandOver::new(None),
+            run_ahead: RunAhead::default(),
             choices: ChoiceReader::default(),
         };
         self.by_address.insert(sched, added);

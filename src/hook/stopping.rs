@@ -14,6 +14,8 @@ struct Watched {
 }
 
 thread_local! {
+    /// A pass of what this thread watches was ended.
+    static ENDED: Cell<bool> = const { Cell::new(false) };
     static WATCHED: Cell<Option<Watched>> = const { Cell::new(None) };
 }
 
@@ -30,17 +32,32 @@ pub fn watching<T>(stop: &AtomicBool, may_be_repeated: bool, work: impl FnOnce()
         stop,
         may_be_repeated,
     };
+    ENDED.set(false);
     let _restore = Restore(WATCHED.replace(Some(watched)));
     work()
 }
 
+/// Reports whether a pass was ended since this thread began to watch: what llama.cpp says of it then is no failure.
+pub fn has_ended() -> bool {
+    ENDED.get()
+}
+
+/// Reports whether passes of this thread may have to end early.
+pub fn is_possible() -> bool {
+    WATCHED.get().is_some()
+}
+
 /// Reports whether the pass that this thread submits has to end. `memory`: somebody waits for memory that it uses.
 pub fn is_wanted(memory: &AtomicBool) -> bool {
-    WATCHED.get().is_some_and(|watched| {
+    let wanted = WATCHED.get().is_some_and(|watched| {
         // SAFETY: `watching` is on this thread's stack below, and its caller keeps the flag alive.
         let stop = unsafe { &*watched.stop };
         stop.load(Ordering::Relaxed) || (watched.may_be_repeated && memory.load(Ordering::Relaxed))
-    })
+    });
+    if wanted {
+        ENDED.set(true);
+    }
+    wanted
 }
 
 #[cfg(test)]
@@ -50,8 +67,10 @@ mod tests {
     #[test]
     fn only_who_watches_is_stopped() {
         let (stop, memory) = (AtomicBool::new(true), AtomicBool::new(true));
-        assert!(!is_wanted(&memory));
-        watching(&stop, false, || assert!(is_wanted(&memory)));
+        assert!(!is_wanted(&memory) && !is_possible());
+        watching(&stop, false, || {
+            assert!(is_wanted(&memory) && is_possible())
+        });
         stop.store(false, Ordering::Relaxed);
         watching(&stop, false, || {
             assert!(!is_wanted(&memory));
@@ -59,5 +78,6 @@ mod tests {
             assert!(!is_wanted(&memory), "the inner one is over");
         });
         assert!(!is_wanted(&memory));
+        watching(&stop, false, || assert!(!has_ended()));
     }
 }

@@ -17,4 +17,5 @@ pub mod host_memory;
 pub mod mapped_file;
 pub mod matrix_library;
 pub mod ring;
+pub mod run_ahead;
 pub mod staging;

@@ -141,6 +141,11 @@ impl Device {
         self.attached.gate()
     }
 
+    /// Set while somebody waits for memory: passes end early.
+    pub fn memory_is_wanted(&self) -> &AtomicBool {
+        self.attached.memory_is_wanted()
+    }
+
     /// Makes a context by `make`, whose ubatch is the plan's if it is free.
     pub fn make_context<T>(&self, ubatch_is_free: bool, make: impl FnOnce() -> T) -> T {
         let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,11 +159,8 @@ impl Device {
         if let Some(why) = runtime.accounts.device_failure() {
             return Failure::new(Code::DeviceLost, why);
         }
-        let minimum = runtime.telemetry.counters.minimum_budget();
-        let budget = runtime.accounts.budget();
         drop(runtime);
-        // the sentences of the planner that refuse a budget name it
-        if minimum > budget && text.contains("budget") {
+        if let Some(minimum) = named_budget(&text) {
             return Failure {
                 code: Code::BudgetTooSmall,
                 text,
@@ -222,7 +224,10 @@ impl Device {
         let wanted = Some(self.attached.memory_is_wanted());
         let changed =
             log::after(|| control::change_budget(self.gate(), request.budget, patience, wanted));
-        let changed = changed.map_err(|why| failure_of(&why))?;
+        let changed = changed.map_err(|why| match failure_of(&why) {
+            failure if failure.code == Code::Internal => self.refused(failure.code, failure.text),
+            failure => failure,
+        })?;
         let peak = self.gate().plain().accounts.ledger.peak_total();
         Ok(Limits {
             asleep: self.asleep(),
@@ -231,6 +236,14 @@ impl Device {
             ..limits_for_c(&changed.now, peak)
         })
     }
+}
+
+/// The budget that a refusal of the planner's names: "a budget of … the smallest that works is 23M (23583232 bytes): …".
+fn named_budget(text: &str) -> Option<u64> {
+    let (before, _) = text
+        .rsplit_once(" bytes)")
+        .filter(|_| text.contains("budget"))?;
+    before.rsplit('(').next()?.parse().ok()
 }
 
 fn failure_of(why: &ControlError) -> Failure {

@@ -6,7 +6,7 @@ use crate::device::{CDevice, Device, DEVICES};
 use crate::failure::{CError, Code, Failure};
 use crate::handles::Table;
 use crate::media::Encoder;
-use crate::process::with_errors;
+use crate::process::with_errors_and_their_source;
 use crate::types::{ModelConfig, ProgressFn};
 use pipeshard_llama as llama;
 use pipeshard_sys as ffi;
@@ -84,12 +84,19 @@ impl Model {
             }),
             ..llama::ModelOptions::default()
         };
-        let (loaded, errors) = with_errors(|| llama::Model::load(Path::new(path), &options));
+        let (loaded, errors, device_failed) =
+            with_errors_and_their_source(|| llama::Model::load(Path::new(path), &options));
         let llama = loaded.map_err(|_| match asks {
             Some(Loading { stopped: true, .. }) => {
                 Failure::new(Code::Cancelled, "the progress callback ended loading")
             }
-            _ => device.refused(Code::File, said(&errors, "the model cannot be loaded")),
+            _ => {
+                let code = match device_failed {
+                    true => Code::NoMemory,
+                    false => Code::File,
+                };
+                device.refused(code, said(&errors, "the model cannot be loaded"))
+            }
         })?;
         let chat = Chat::open(&llama, template)
             .map_err(|why| Failure::invalid(format!("the chat template cannot be used: {why}")))?;

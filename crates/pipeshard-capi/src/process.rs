@@ -3,7 +3,7 @@
 use crate::failure::{Code, Failure};
 use crate::types::LogFn;
 use pipeshard_sys as ffi;
-use runtime::hook::log;
+use runtime::hook::{log, stopping};
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,8 +43,17 @@ thread_local! {
     static COLLECTED: Cell<*mut Vec<String>> = const { Cell::new(std::ptr::null_mut()) };
 }
 
+/// What messages of the runtime begin with.
+const OF_RUNTIME: &str = "pipeshard: ";
+
 /// Does `work`, and returns what was logged as an error on this thread meanwhile: llama.cpp says there why it fails.
 pub fn with_errors<T>(work: impl FnOnce() -> T) -> (T, String) {
+    let (result, error, _) = with_errors_and_their_source(work);
+    (result, error)
+}
+
+/// The same, and whether it was the runtime that said so, and not llama.cpp.
+pub fn with_errors_and_their_source<T>(work: impl FnOnce() -> T) -> (T, String, bool) {
     /// Also where `work` panics.
     struct Restore(*mut Vec<String>);
     impl Drop for Restore {
@@ -57,10 +66,17 @@ pub fn with_errors<T>(work: impl FnOnce() -> T) -> (T, String) {
     let restore = Restore(COLLECTED.replace(list));
     let result = work();
     drop(restore);
-    // the first one is of whoever found it; those behind it say that they did not succeed either
-    let first = errors.into_iter().next().unwrap_or_default();
-    (result, first)
+    // the runtime says what is the matter with the device; else the first one is of what found it, and those behind it say that they
+    // did not succeed either
+    let of_runtime = errors.iter().find_map(|e| e.strip_prefix(OF_RUNTIME));
+    match (of_runtime, errors.first()) {
+        (Some(text), _) => (result, text.to_owned(), true),
+        (None, first) => (result, first.cloned().unwrap_or_default(), false),
+    }
 }
+
+/// PIPESHARD_LOG_DEBUG
+const LOG_DEBUG: c_int = 4;
 
 /// Our level for one of ggml's, and whether it is a message at all.
 fn level_of(level: ffi::ggml_log_level) -> Option<c_int> {
@@ -83,9 +99,14 @@ unsafe extern "C" fn log(level: ffi::ggml_log_level, text: *const c_char, _: *mu
     if said.is_empty() {
         return;
     }
+    // llama.cpp takes a pass that was ended early for one that failed
+    let level = match stopping::has_ended() {
+        true => LOG_DEBUG,
+        false => level,
+    };
     if level == 1 {
         if let Some(list) = COLLECTED.get().as_mut() {
-            list.push(said.trim_start_matches("pipeshard: ").to_owned());
+            list.push(said.to_owned());
         }
     }
     let sink = *SINK.read().unwrap_or_else(PoisonError::into_inner);
@@ -95,6 +116,11 @@ unsafe extern "C" fn log(level: ffi::ggml_log_level, text: *const c_char, _: *mu
     if let Ok(text) = CString::new(said.replace('\0', " ")) {
         (sink.log)(sink.user as *mut c_void, level, text.as_ptr());
     }
+}
+
+/// What would have been printed: where llama.cpp prints, it says what is wrong, such as in a grammar.
+unsafe extern "C" fn printed(text: *const c_char) {
+    log(ffi::GGML_LOG_LEVEL_ERROR, text, std::ptr::null_mut());
 }
 
 /// What ggml says before it ends the process.
@@ -112,6 +138,7 @@ pub fn begin() {
         log::forward();
         // SAFETY: the callbacks are plain functions, which stay as long as this library and the llama.cpp in it do.
         unsafe {
+            pipeshard_quiet_tell(Some(printed));
             ffi::llama_log_set(Some(log), std::ptr::null_mut());
             ffi::mtmd_helper_log_set(Some(log), std::ptr::null_mut());
             ffi::mtmd_log_set(Some(log), std::ptr::null_mut());
@@ -133,6 +160,8 @@ extern "C" {
 extern "C" {
     /// src/environment.c
     fn pipeshard_environment_page_lock(allowed: c_int);
+    /// src/quiet.c
+    fn pipeshard_quiet_tell(tell: Option<unsafe extern "C" fn(*const c_char)>);
 }
 
 /// Whether ggml-cuda page-locks weights where it is asked to.

@@ -165,3 +165,15 @@ pub struct Event {
     pub text: *const c_char,
     pub length: usize,
 }
+
+impl Event {
+    /// Nothing happened.
+    pub const NONE: Event = Event {
+        size: 0,
+        kind: 0,
+        code: 0,
+        reserved: 0,
+        text: std::ptr::null(),
+        length: 0,
+    };
+}

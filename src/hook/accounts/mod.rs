@@ -239,6 +239,16 @@ impl Accounts {
         self.watch.as_mut().map_or(0, |watch| watch.taken(booked))
     }
 
+    /// Bytes that have to be within the budget: those that are held or reserved, or what the driver says of this process, if that is more.
+    pub fn counted(&mut self) -> u64 {
+        let knows = self.watch.as_ref().is_some_and(Watch::knows_processes);
+        let by_driver = match knows {
+            true => self.taken_by_driver(),
+            false => 0,
+        };
+        self.spoken_for().max(by_driver)
+    }
+
     /// Bytes by which device allocations are rounded up.
     pub fn granularity(&self) -> u64 {
         let simulated = self.config.sim.as_ref();

@@ -46,6 +46,11 @@ impl Watch {
         self.source.free()
     }
 
+    /// Whether the driver tells what this process holds, others' memory left out.
+    pub fn knows_processes(&self) -> bool {
+        self.own_at_start.is_some()
+    }
+
     /// Bytes that were taken since the start. `accounted`: those that are known of, which must be among them.
     pub fn taken(&mut self, accounted: u64) -> u64 {
         if let Some(start) = self.own_at_start {

@@ -95,6 +95,26 @@ pub fn raise(
     true
 }
 
+/// Frees what the next plan will not have, and no more than that is known to be: the ring, then memory of fetched experts, then
+/// residents from the end of their list. The plan's shape, whose ring is new and whose weights may have to be page-locked, is taken
+/// when the next graph begins: who waits for the memory does not wait for that.
+fn give_way(accounts: &mut Accounts, tenant: &mut Tenant, bytes: u64, proof: NewShape<'_>) {
+    let holds = tenant.residency.holdings(accounts.granularity());
+    let Some((residents, ring)) = holds.arena else {
+        return;
+    };
+    let held = accounts.counted();
+    let missing = held.saturating_sub(bytes).saturating_sub(ring);
+    let by_fetched = missing.min(holds.fetched);
+    if by_fetched > 0 {
+        tenant.residency.release_fetcher(proof);
+    }
+    let keep = residents.saturating_sub(missing - by_fetched);
+    let units = tenant.weights.units_mut();
+    tenant.residency.lend(units, keep, proof);
+    tenant.note_holdings(accounts);
+}
+
 /// Changes the budget to a smaller one, whose memory has been given back when this returns.
 ///
 /// # Errors
@@ -116,12 +136,17 @@ pub fn change(
     tenant.planner.decide_again();
     tenant.residency.void_graphs();
     telemetry.counters.budget_changes += 1;
-    if accounts.ledger.now().total() <= bytes {
+    if accounts.counted() <= bytes {
         return Ok(());
     }
+    encode::make_way(accounts, tenant, encoders, proof);
+    give_way(accounts, tenant, bytes, proof);
+    if accounts.counted() <= bytes {
+        return Ok(());
+    }
+    // what is left cannot be seen from here: the plan's shape is taken now
     let counters = &mut telemetry.counters;
     search::decide_again(config, accounts, tenant, counters, proof.no_pass());
-    encode::make_way(accounts, tenant, encoders, proof);
     let moved = graph::prepare_run(accounts, tenant, telemetry, proof);
     let held = accounts.ledger.now().total();
     let why = match moved {

@@ -13,6 +13,7 @@ use crate::hook::log;
 use crate::hook::pass_error::PassError;
 use crate::hook::residency::Residency;
 use crate::hook::schedulers::{computes_on, Sched, Schedulers};
+use crate::hook::stopping;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
 use crate::hook::weights::Weights;
@@ -104,6 +105,9 @@ fn begin_lanes(tenant: &mut Tenant, entry: &mut Sched, sched: usize) -> Result<(
     let Some(&compute) = entry.device_backends.first() else {
         return Ok(());
     };
+    entry
+        .run_ahead
+        .begin_pass(tenant.residency.bytes_streamed());
     if let Some((ring, mut lanes)) = tenant.residency.pipeline_of_pass(sched, compute) {
         ring.begin_pass(&entry.graph.uses);
         entry.graph.routings.announce(ring);
@@ -177,9 +181,9 @@ pub unsafe fn inputs_copied(
     telemetry: &mut Telemetry,
     (sched, split): (usize, usize),
     backend: Backend,
-) -> [HostWait; 2] {
+) -> [HostWait; 3] {
     let Some((entry, compute)) = schedulers.lanes_of(sched) else {
-        return [HostWait::Nothing; 2];
+        return [HostWait::Nothing; 3];
     };
     let divided = &entry.graph.divided;
     let fetches = divided.share(split).fetches;
@@ -200,6 +204,7 @@ pub unsafe fn inputs_copied(
     [
         results,
         ask_for_choice(tenant, entry, (sched, split), backend),
+        entry.run_ahead.wait(),
     ]
 }
 
@@ -316,7 +321,7 @@ unsafe fn share_experts(
 pub unsafe fn split_after(
     accounts: &Accounts,
     tenant: &mut Tenant,
-    schedulers: &Schedulers,
+    schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
     (sched, split): (usize, usize),
     backend: Backend,
@@ -332,8 +337,29 @@ pub unsafe fn split_after(
         Some(entry) => finish_split(tenant, entry, split, backend),
         None => Ok(()),
     };
+    if stopping::is_possible() {
+        stay_close(accounts, tenant, schedulers, sched);
+    }
     trace.worked(since, HostWork::SplitAfter);
     result
+}
+
+/// Marks how far the device is, where the host is not to run too far ahead of it: a quarter of the ring lies between two marks, which keeps
+/// the copy lane busy.
+unsafe fn stay_close(
+    accounts: &Accounts,
+    tenant: &Tenant,
+    schedulers: &mut Schedulers,
+    sched: usize,
+) {
+    let ring = tenant.residency.ring_bytes();
+    let lanes = schedulers.lanes_of(sched);
+    if let (Some(device), Some((entry, compute))) = (accounts.device(), lanes) {
+        if ring > 0 {
+            let copied = tenant.residency.bytes_streamed();
+            entry.run_ahead.submitted(device, compute, copied, ring / 4);
+        }
+    }
 }
 
 unsafe fn finish_split(

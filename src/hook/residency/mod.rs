@@ -111,6 +111,16 @@ impl Residency {
         }
     }
 
+    /// Bytes that were copied through the ring, ever.
+    pub fn bytes_streamed(&self) -> u64 {
+        self.arena.as_ref().map_or(0, Arena::streamed_bytes)
+    }
+
+    /// How large the ring is.
+    pub fn ring_bytes(&self) -> u64 {
+        self.arena.as_ref().map_or(0, Arena::slot_bytes)
+    }
+
     /// Old graphs and new ones.
     pub fn generation(&self) -> &Generation {
         &self.generation

@@ -184,7 +184,7 @@ pub(super) unsafe extern "C" fn split_before(
     if go_on(shared).is_err() {
         return ffi::GGML_STATUS_ABORTED;
     }
-    let waits = shared.guard("split_before", [HostWait::Nothing; 2], || {
+    let waits = shared.guard("split_before", [HostWait::Nothing; 3], || {
         let mut runtime = shared.gate.plain();
         let Runtime {
             tenant,
@@ -195,7 +195,7 @@ pub(super) unsafe extern "C" fn split_before(
         } = &mut *runtime;
         if encoders.takes_turns(which.0) {
             let wait = encode::inputs_copied(schedulers, which.0, backend);
-            return [wait, HostWait::Nothing];
+            return [wait, HostWait::Nothing, HostWait::Nothing];
         }
         pass::inputs_copied(tenant, schedulers, telemetry, which, backend)
     });

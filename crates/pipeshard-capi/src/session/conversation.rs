@@ -20,8 +20,10 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// Images for the message that comes next.
     pub coming: Vec<Bitmap>,
-    /// Text without roles that was not evaluated yet.
+    /// Text without roles that is not in `tokens` yet.
     pub text: String,
+    /// Text without roles so far, and what was said behind it; not all of it may have been evaluated.
+    pub tokens: Vec<i32>,
     /// The session has text without roles.
     pub without_roles: bool,
 }
@@ -100,6 +102,11 @@ impl Conversation {
     /// # Errors
     /// The template refuses the messages, or an image cannot be used.
     pub fn prompt(&self, model: &Model) -> Result<Vec<Part>, Failure> {
+        if self.messages.is_empty() {
+            return Err(Failure::invalid(
+                "there is nothing to answer: add a message first",
+            ));
+        }
         let chat = model
             .chat
             .as_ref()

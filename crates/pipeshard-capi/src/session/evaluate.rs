@@ -113,14 +113,14 @@ impl Work {
     pub fn catch_up(&mut self, session: &Session) -> Result<(u32, u32), Failure> {
         let parts = match self.conversation.without_roles {
             true => {
-                let more = std::mem::take(&mut self.conversation.text);
-                let begins = self.held.is_empty();
-                let more = tokens_of(&session.model, &more, begins)?;
-                let held = self.held.iter().filter_map(|piece| match piece {
-                    Piece::Token(token) => Some(*token),
-                    Piece::Media { .. } => None,
-                });
-                vec![Part::Tokens(held.chain(more).collect())]
+                let conversation = &mut self.conversation;
+                let begins = conversation.tokens.is_empty();
+                if begins || !conversation.text.is_empty() {
+                    let more = tokens_of(&session.model, &conversation.text, begins)?;
+                    conversation.tokens.extend(more);
+                    conversation.text.clear();
+                }
+                vec![Part::Tokens(conversation.tokens.clone())]
             }
             false => self.conversation.prompt(&session.model)?,
         };

@@ -1,11 +1,12 @@
 //! Answers: sampling, whole characters, texts that end an answer, an even pace.
 
-use super::conversation::Message;
+use super::conversation::{Conversation, Message};
 use super::evaluate::Work;
 use super::Session;
 use crate::boundary::{optional, required};
 use crate::chat::grammar_of;
 use crate::failure::{Code, Failure};
+use crate::process::with_errors;
 use crate::types::GenerateConfig;
 use pipeshard_llama::{Model, Sampler};
 use pipeshard_sys as ffi;
@@ -96,9 +97,11 @@ impl Wish {
     fn sampler(&self, model: &Model) -> Result<Sampler, Failure> {
         let mut chain = Sampler::new();
         if let Some(grammar) = &self.grammar {
-            chain = chain
-                .grammar(model, grammar)
-                .map_err(|_| Failure::invalid("the grammar cannot be read"))?;
+            let (made, errors) = with_errors(|| chain.grammar(model, grammar));
+            chain = made.map_err(|_| {
+                let why = errors.lines().next().unwrap_or_default();
+                Failure::invalid(format!("the grammar cannot be read: {why}"))
+            })?;
         }
         if self.repeat_penalty > 0.0 {
             chain = chain.penalties(model, PENALTY_LOOKS_BACK, self.repeat_penalty);
@@ -126,6 +129,8 @@ struct Text<'w> {
     all: String,
     /// What is not handed on yet.
     waiting: Vec<u8>,
+    /// A text of `stop` came.
+    stopped: bool,
 }
 
 /// What came with a token.
@@ -140,6 +145,7 @@ impl<'w> Text<'w> {
             stop,
             all: String::new(),
             waiting: Vec::new(),
+            stopped: false,
         }
     }
 
@@ -154,6 +160,7 @@ impl<'w> Text<'w> {
         let found = self.stop.iter().filter_map(|stop| text.find(stop.as_str()));
         if let Some(at) = found.min() {
             self.waiting.clear();
+            self.stopped = true;
             return self.hand_on(text[..at].to_owned(), true);
         }
         let keep = match is_last {
@@ -171,6 +178,24 @@ impl<'w> Text<'w> {
     fn hand_on(&mut self, piece: String, ends: bool) -> Came {
         self.all.push_str(&piece);
         Came { piece, ends }
+    }
+
+    /// Takes the text that ended the answer out of what was said behind text without roles: of the tokens from `begin` on those stay
+    /// whose bytes were handed on, and what was handed on of the next one is text again.
+    fn leave_out_stop(&self, model: &Model, conversation: &mut Conversation, begin: usize) {
+        if !self.stopped {
+            return;
+        }
+        let (mut kept, mut bytes) = (begin, 0);
+        for &token in &conversation.tokens[begin..] {
+            let length = bytes_of(model, token).len();
+            if bytes + length > self.all.len() {
+                break;
+            }
+            (kept, bytes) = (kept + 1, bytes + length);
+        }
+        conversation.tokens.truncate(kept);
+        conversation.text = self.all.get(bytes..).unwrap_or_default().to_owned();
     }
 
     /// Bytes at the end of `text` that a text which ends the answer may begin with.
@@ -246,13 +271,16 @@ impl Session {
         self.awake(work)?;
         let (evaluated, reused) = work.catch_up(self)?;
         let mut text = Text::new(&wish.stop);
+        let before = work.conversation.tokens.len();
         let result = self.tokens_of_answer(work, wish, &mut sampler, &mut text, piece, |state| {
             state.prompt_tokens = evaluated;
             state.reused_tokens = reused;
             state.prompt_ms = begin.elapsed().as_secs_f64() * 1e3;
         });
         // what was said stays said, also where it was cut short
-        if !work.conversation.without_roles {
+        if work.conversation.without_roles {
+            text.leave_out_stop(model, &mut work.conversation, before);
+        } else {
             work.conversation.messages.push(Message {
                 role: "assistant".to_owned(),
                 text: text.all,
@@ -291,6 +319,9 @@ impl Session {
                 false => bytes_of(model, token),
             };
             let came = text.take(&bytes, is_last);
+            if work.conversation.without_roles && !ends {
+                work.conversation.tokens.push(token);
+            }
             let used = super::evaluate::taken(&work.held);
             self.noted(|state| {
                 state.generated_tokens = made;

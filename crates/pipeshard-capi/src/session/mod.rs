@@ -19,6 +19,7 @@ use events::Events;
 use generate::Wish;
 use pipeshard_llama::{Context, ContextOptions};
 use pipeshard_sys as ffi;
+use runtime::hook::stopping::is_wanted;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -162,8 +163,9 @@ fn make_context(
     Ok(unsafe { std::mem::transmute::<Context<'_>, Context<'static>>(context) })
 }
 
-unsafe extern "C" fn wants_to_stop(stop: *mut c_void) -> bool {
-    (*stop.cast::<AtomicBool>()).load(Ordering::Relaxed)
+/// Asked between operations of the CPU, on the thread that submits the pass.
+unsafe extern "C" fn wants_to_stop(memory_is_wanted: *mut c_void) -> bool {
+    is_wanted(&*memory_is_wanted.cast::<AtomicBool>())
 }
 
 impl Session {
@@ -234,15 +236,15 @@ impl Session {
 
     /// Lets a context compute with the session's threads, and end what the CPU does early as well.
     fn use_context(&self, context: &mut Context<'static>) {
-        let stop: *const AtomicBool = &self.stop;
-        // SAFETY: the threads and the flag are the session's, which drops the context first.
+        let memory: *const AtomicBool = self.model.device.memory_is_wanted();
+        // SAFETY: the threads are the session's, and the flag the device's, which it keeps: it drops the context first.
         unsafe {
             if let Some(threads) = &self.threads {
                 let pool = threads.0.as_ptr();
                 ffi::llama_attach_threadpool(context.raw(), pool, pool);
             }
-            let stop = stop.cast_mut().cast();
-            ffi::llama_set_abort_callback(context.raw(), Some(wants_to_stop), stop);
+            let memory = memory.cast_mut().cast();
+            ffi::llama_set_abort_callback(context.raw(), Some(wants_to_stop), memory);
         }
     }
 
@@ -659,7 +661,14 @@ unsafe extern "C" fn pipeshard_wait(
         let session = SESSIONS.get(session, "session")?;
         let told = session
             .events
-            .fetch(Duration::from_millis(timeout_ms.into()))?;
+            .fetch(Duration::from_millis(timeout_ms.into()));
+        let told = match told {
+            Ok(told) => told,
+            Err(why) => {
+                write(event, &Event::NONE, "pipeshard_event")?;
+                return Err(why);
+            }
+        };
         let found = Event {
             size: 0,
             kind: told.kind,

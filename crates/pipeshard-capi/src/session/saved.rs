@@ -111,6 +111,7 @@ impl Session {
             "model": self.model.identity(),
             "messages": messages.collect::<Vec<_>>(),
             "text": conversation.text,
+            "tokens": conversation.tokens,
             "without_roles": conversation.without_roles,
             "held": work.held.iter().map(head_of_piece).collect::<Vec<_>>(),
         });
@@ -167,7 +168,11 @@ impl Session {
                 format!("the saved conversation has more tokens than the {room} that the session has room for"),
             ));
         }
+        let tokens = head["tokens"].as_array().map_or(&[][..], Vec::as_slice);
+        let token = |token: &Value| token.as_i64().and_then(|token| i32::try_from(token).ok());
+        let tokens: Option<Vec<i32>> = tokens.iter().map(token).collect();
         let conversation = Conversation {
+            tokens: tokens.ok_or_else(|| damaged("its tokens are damaged"))?,
             messages: messages_of(&head["messages"], &mut media)?,
             coming: Vec::new(),
             text: head["text"].as_str().unwrap_or_default().to_owned(),
