@@ -11,6 +11,7 @@
 //! | what can be opened | [`device`] | a runtime that is attached, and its budget |
 //! | | [`model`], [`chat`], [`media`] | a model, its chat template, its images and sound |
 //! | | [`session`] | conversations and answers |
+//! | before | [`predict`] | what a model would do within a budget, by its file's header |
 //!
 //! llama.cpp is linked in from archives, with its own copy of everything. Only functions marked `no_mangle` are visible outside.
 //! Locks are the standard library's: parking_lot's leave something behind in threads that have waited.
@@ -22,6 +23,7 @@ mod failure;
 mod handles;
 mod media;
 mod model;
+mod predict;
 mod process;
 mod session;
 mod types;

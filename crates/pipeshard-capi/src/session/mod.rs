@@ -34,7 +34,7 @@ pub enum CSession {}
 static SESSIONS: Table<Session> = Table::new();
 
 /// Tokens of a batch, as llama.cpp's tools have it. The ubatch is chosen by the plan.
-const BATCH: u32 = 2048;
+pub const BATCH: u32 = 2048;
 
 /// Threads that compute on the CPU.
 struct Threads(NonNull<ffi::ggml_threadpool>);
