@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [speedofhost] [vision [again [only]]] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [hosttps] [vision [again [only]]] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard-lab grids` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -497,7 +497,7 @@ if [[ " $what " == *" host "* ]]; then
     HOST_CACHE=$HOME/host-cache timeout 500 "$bin/host/host" "$models/8b.gguf" ${HOST_SIZES:-8192 4096} "${HOST_CHANGES:-40}" 2> "$OUT/host.log" | tee -a "$OUT/host.txt"
     note "host: $(tail -n 1 "$OUT/host.txt")"
 fi
-if [[ $what == *speedofhost* ]]; then
+if [[ $what == *hosttps* ]]; then
     # the same model, context and budget in the library for hosts, and in the plug-in set, whose CPU backend uses OpenMP
     synth 8b llama3-8b --type f16
     for round in 1 2 3; do
