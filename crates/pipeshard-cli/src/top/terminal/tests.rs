@@ -1,0 +1,178 @@
+//! Each way out, on a terminal of its own: the test starts itself once more, with a pseudo-terminal in place of the console.
+
+use super::super::{run, TopArgs};
+use super::*;
+use clap::Parser;
+use std::fs::File;
+use std::io::Read;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::process::{Child, Command, ExitStatus};
+
+/// What a terminal gets to leave the screen that a program has for itself.
+const LEAVES: &str = "\x1b[?1049l";
+const ENTERS: &str = "\x1b[?1049h";
+
+/// A pseudo-terminal: our side, and the side of the process under test.
+struct Pty {
+    ours: File,
+    its: File,
+}
+
+impl Pty {
+    fn open() -> Self {
+        let (mut ours, mut its) = (-1, -1);
+        let mut size = libc::winsize {
+            ws_row: 24,
+            ws_col: 80,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        // SAFETY: all pointers are to live variables of the right types, or null where that is allowed.
+        let opened = unsafe {
+            libc::openpty(
+                &mut ours,
+                &mut its,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                &mut size,
+            )
+        };
+        assert_eq!(opened, 0, "{}", io::Error::last_os_error());
+        // SAFETY: both were just opened, and nothing else owns them.
+        unsafe {
+            Self {
+                ours: File::from_raw_fd(ours),
+                its: File::from_raw_fd(its),
+            }
+        }
+    }
+
+    /// Modes of input, output and line, which raw mode changes.
+    fn modes(&self) -> [libc::tcflag_t; 3] {
+        // SAFETY: a termios is numbers, for which zero is a value.
+        let mut modes: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is open, and the pointer is to a live variable.
+        let read = unsafe { libc::tcgetattr(self.its.as_raw_fd(), &mut modes) };
+        assert_eq!(read, 0, "{}", io::Error::last_os_error());
+        [modes.c_iflag, modes.c_oflag, modes.c_lflag]
+    }
+
+    /// Runs one of the ignored tests below on this terminal.
+    fn start(&self, test: &str) -> Child {
+        let its = || self.its.try_clone().expect("a copy");
+        Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "--ignored", "--nocapture", "--test-threads=1"])
+            .arg(format!("top::terminal::tests::{test}"))
+            .stdin(its())
+            .stdout(its())
+            .stderr(its())
+            .spawn()
+            .expect("this test starts")
+    }
+
+    /// Reads until what was written has `text`.
+    fn read_until(&mut self, text: &str, so_far: &mut String) {
+        let mut bytes = [0; 4096];
+        while !so_far.contains(text) {
+            let count = self.ours.read(&mut bytes).expect("it writes");
+            so_far.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+    }
+}
+
+/// Runs `test`, ends it with `end` once it shows the screen, and returns how it ended and what it wrote.
+fn outcome(test: &str, end: impl FnOnce(&mut File, &Child)) -> (ExitStatus, String) {
+    let mut pty = Pty::open();
+    let before = pty.modes();
+    let mut child = pty.start(test);
+    let mut written = String::new();
+    pty.read_until(ENTERS, &mut written);
+    pty.read_until("unreachable", &mut written);
+    end(&mut pty.ours, &child);
+    pty.read_until(LEAVES, &mut written);
+    pty.read_until("test result", &mut written);
+    let status = child.wait().expect("our child");
+    assert_eq!(pty.modes(), before, "the terminal is not as it was");
+    (status, written)
+}
+
+/// A server that is not there.
+fn arguments() -> TopArgs {
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        top: TopArgs,
+    }
+    // port 1 is nobody's
+    Line::parse_from(["top", "--url", "http://127.0.0.1:1", "--interval", "50"]).top
+}
+
+#[test]
+fn a_key_ends_it_and_the_terminal_is_as_before() {
+    let press_q = |ours: &mut File, _: &Child| ours.write_all(b"q").expect("it reads");
+    let (status, written) = outcome("runs_until_it_is_ended", press_q);
+    assert!(status.success(), "{written}");
+}
+
+#[test]
+fn control_c_ends_it_and_the_terminal_is_as_before() {
+    let press = |ours: &mut File, _: &Child| ours.write_all(b"\x03").expect("it reads");
+    let (status, written) = outcome("runs_until_it_is_ended", press);
+    assert!(status.success(), "{written}");
+}
+
+#[test]
+fn a_signal_ends_it_and_the_terminal_is_as_before() {
+    for signal in [libc::SIGTERM, libc::SIGHUP] {
+        let end = |_: &mut File, child: &Child| {
+            let pid = i32::try_from(child.id()).expect("a process id");
+            // SAFETY: the process is our child and was not waited for, so the id is its own.
+            assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        };
+        let (status, written) = outcome("runs_until_it_is_ended", end);
+        assert!(status.success(), "{written}");
+    }
+}
+
+#[test]
+fn a_panic_gives_the_terminal_back_and_its_message_stays_to_be_read() {
+    for test in ["panics_while_it_draws", "panics_in_another_thread"] {
+        let (status, written) = outcome(test, |_, _| ());
+        assert!(!status.success(), "{written}");
+        let left = written.split(LEAVES).nth(1).expect("the screen was left");
+        assert!(left.contains("on purpose"), "{written}");
+    }
+}
+
+#[test]
+#[ignore = "the tests above run it on a terminal of its own"]
+fn runs_until_it_is_ended() {
+    run(&arguments()).expect("an end");
+}
+
+fn taken() -> Terminal {
+    let mut terminal = Terminal::take().expect("a terminal");
+    terminal
+        .draw(|frame| frame.render_widget("unreachable", frame.area()))
+        .expect("it draws");
+    terminal
+}
+
+#[test]
+#[ignore = "the tests above run it on a terminal of its own"]
+fn panics_while_it_draws() {
+    let mut terminal = taken();
+    terminal
+        .draw(|_| panic!("on purpose"))
+        .expect("it does not come here");
+}
+
+#[test]
+#[ignore = "the tests above run it on a terminal of its own"]
+fn panics_in_another_thread() {
+    let _terminal = taken();
+    let other = std::thread::spawn(|| panic!("on purpose"));
+    assert!(other.join().is_ok());
+}
