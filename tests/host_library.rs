@@ -333,6 +333,17 @@ fn a_saved_conversation_goes_on_elsewhere() {
 }
 
 #[test]
+fn predictions_are_what_is_found() {
+    silent(&mut host(&compiled("predicts", &[])));
+}
+
+#[test]
+fn threads_do_anything_at_once() {
+    let finished = succeeds(&mut host(&compiled("stress", &[])));
+    eprint!("{}", finished.stderr);
+}
+
+#[test]
 fn sleep_gives_everything_back_and_loses_nothing() {
     silent(&mut host(&compiled("sleeps", &[])));
 }
