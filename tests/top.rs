@@ -3,7 +3,7 @@
 mod common;
 
 use common::server::Server;
-use common::{synthetic, tool, MIB};
+use common::{synthetic, tool, LAB, MIB};
 use serde_json::{json, Value};
 use std::process::Output;
 
@@ -15,7 +15,7 @@ fn server(flags: &[&str]) -> Server {
 }
 
 fn top(flags: &[&str]) -> Output {
-    let mut tool = tool("pipeshard");
+    let mut tool = tool(LAB);
     let output = tool.arg("top").args(flags).output();
     output.expect("the tool starts")
 }
@@ -51,6 +51,11 @@ fn a_look_shows_the_budget_that_there_is_and_what_was_done_since() {
     for rises in ["decode_passes", "streamed_bytes"] {
         let count = |look: &Value| look["counters"][rises].as_u64();
         assert!(count(&after) > count(&before), "{rises}: {before} {after}");
+    }
+    for (path, state) in [("/pipeshard/sleep", "asleep"), ("/pipeshard/wake", "awake")] {
+        let (status, now) = server.post(path, &json!({"deadline_ms": 10_000}));
+        assert!(status.contains("200"), "{path}: {status} {now}");
+        assert_eq!(look(&server)["state"], state, "after {path}");
     }
 }
 

@@ -39,7 +39,13 @@ impl std::str::FromStr for Url {
         let address = format!("http://{}", rest.trim_end_matches('/'));
         let parsed: Result<ureq::http::Uri, _> = address.parse();
         let usable = parsed.is_ok_and(|uri| {
-            uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()
+            let host = uri.host().unwrap_or_default();
+            let authority = uri.authority().map_or("", |authority| authority.as_str());
+            let only_host = authority == host;
+            // a port that is not a number is none, and so is `user@`
+            let with_port =
+                (uri.port_u16()).is_some_and(|port| authority == format!("{host}:{port}"));
+            !host.is_empty() && (only_host || with_port) && uri.query().is_none()
         });
         match usable && !rest.contains('#') {
             true => Ok(Self(address)),
@@ -178,6 +184,8 @@ mod tests {
             "http://a?b=c",
             "http://a#b",
             "a:port",
+            "a:99999",
+            "me@a",
         ] {
             assert!(url(wrong).is_err(), "{wrong}");
         }

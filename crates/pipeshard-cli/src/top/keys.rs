@@ -45,12 +45,12 @@ pub fn action(event: &Event) -> Option<Action> {
 
 /// What the last line shows.
 pub const HELP: [(&str, &str); 6] = [
+    ("q", "quit"),
     ("+ -", "budget by 5 %"),
     ("m", "minimum"),
     ("s", "sleep"),
     ("w", "wake"),
     ("\u{2191}\u{2193}", "server"),
-    ("q", "quit"),
 ];
 
 #[cfg(test)]

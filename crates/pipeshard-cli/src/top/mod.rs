@@ -45,19 +45,19 @@ q ends. --once and --json end with an error where a server cannot be reached.")]
 pub struct TopArgs {
     /// Address of a llama-server; several are a list
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    url: Vec<Url>,
+    pub url: Vec<Url>,
     /// The API key, where the servers want one (their --api-key)
     #[arg(long, value_name = "KEY")]
-    api_key: Option<String>,
+    pub api_key: Option<String>,
     /// Milliseconds from one look to the next
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..=60_000))]
-    interval: u64,
+    pub interval: u64,
     /// Print one look as text, and end
     #[arg(long)]
-    once: bool,
+    pub once: bool,
     /// Print one look as JSON, and end
     #[arg(long, conflicts_with = "once")]
-    json: bool,
+    pub json: bool,
 }
 
 /// Why it ended early.

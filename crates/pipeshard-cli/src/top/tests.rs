@@ -35,6 +35,20 @@ fn limits(resident: u64) -> Limits {
     }
 }
 
+fn asleep_limits() -> Limits {
+    let held = MemoryHeld {
+        kv: 1024 * MIB,
+        scratch: 304 * MIB,
+        ..MemoryHeld::default()
+    };
+    Limits {
+        held_total: held.total(),
+        held,
+        by_driver: held.total() + 20 * MIB,
+        ..limits(0)
+    }
+}
+
 /// After `half` half seconds of work.
 fn at_work(half: u64) -> Look {
     let counters = Counters {
@@ -117,7 +131,7 @@ fn several_servers_and_a_refusal() {
         reason: Some(
             "no device memory is held for weights; the next request takes it, or w".to_owned(),
         ),
-        limits: Some(limits(0)),
+        limits: Some(asleep_limits()),
         ..at_work(0)
     };
     let mut screen = screen(vec![

@@ -41,7 +41,7 @@ fn write(text: &mut String, Seen { url, look }: &Seen) -> std::fmt::Result {
     writeln!(text, "{url}  {}", look.state.word())?;
     let mut line = |name: &str, says: &str| writeln!(text, "  {name:<10}{says}");
     if let Some(reason) = &look.reason {
-        line("", reason)?;
+        line("why", reason)?;
     }
     if let Some(device) = &look.device {
         line("device", device)?;

@@ -199,13 +199,17 @@ fn memory(lines: &mut Vec<Line>, limits: &Limits, width: usize) {
         .iter()
         .zip(COLOURS)
         .filter(|((_, _, bytes), _)| *bytes > 0);
-    let legend = shown.flat_map(|((name, mark, bytes), colour)| {
-        [
-            Span::styled(mark.to_string(), Style::new().fg(colour)),
-            Span::raw(format!(" {name} {}   ", ByteSize(*bytes))),
-        ]
-    });
-    lines.push(named("", legend.collect::<Vec<_>>()));
+    let mut legend: Vec<Span> = Vec::new();
+    for ((name, mark, bytes), colour) in shown {
+        let says = format!(" {name} {}   ", ByteSize(*bytes));
+        let so_far: usize = legend.iter().map(Span::width).sum();
+        if so_far + says.trim_end().len() + 1 > width {
+            lines.push(named("", std::mem::take(&mut legend)));
+        }
+        legend.push(Span::styled(mark.to_string(), Style::new().fg(colour)));
+        legend.push(Span::raw(says));
+    }
+    lines.push(named("", legend));
 }
 
 fn figures<'a>(lines: &mut Vec<Line<'a>>, look: &Look, history: &History) {

@@ -4,14 +4,14 @@ use super::super::{run, TopArgs};
 use super::*;
 use clap::Parser;
 use std::fs::File;
-use std::io::Read;
-use std::io::Write;
-use std::os::fd::AsRawFd;
-use std::os::fd::FromRawFd;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::process::{Child, Command, ExitStatus};
 
 /// What a terminal gets to leave the screen that a program has for itself.
 const LEAVES: &str = "\x1b[?1049l";
+/// What it gets to have one.
 const ENTERS: &str = "\x1b[?1049h";
 
 /// A pseudo-terminal: our side, and the side of the process under test.
@@ -59,12 +59,13 @@ impl Pty {
         [modes.c_iflag, modes.c_oflag, modes.c_lflag]
     }
 
-    /// Runs one of the ignored tests below on this terminal.
-    fn start(&self, test: &str) -> Child {
+    /// Runs one of the ignored tests below on this terminal, to look at the server at `url`.
+    fn start(&self, test: &str, url: &str) -> Child {
         let its = || self.its.try_clone().expect("a copy");
         Command::new(std::env::current_exe().expect("this test"))
             .args(["--exact", "--ignored", "--nocapture", "--test-threads=1"])
             .arg(format!("top::terminal::tests::{test}"))
+            .env(URL, url)
             .stdin(its())
             .stdout(its())
             .stderr(its())
@@ -86,7 +87,8 @@ impl Pty {
 fn outcome(test: &str, end: impl FnOnce(&mut File, &Child)) -> (ExitStatus, String) {
     let mut pty = Pty::open();
     let before = pty.modes();
-    let mut child = pty.start(test);
+    // port 1 is nobody's
+    let mut child = pty.start(test, "http://127.0.0.1:1");
     let mut written = String::new();
     pty.read_until(ENTERS, &mut written);
     pty.read_until("unreachable", &mut written);
@@ -98,15 +100,64 @@ fn outcome(test: &str, end: impl FnOnce(&mut File, &Child)) -> (ExitStatus, Stri
     (status, written)
 }
 
-/// A server that is not there.
+/// Tells the process under test which server to look at.
+const URL: &str = "TOP_LOOKS_AT";
+
 fn arguments() -> TopArgs {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
         top: TopArgs,
     }
-    // port 1 is nobody's
-    Line::parse_from(["top", "--url", "http://127.0.0.1:1", "--interval", "50"]).top
+    let url = std::env::var(URL).expect("the tests below set it");
+    Line::parse_from(["top", "--url", &url, "--interval", "50"]).top
+}
+
+/// A server that is awake, knows nothing of pipeshard, and refuses to sleep. Returns its address.
+fn refusing_server() -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = listener.local_addr().expect("its address");
+    // it ends with the test's process
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a client");
+            let mut request = String::new();
+            let mut bytes = [0; 4096];
+            while !request.contains("\r\n\r\n") {
+                let count = stream.read(&mut bytes).expect("a request");
+                request.push_str(&String::from_utf8_lossy(&bytes[..count]));
+            }
+            let (status, body) = match request.split(" HTTP").next() {
+                Some("GET /health") => ("200 OK", "{}"),
+                Some("POST /pipeshard/sleep") => {
+                    ("409 Conflict", r#"{"error": {"message": "busy"}}"#)
+                }
+                _ => ("404 Not Found", "{}"),
+            };
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            );
+            // it may not wait for the answer once it was told to end
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn a_key_asks_the_server_and_its_answer_is_shown() {
+    let mut pty = Pty::open();
+    let mut child = pty.start("runs_until_it_is_ended", &refusing_server());
+    let mut written = String::new();
+    pty.read_until("awake", &mut written);
+    pty.ours.write_all(b"s").expect("it reads");
+    // cells that stay blank are not written again, so only words are found
+    pty.read_until("refused:", &mut written);
+    pty.read_until("busy", &mut written);
+    pty.ours.write_all(b"q").expect("it reads");
+    pty.read_until("test result", &mut written);
+    assert!(child.wait().expect("our child").success(), "{written}");
 }
 
 #[test]
