@@ -117,7 +117,7 @@ fn draw_server(frame: &mut Frame, area: Rect, server: &Server) {
         ),
     ])];
     let across = usize::from(area.width);
-    for reason in &look.reason {
+    if let Some(reason) = &look.reason {
         lines.extend(wrapped(reason, across).into_iter().map(Line::from));
     }
     lines.push(Line::default());
