@@ -14,10 +14,10 @@ const LEAVES: &str = "\x1b[?1049l";
 /// What it gets to have one.
 const ENTERS: &str = "\x1b[?1049h";
 
-/// A pseudo-terminal: our side, and the side of the process under test.
+/// A pseudo-terminal: our side, and the side of the process under test, which has it alone once it runs: our side then ends with it.
 struct Pty {
     ours: File,
-    its: File,
+    its: Option<File>,
 }
 
 impl Pty {
@@ -44,7 +44,7 @@ impl Pty {
         unsafe {
             Self {
                 ours: File::from_raw_fd(ours),
-                its: File::from_raw_fd(its),
+                its: Some(File::from_raw_fd(its)),
             }
         }
     }
@@ -54,31 +54,39 @@ impl Pty {
         // SAFETY: a termios is numbers, for which zero is a value.
         let mut modes: libc::termios = unsafe { std::mem::zeroed() };
         // SAFETY: the descriptor is open, and the pointer is to a live variable.
-        let read = unsafe { libc::tcgetattr(self.its.as_raw_fd(), &mut modes) };
+        let read = unsafe { libc::tcgetattr(self.ours.as_raw_fd(), &mut modes) };
         assert_eq!(read, 0, "{}", io::Error::last_os_error());
         [modes.c_iflag, modes.c_oflag, modes.c_lflag]
     }
 
     /// Runs one of the ignored tests below on this terminal, to look at the server at `url`.
-    fn start(&self, test: &str, url: &str) -> Child {
-        let its = || self.its.try_clone().expect("a copy");
+    fn start(&mut self, test: &str, url: &str) -> Child {
+        let its = self.its.take().expect("it is used once");
+        let copy = || its.try_clone().expect("a copy");
         Command::new(std::env::current_exe().expect("this test"))
             .args(["--exact", "--ignored", "--nocapture", "--test-threads=1"])
             .arg(format!("top::terminal::tests::{test}"))
             .env(URL, url)
-            .stdin(its())
-            .stdout(its())
-            .stderr(its())
+            .stdin(copy())
+            .stdout(copy())
+            .stderr(copy())
             .spawn()
             .expect("this test starts")
     }
 
+    /// Reads more; false where the process has ended.
+    fn read(&mut self, so_far: &mut String) -> bool {
+        let mut bytes = [0; 4096];
+        // an error, EIO, is the end of a terminal
+        let count = self.ours.read(&mut bytes).unwrap_or(0);
+        so_far.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        count > 0
+    }
+
     /// Reads until what was written has `text`.
     fn read_until(&mut self, text: &str, so_far: &mut String) {
-        let mut bytes = [0; 4096];
         while !so_far.contains(text) {
-            let count = self.ours.read(&mut bytes).expect("it writes");
-            so_far.push_str(&String::from_utf8_lossy(&bytes[..count]));
+            assert!(self.read(so_far), "it ended without {text:?}: {so_far}");
         }
     }
 }
@@ -93,9 +101,9 @@ fn outcome(test: &str, end: impl FnOnce(&mut File, &Child)) -> (ExitStatus, Stri
     pty.read_until(ENTERS, &mut written);
     pty.read_until("unreachable", &mut written);
     end(&mut pty.ours, &child);
-    pty.read_until(LEAVES, &mut written);
-    pty.read_until("test result", &mut written);
+    while pty.read(&mut written) {}
     let status = child.wait().expect("our child");
+    assert!(written.contains(LEAVES), "{written}");
     assert_eq!(pty.modes(), before, "the terminal is not as it was");
     (status, written)
 }
@@ -156,7 +164,7 @@ fn a_key_asks_the_server_and_its_answer_is_shown() {
     pty.read_until("refused:", &mut written);
     pty.read_until("busy", &mut written);
     pty.ours.write_all(b"q").expect("it reads");
-    pty.read_until("test result", &mut written);
+    while pty.read(&mut written) {}
     assert!(child.wait().expect("our child").success(), "{written}");
 }
 
