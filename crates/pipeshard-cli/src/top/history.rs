@@ -199,6 +199,12 @@ mod tests {
     #[test]
     fn a_server_that_began_anew_has_no_rate() {
         assert_eq!(Rates::between(&counters(20), &counters(10), SECOND), None);
+        let as_many_prompts = Counters {
+            prompt_tokens: 40.0,
+            ..counters(10)
+        };
+        let rates = Rates::between(&counters(20), &as_many_prompts, SECOND);
+        assert_eq!(rates, None);
         assert_eq!(
             Rates::between(&counters(10), &counters(20), Duration::ZERO),
             None

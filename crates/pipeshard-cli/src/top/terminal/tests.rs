@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::{channel, Receiver};
 
 /// What a terminal gets to leave the screen that a program has for itself.
 const LEAVES: &str = "\x1b[?1049l";
@@ -121,8 +122,9 @@ fn arguments() -> TopArgs {
     Line::parse_from(["top", "--url", &url, "--interval", "50"]).top
 }
 
-/// A server that is awake, knows nothing of pipeshard, and refuses to sleep. Returns its address.
-fn refusing_server() -> String {
+/// A server that is awake and refuses what it is asked by POST. Returns its address, and where those requests are told.
+fn refusing_server() -> (String, Receiver<String>) {
+    let (tell, told) = channel();
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let address = listener.local_addr().expect("its address");
     // it ends with the test's process
@@ -135,9 +137,11 @@ fn refusing_server() -> String {
                 let count = stream.read(&mut bytes).expect("a request");
                 request.push_str(&String::from_utf8_lossy(&bytes[..count]));
             }
-            let (status, body) = match request.split(" HTTP").next() {
-                Some("GET /health") => ("200 OK", "{}"),
-                Some("POST /pipeshard/sleep") => {
+            let asked = request.split(" HTTP").next().unwrap_or_default();
+            let (status, body) = match asked.split_once(' ') {
+                Some(("GET", "/health")) => ("200 OK", "{}"),
+                Some(("POST", path)) => {
+                    tell.send(path.to_owned()).expect("the test waits for it");
                     ("409 Conflict", r#"{"error": {"message": "busy"}}"#)
                 }
                 _ => ("404 Not Found", "{}"),
@@ -150,16 +154,23 @@ fn refusing_server() -> String {
             let _ = stream.write_all(answer.as_bytes());
         }
     });
-    format!("http://{address}")
+    (format!("http://{address}"), told)
 }
 
 #[test]
 fn a_key_asks_the_server_and_its_answer_is_shown() {
     let mut pty = Pty::open();
-    let mut child = pty.start("runs_until_it_is_ended", &refusing_server());
+    let (url, told) = refusing_server();
+    let mut child = pty.start("runs_until_it_is_ended", &url);
     let mut written = String::new();
     pty.read_until("awake", &mut written);
     pty.ours.write_all(b"s").expect("it reads");
+    let path = told.recv();
+    if path.as_deref() != Ok("/pipeshard/sleep") {
+        // it would wait for another key
+        child.kill().expect("our child");
+        panic!("it asked for {path:?}");
+    }
     // cells that stay blank are not written again, so only words are found
     pty.read_until("refused:", &mut written);
     pty.read_until("busy", &mut written);
