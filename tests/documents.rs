@@ -25,6 +25,7 @@ const EXCLUDED: &[(&str, &str)] = &[
         "measures a real GPU, or shows what was measured",
     ),
     ("pipeshard bench ", "takes minutes; tests/bench.rs"),
+    ("pipeshard top ", "watches servers; tests/top.rs"),
     (
         "pipeshard-lab grids ",
         "needs a real GPU and minutes; tests/bench.rs",

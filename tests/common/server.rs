@@ -93,6 +93,11 @@ impl Server {
         server
     }
 
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
     /// Its status line and what it answers to a request with a body.
     pub fn post(&self, path: &str, body: &Value) -> (String, Value) {
         let head = format!("POST {path}");

@@ -6,6 +6,7 @@ pub mod habits;
 mod no_gpu;
 pub mod plan;
 pub mod profile;
+pub mod top;
 pub mod trace;
 pub mod tune;
 pub mod verify;
@@ -26,7 +27,8 @@ use clap::{Parser, Subcommand};
         pipeshard tune model.gguf --vram 4G          measure again, and replace the plan that runs follow\n  \
         pipeshard bench model.gguf --vram 8G         how fast, compared with stock llama.cpp in the same memory?\n  \
         pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
-        pipeshard trace trace.json                   where the time of a run went"
+        pipeshard trace trace.json                   where the time of a run went\n  \
+        pipeshard top                                what a running llama-server holds, and how fast it is"
 )]
 pub struct Cli {
     /// The command.
@@ -52,6 +54,8 @@ pub enum Command {
     Eval(eval::EvalArgs),
     /// Show where time goes in a trace that --pipeshard-trace wrote
     Trace(trace::TraceArgs),
+    /// Watch running llama-servers, and change their budgets
+    Top(top::TopArgs),
 }
 
 /// Runs a command; the error is a text for the user.
@@ -67,5 +71,6 @@ pub fn run(command: Command) -> Result<(), String> {
         Command::Verify(args) => verify::run(args).map_err(|e| e.to_string()),
         Command::Eval(args) => eval::run(args).map_err(|e| e.to_string()),
         Command::Trace(args) => trace::run(&args).map_err(|e| e.to_string()),
+        Command::Top(args) => top::run(&args).map_err(|e| e.to_string()),
     }
 }

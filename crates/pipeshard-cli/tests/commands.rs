@@ -17,6 +17,6 @@ fn it_has_the_commands_that_users_need() {
         .collect();
     assert_eq!(
         names,
-        ["plan", "tune", "profile", "bench", "verify", "trace", "help"]
+        ["plan", "tune", "profile", "bench", "verify", "trace", "top", "help"]
     );
 }

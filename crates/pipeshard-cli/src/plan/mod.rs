@@ -8,7 +8,7 @@ mod machine;
 mod map;
 mod phases;
 mod question;
-mod style;
+pub mod style;
 mod text;
 
 use std::io::{self, Write};
