@@ -451,8 +451,8 @@ impl Session {
     }
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_open(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_open(
     model: *mut CModel,
     config: *const SessionConfig,
     session: *mut *mut CSession,
@@ -470,8 +470,8 @@ unsafe extern "C" fn pipeshard_session_open(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_close(session: *mut CSession) {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_close(session: *mut CSession) {
     call(std::ptr::null_mut(), || {
         if let Some(session) = SESSIONS.close(session) {
             session.close();
@@ -490,8 +490,8 @@ unsafe fn with_session<T>(
     session.alone(&busy, |held| work(&session, held))
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_add(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_add(
     session: *mut CSession,
     role: *const c_char,
     message: *const c_char,
@@ -505,8 +505,8 @@ unsafe extern "C" fn pipeshard_session_add(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_add_media(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_add_media(
     session: *mut CSession,
     media: *const Media,
     error: *mut *mut CError,
@@ -533,8 +533,8 @@ unsafe extern "C" fn pipeshard_session_add_media(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_clear(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_clear(
     session: *mut CSession,
     error: *mut *mut CError,
 ) -> c_int {
@@ -547,8 +547,8 @@ unsafe extern "C" fn pipeshard_session_clear(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_truncate(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_truncate(
     session: *mut CSession,
     count: u32,
     error: *mut *mut CError,
@@ -562,8 +562,8 @@ unsafe extern "C" fn pipeshard_session_truncate(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_save(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_save(
     session: *mut CSession,
     data: *mut *mut c_char,
     size: *mut usize,
@@ -587,8 +587,8 @@ unsafe extern "C" fn pipeshard_session_save(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_restore(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_restore(
     session: *mut CSession,
     data: *const c_void,
     size: usize,
@@ -603,8 +603,8 @@ unsafe extern "C" fn pipeshard_session_restore(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_get_state(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_get_state(
     session: *mut CSession,
     state: *mut State,
     error: *mut *mut CError,
@@ -616,8 +616,8 @@ unsafe extern "C" fn pipeshard_session_get_state(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_generate(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_generate(
     session: *mut CSession,
     config: *const GenerateConfig,
     piece: Option<PieceFn>,
@@ -638,8 +638,8 @@ unsafe extern "C" fn pipeshard_generate(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_submit(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_submit(
     session: *mut CSession,
     config: *const GenerateConfig,
     error: *mut *mut CError,
@@ -650,8 +650,8 @@ unsafe extern "C" fn pipeshard_submit(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_wait(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_wait(
     session: *mut CSession,
     timeout_ms: u32,
     event: *mut Event,
@@ -681,8 +681,8 @@ unsafe extern "C" fn pipeshard_wait(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_set_wakeup(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_set_wakeup(
     session: *mut CSession,
     wakeup: Option<WakeupFn>,
     user: *mut c_void,
@@ -694,8 +694,8 @@ unsafe extern "C" fn pipeshard_set_wakeup(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_cancel(session: *mut CSession) -> c_int {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_cancel(session: *mut CSession) -> c_int {
     call(std::ptr::null_mut(), || {
         SESSIONS.get(session, "session")?.cancel();
         Ok(())
