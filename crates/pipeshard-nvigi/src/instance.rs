@@ -162,11 +162,6 @@ impl Instance {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether something is done with it.
-    pub fn is_busy(&self) -> bool {
-        self.running().by.is_some()
-    }
-
     /// Ends what is done with it, and waits until it has ended. Not where this thread does it: it is told to end, and goes on.
     fn end<'i>(&'i self, mut running: MutexGuard<'i, Running>) -> MutexGuard<'i, Running> {
         while running.by.is_some_and(|by| by != this_thread()) {
@@ -209,11 +204,6 @@ impl Instance {
         }
         running.by = Some(this_thread());
         Some(Turn(Arc::clone(self)))
-    }
-
-    /// The turn is this thread's from now on.
-    pub fn hand_over(&self) {
-        self.running().by = Some(this_thread());
     }
 
     /// Ends the evaluation. Returns when it is over, unless it calls back on this thread.
