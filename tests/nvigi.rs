@@ -142,7 +142,9 @@ fn stock(tokens: u32) -> String {
 
 fn expected() -> (String, String) {
     static TEXTS: OnceLock<(String, String)> = OnceLock::new();
-    TEXTS.get_or_init(|| (stock(TOKENS), stock(TOKENS / 2))).clone()
+    TEXTS
+        .get_or_init(|| (stock(TOKENS), stock(TOKENS / 2)))
+        .clone()
 }
 
 /// Runs the host, which prints nothing, and neither does the plug-in.

@@ -80,12 +80,21 @@ void blocking(Plugin &, Instance * instance) {
 void pieces(Plugin &, Instance * instance) {
     Inputs  prompt{ { "text", argument("prompt") } };
     Runtime how = raw(tokens());
-    Answer  answer;
+    Answer & answer = *new Answer;
     Context context = context_of(instance, prompt, how, &answer);
-    OK(instance->evaluate_async(&context));
-    answer.wait(true);
-    SAME(answer.text, argument("expected"));
-    CHECK(answer.terminal() == 1 && answer.states.back() == DONE && answer.states.size() > 10);
+    for (bool lets_go : { false, true }) {
+        answer.text.clear();
+        answer.states.clear();
+        answer.lets_go = lets_go;
+        OK(instance->evaluate_async(&context));
+        answer.wait(true);
+        SAME(answer.text, argument("expected"));
+        CHECK(answer.terminal() == 1 && answer.states.back() == DONE && answer.states.size() > 10);
+    }
+    // the next one waits for the end of this one, whose context is the host's again
+    Runtime none = raw(1);
+    evaluated(instance, prompt, none);
+    for (size_t i = 0; i < sizeof context; i++) CHECK(reinterpret_cast<unsigned char *>(&context)[i] == 0xA5);
 }
 
 void cancelled(Plugin &, Instance * instance) {
@@ -94,7 +103,7 @@ void cancelled(Plugin &, Instance * instance) {
     Runtime slow = raw(400), how = raw(tokens());
     slow.rate = 1;
     {
-        Answer  answer; // by what the callback returns
+        Answer & answer = *new Answer; // by what the callback returns
         Context context = context_of(instance, prompt, how, &answer);
         answer.returns = CANCEL;
         answer.at      = 3;
@@ -104,7 +113,7 @@ void cancelled(Plugin &, Instance * instance) {
         CHECK(argument("expected").find(answer.text) == 0 && !answer.text.empty());
     }
     {
-        Answer  answer; // by a call
+        Answer & answer = *new Answer; // by a call
         Context context = context_of(instance, prompt, slow, &answer);
         OK(instance->evaluate_async(&context));
         answer.wait(false);
@@ -114,7 +123,7 @@ void cancelled(Plugin &, Instance * instance) {
         GETS(NOT_IMPLEMENTED, instance->cancel(&context));
     }
     {
-        Answer  answer; // by a call in the callback
+        Answer & answer = *new Answer; // by a call in the callback
         Context context = context_of(instance, prompt, slow, &answer);
         answer.cancels = true;
         OK(instance->evaluate_async(&context));
@@ -122,7 +131,7 @@ void cancelled(Plugin &, Instance * instance) {
         CHECK(answer.states.size() == 2 && answer.states.back() == CANCEL);
     }
     {
-        Answer  answer; // by the next evaluation
+        Answer & answer = *new Answer; // by the next evaluation
         Context context = context_of(instance, prompt, slow, &answer);
         OK(instance->evaluate_async(&context));
         answer.wait(false);
@@ -130,7 +139,7 @@ void cancelled(Plugin &, Instance * instance) {
         CHECK(answer.terminal() == 1 && answer.states.back() == CANCEL);
     }
     {
-        Answer  answer; // one that blocks, from another thread
+        Answer & answer = *new Answer; // one that blocks, from another thread
         Context context = context_of(instance, prompt, slow, &answer);
         context.runtime = &slow;
         std::thread other([&] {
@@ -243,14 +252,14 @@ void all(Plugin & plugin) {
     how.common.guid = argument("other").c_str();
     how.own.flags   = PIPESHARD_NVIGI_STREAM;
     instance        = how.create(plugin);
-    Inputs  prompt{ { "text", argument("prompt") } };
-    Runtime chat = greedy(tokens());
-    Answer  answer;
-    Context context = context_of(instance, prompt, chat, &answer);
+    // what is evaluated when this returns stays as well
+    Inputs & prompt = *new Inputs{ { "text", argument("prompt") } };
+    Runtime  chat = greedy(tokens()), & slow = *new Runtime(greedy(400));
+    Answer & answer = *new Answer;
+    Context & context = *new Context(context_of(instance, prompt, chat, &answer));
     OK(instance->evaluate(&context));
     CHECK(answer.text.size() > 20 && answer.states.size() > 10 && answer.states.back() == DONE && answer.terminal() == 1);
     // Deregister destroys what is left, and ends what runs
-    Runtime slow = greedy(400);
     slow.rate       = 1;
     context.runtime = &slow;
     answer.states.clear();
@@ -328,7 +337,7 @@ void versions(Plugin & plugin) {
         SAME(evaluated(instance, prompt, old), argument("expected"));
     }
     // a context of version 0 has no fields
-    Answer  answer;
+    Answer & answer = *new Answer;
     Runtime now     = raw(tokens());
     Context context = context_of(instance, prompt, now, &answer);
     context.base.version = 0;
@@ -476,7 +485,7 @@ void refusals(Plugin & plugin) {
     Instance * instance = how.create(plugin);
     Inputs     prompt{ { "text", argument("prompt") } };
     auto       unwanted = [&](uint32_t code, auto change) {
-        Answer  answer;
+        Answer & answer = *new Answer;
         Runtime wish    = raw(tokens());
         Context context = context_of(instance, prompt, wish, &answer);
         change(context, wish);
@@ -499,7 +508,7 @@ void refusals(Plugin & plugin) {
     GETS(INVALID_PARAMETER, instance->cancel(nullptr));
     {
         // one that fails after it has begun: invalid, once
-        Answer  answer;
+        Answer & answer = *new Answer;
         Runtime wish    = raw(tokens());
         Context context = context_of(instance, prompt, wish, &answer);
         Sampler broken  = sampler;
@@ -508,8 +517,10 @@ void refusals(Plugin & plugin) {
         wish.base.next    = &broken;
         GETS(INVALID_PARAMETER, instance->evaluate(&context));
         CHECK(answer.states.size() == 1 && answer.states[0] == STATE_INVALID && answer.text.empty());
+        answer.states.clear();
         OK(instance->evaluate_async(&context));
         answer.wait(true);
+        CHECK(answer.states.size() == 1 && answer.states[0] == STATE_INVALID);
     }
     Runtime fine = raw(tokens());
     SAME(evaluated(instance, prompt, fine), argument("expected"));

@@ -41,7 +41,12 @@ fn answer(found: &[models::Found]) -> Answer {
         .flat_map(|model| [c_text(&model.guid), c_text(&model.name)])
         .collect();
     let guids: Vec<*const c_char> = texts.iter().step_by(2).map(|t| t.as_ptr()).collect();
-    let names: Vec<*const c_char> = texts.iter().skip(1).step_by(2).map(|t| t.as_ptr()).collect();
+    let names: Vec<*const c_char> = texts
+        .iter()
+        .skip(1)
+        .step_by(2)
+        .map(|t| t.as_ptr())
+        .collect();
     // not known before the model is opened: createInstance names the smallest budget where one is too small
     let budgets = vec![0; found.len()];
     let flags = vec![0; found.len()];
@@ -69,9 +74,9 @@ fn answer(found: &[models::Found]) -> Answer {
 
 pub unsafe extern "C" fn get_capabilities(out: *mut *const Base, parameters: *const Base) -> u32 {
     call(|| {
-        let out = out
-            .as_mut()
-            .ok_or_else(|| Refusal::invalid("getCapsAndRequirements: there is no place for them"))?;
+        let out = out.as_mut().ok_or_else(|| {
+            Refusal::invalid("getCapsAndRequirements: there is no place for them")
+        })?;
         *out = std::ptr::null();
         check(parameters, "getCapsAndRequirements")?;
         let common = View::<CommonCreationParameters>::find(parameters);
@@ -81,8 +86,18 @@ pub unsafe extern "C" fn get_capabilities(out: *mut *const Base, parameters: *co
             ));
         }
         let roots = roots(common)?;
-        let guid = field!(common, CommonCreationParameters.model_guid, 1, std::ptr::null());
-        let card = field!(common, CommonCreationParameters.model_card, 2, std::ptr::null());
+        let guid = field!(
+            common,
+            CommonCreationParameters.model_guid,
+            1,
+            std::ptr::null()
+        );
+        let card = field!(
+            common,
+            CommonCreationParameters.model_card,
+            2,
+            std::ptr::null()
+        );
         let card = text(card, "modelCardJSON")?;
         let found = match text(guid, "modelGUID")? {
             Some(guid) => vec![models::find(&guid, &roots, card.as_deref())?],

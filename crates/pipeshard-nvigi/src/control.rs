@@ -14,7 +14,11 @@ pub unsafe extern "C" fn set_budget(
     deadline_ms: u32,
     now: *mut Limits,
 ) -> u32 {
-    call(|| Instance::of(face)?.share.set_budget(budget, deadline_ms, now))
+    call(|| {
+        Instance::of(face)?
+            .share
+            .set_budget(budget, deadline_ms, now)
+    })
 }
 
 pub unsafe extern "C" fn get_limits(face: *const InferenceInstance, limits: *mut Limits) -> u32 {

@@ -1,8 +1,8 @@
 //! createInstance: parameters, model, context.
 
 use crate::abi::{
-    result, Base, CommonCreationParameters, CudaParameters, FileIoCallbacks,
-    GptCreationParameters, GptRuntimeParameters, InferenceInstance, PipeshardCreationParameters,
+    result, Base, CommonCreationParameters, CudaParameters, FileIoCallbacks, GptCreationParameters,
+    GptRuntimeParameters, InferenceInstance, PipeshardCreationParameters,
 };
 use crate::boundary::c_text;
 use crate::chain::{check, field, text, View};
@@ -182,9 +182,7 @@ fn open_model(share: &Share, found: &Found, template: Option<&str>) -> Result<Op
         };
         let mut model = std::ptr::null_mut();
         // SAFETY: texts live through the call.
-        library(|error| unsafe {
-            pipeshard_model_open(share.device, &config, &mut model, error)
-        })?;
+        library(|error| unsafe { pipeshard_model_open(share.device, &config, &mut model, error) })?;
         Ok(OpenModel(model))
     };
     let model = open(template)?;
@@ -203,7 +201,9 @@ fn has_template(model: &OpenModel) -> bool {
         return false;
     }
     // SAFETY: a text of the library's, freed once.
-    let text = unsafe { CStr::from_ptr(info) }.to_string_lossy().into_owned();
+    let text = unsafe { CStr::from_ptr(info) }
+        .to_string_lossy()
+        .into_owned();
     // SAFETY: as above.
     unsafe { crate::boundary::pipeshard_free(info) };
     let info: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
@@ -251,7 +251,12 @@ unsafe fn create(chain: *const Base) -> Result<*mut InferenceInstance, Refusal> 
     let card = field!(common, CommonCreationParameters.model_card, 2, none);
     let card = text(card, "modelCardJSON")?;
     let found = models::find(&guid, &roots(common)?, card.as_deref())?;
-    let megabytes = field!(common, CommonCreationParameters.vram_budget_mb, 1, usize::MAX);
+    let megabytes = field!(
+        common,
+        CommonCreationParameters.vram_budget_mb,
+        1,
+        usize::MAX
+    );
     let asked = asked(chain)?;
     let runtime = View::<GptRuntimeParameters>::find(chain);
     let template = field!(runtime, GptRuntimeParameters.chat_template, 5, none);

@@ -5,7 +5,7 @@ use crate::boundary::c_text;
 use crate::chain::{field, View};
 use crate::inputs::Wish;
 use crate::instance::{Instance, Turn};
-use crate::outputs::{fill, set, Outputs};
+use crate::outputs::{fill, nothing, of_host, set, Outputs};
 use crate::polled::Poll;
 use crate::refusal::{call, library, note, tell, Kind, Refusal};
 use crate::session::{
@@ -77,11 +77,9 @@ impl Job {
         let callback = field!(view, Context.callback, 1, None);
         let streams = instance.settings.streams;
         let way = match (callback, is_async) {
-            (None, false) => {
-                return Err(Refusal::invalid(
-                    "evaluate: the context has no callback, so there is no way to hand over the answer",
-                ))
-            }
+            (None, false) => return Err(Refusal::invalid(
+                "evaluate: the context has no callback, so there is no way to hand over the answer",
+            )),
             (None, true) => Way::Polled,
             (Some(_), true) => Way::Pieces,
             (Some(_), false) if streams => Way::Pieces,
@@ -95,7 +93,7 @@ impl Job {
             context,
             callback,
             user: field!(view, Context.callback_user, 1, std::ptr::null_mut()),
-            outputs: field!(view, Context.outputs, 1, std::ptr::null()),
+            outputs: of_host(context),
             way,
             wish,
         };
@@ -145,6 +143,26 @@ impl Job {
                 .inspect_err(|_| go_back(session, before))?;
         }
         Ok(())
+    }
+
+    /// Tells the host that it is over, in a callback without text. The context is not touched afterwards: the host may have let go of
+    /// it, for nothing else tells it that an asynchronous evaluation has ended.
+    fn call_back_at_last(&self, state: u32) {
+        let Some(callback) = self.callback else {
+            return;
+        };
+        // SAFETY: the host's context and functions, while it waits for them.
+        unsafe {
+            match self.outputs.is_null() {
+                true => set(self.context, nothing()),
+                false => {
+                    if let Err(why) = fill(self.outputs, "") {
+                        tell(Kind::Warning, &why.text);
+                    }
+                }
+            }
+            callback(self.context, state, self.user);
+        }
     }
 
     /// Tells the host, in a callback; what it returns.
@@ -207,15 +225,16 @@ impl Job {
             }
         };
         match self.way {
-            Way::Whole => self.call_back(&all, state),
-            Way::Pieces => self.call_back("", state),
+            Way::Whole => {
+                self.call_back(&all, state);
+            }
+            Way::Pieces => self.call_back_at_last(state),
             Way::Polled => {
                 if let Some(poll) = &mut self.instance().running().poll {
                     poll.end = Some(state);
                 }
-                state
             }
-        };
+        }
         done
     }
 

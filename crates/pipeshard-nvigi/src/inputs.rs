@@ -1,8 +1,6 @@
 //! What an evaluation is asked for: texts in slots, and how the answer is made.
 
-use crate::abi::{
-    Base, Context, GptRuntimeParameters, GptSamplerParameters, Slot,
-};
+use crate::abi::{Base, Context, GptRuntimeParameters, GptSamplerParameters, Slot};
 use crate::boundary::c_text;
 use crate::chain::{check, field, text, View};
 use crate::instance::Settings;
@@ -35,11 +33,23 @@ impl Sampling {
         let given = View::<S>::find(chain);
         let usual = S::usual();
         let unsupported = [
-            ("xtcProbability", field!(given, S.xtc_probability, 1, 0.0) > 0.0),
+            (
+                "xtcProbability",
+                field!(given, S.xtc_probability, 1, 0.0) > 0.0,
+            ),
             ("typP", field!(given, S.typical_p, 1, 1.0) != 1.0),
-            ("dynatempRange", field!(given, S.dynamic_range, 1, 0.0) != 0.0),
-            ("penaltyFreq", field!(given, S.penalty_frequency, 1, 0.0) != 0.0),
-            ("penaltyPresent", field!(given, S.penalty_presence, 1, 0.0) != 0.0),
+            (
+                "dynatempRange",
+                field!(given, S.dynamic_range, 1, 0.0) != 0.0,
+            ),
+            (
+                "penaltyFreq",
+                field!(given, S.penalty_frequency, 1, 0.0) != 0.0,
+            ),
+            (
+                "penaltyPresent",
+                field!(given, S.penalty_presence, 1, 0.0) != 0.0,
+            ),
             ("mirostat", field!(given, S.mirostat, 1, 0) != 0),
             ("numProbs", field!(given, S.probabilities, 1, 0) != 0),
             ("minKeep", field!(given, S.min_keep, 1, 0) > 1),
@@ -69,7 +79,11 @@ impl Sampling {
             top_k: field!(given, S.top_k, 1, usual.top_k).max(0),
             min_p: field!(given, S.min_p, 1, usual.min_p),
             // 1 is none
-            repeat_penalty: if repeat_penalty == 1.0 { 0.0 } else { repeat_penalty },
+            repeat_penalty: if repeat_penalty == 1.0 {
+                0.0
+            } else {
+                repeat_penalty
+            },
             grammar: text(grammar, "grammar")?,
             keeps_session: field!(given, S.persistent_kv, 2, 0) != 0,
         })
@@ -128,7 +142,10 @@ impl Said {
                     )))
                 }
                 _ => {
-                    tell(Kind::Warning, &format!("slot '{key}' is not known, and not used"));
+                    tell(
+                        Kind::Warning,
+                        &format!("slot '{key}' is not known, and not used"),
+                    );
                     continue;
                 }
             };
@@ -253,7 +270,10 @@ impl Wish {
             min_p: self.sampling.min_p,
             repeat_penalty: self.sampling.repeat_penalty,
             seed: self.seed,
-            grammar: texts.grammar.as_ref().map_or(std::ptr::null(), |g| g.as_ptr()),
+            grammar: texts
+                .grammar
+                .as_ref()
+                .map_or(std::ptr::null(), |g| g.as_ptr()),
             json_schema: std::ptr::null(),
             stop: texts.stops.as_ptr(),
             stop_count: texts.stops.len(),

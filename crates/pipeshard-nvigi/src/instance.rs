@@ -1,10 +1,10 @@
 //! Instances: what a host holds as `InferenceInstance`, and whose turn it is to do something with it.
 
+use crate::abi::result;
 use crate::abi::{
-    Base, Context, Descriptor, DescriptorArray, DataText, InferenceInstance, PluginId, Struct, Uid,
+    Base, Context, DataText, Descriptor, DescriptorArray, InferenceInstance, PluginId, Struct, Uid,
     OURS,
 };
-use crate::abi::result;
 use crate::chain::{field, View};
 use crate::evaluation;
 use crate::inputs::Sampling;

@@ -147,12 +147,17 @@ pub fn find(guid: &str, roots: &[String], given_card: Option<&str>) -> Result<Fo
     }
     let folders = roots.iter().map(|root| Path::new(root).join(PLUGIN));
     let folder = folders
-        .flat_map(|folder| [guid.to_owned(), guid.to_uppercase(), guid.to_lowercase()].map(|g| folder.join(g)))
+        .flat_map(|folder| {
+            [guid.to_owned(), guid.to_uppercase(), guid.to_lowercase()].map(|g| folder.join(g))
+        })
         .find(|folder| folder.is_dir())
         .ok_or_else(|| {
             refused(
                 result::NOT_FOUND,
-                format!("there is no folder {PLUGIN}/{guid} in {}", roots.join(" or ")),
+                format!(
+                    "there is no folder {PLUGIN}/{guid} in {}",
+                    roots.join(" or ")
+                ),
             )
         })?;
     let card = match given_card {

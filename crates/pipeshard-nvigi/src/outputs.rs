@@ -30,8 +30,54 @@ impl Drop for Outputs {
     }
 }
 
-fn base<S: Struct>() -> Base {
+const fn base<S: Struct>() -> Base {
     Base::new(S::UID, S::VERSION)
+}
+
+/// Structs that are never written.
+struct Constant<T>(T);
+
+// SAFETY: never written, and their pointers are to others of them.
+unsafe impl<T> Sync for Constant<T> {}
+
+/// An answer without text, which stays as long as the plug-in: a host may let go of its context as soon as it is told of the end, so
+/// what it was told with can be taken neither from the context nor from memory.
+static NO_BYTES: Constant<CpuData> = Constant(CpuData {
+    base: base::<CpuData>(),
+    buffer: c"".as_ptr().cast(),
+    bytes: 1,
+});
+static NO_TEXT: Constant<DataText> = Constant(DataText {
+    base: base::<DataText>(),
+    utf8: (&raw const NO_BYTES.0).cast(),
+});
+static NO_SLOT: Constant<Slot> = Constant(Slot {
+    base: base::<Slot>(),
+    key: KEY.as_ptr(),
+    data: (&raw const NO_TEXT.0).cast(),
+});
+static NOTHING: Constant<SlotArray> = Constant(SlotArray {
+    base: base::<SlotArray>(),
+    count: 1,
+    items: &raw const NO_SLOT.0,
+});
+
+/// Outputs without text.
+pub fn nothing() -> *const SlotArray {
+    &raw const NOTHING.0
+}
+
+/// The host's own outputs in a context; null where it has none.
+///
+/// # Safety
+/// A context of a host's.
+pub unsafe fn of_host(context: *const Context) -> *const SlotArray {
+    let view = View::<Context>::of(context);
+    let outputs = field!(view, Context.outputs, 1, std::ptr::null());
+    match outputs == nothing() {
+        true => std::ptr::null(),
+        false => outputs,
+    }
 }
 
 impl Outputs {

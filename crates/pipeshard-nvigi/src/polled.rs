@@ -1,9 +1,8 @@
 //! getResults and releaseResults: hosts that fetch answers on their own threads.
 
 use crate::abi::{execution, result, Context};
-use crate::chain::{field, View};
 use crate::instance::Instance;
-use crate::outputs::{fill, set, Outputs};
+use crate::outputs::{fill, of_host, set, Outputs};
 use crate::refusal::{answer, call, Refusal};
 use crate::session::pipeshard_cancel;
 use std::sync::atomic::Ordering;
@@ -84,8 +83,7 @@ pub unsafe extern "C" fn get_results(context: *mut Context, wait: bool, state: *
             let poll = running.poll.as_mut().ok_or_else(nothing)?;
             let patience = poll.patience;
             if let Some(handed) = poll.hand_out() {
-                let view = View::<Context>::of(context);
-                let outputs = field!(view, Context.outputs, 1, std::ptr::null());
+                let outputs = of_host(context);
                 match outputs.is_null() || outputs == handed.outputs.array() {
                     true => set(context, handed.outputs.array()),
                     // what does not fit stays where it is
@@ -117,8 +115,7 @@ pub unsafe extern "C" fn release_results(context: *mut Context, state: u32) -> u
                 "releaseResults: nothing was fetched that is not released",
             )
         })?;
-        let view = View::<Context>::of(context);
-        if field!(view, Context.outputs, 1, std::ptr::null()) == handed.outputs.array() {
+        if of_host(context) == handed.outputs.array() {
             set(context, std::ptr::null());
         }
         if handed.state != execution::PENDING {

@@ -190,7 +190,10 @@ pub unsafe fn release_log() {
             release(CORE_FRAMEWORK, &Log::UID);
         }
     }
-    LATEST.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    LATEST
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clear();
 }
 
 unsafe extern "C" fn from_library(_: *mut c_void, level: c_int, text: *const c_char) {
