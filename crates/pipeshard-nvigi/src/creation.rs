@@ -6,8 +6,9 @@ use crate::abi::{
 };
 use crate::boundary::c_text;
 use crate::chain::{check, field, text, View};
-use crate::inputs::{refuse_loras, Sampling};
-use crate::instance::{self, Instance, Settings};
+use crate::face;
+use crate::inputs::{refuse_loras, Sampling, Settings};
+use crate::instance::{self, Instance};
 use crate::model::{pipeshard_model_close, pipeshard_model_info, pipeshard_model_open, CModel};
 use crate::models::{self, Found};
 use crate::refusal::{call, library, Refusal};
@@ -275,7 +276,7 @@ unsafe fn create(chain: *const Base) -> Result<*mut InferenceInstance, Refusal> 
         streams: asked.streams,
         chat_template: template,
     };
-    Ok(Instance::open(session, share, settings))
+    Ok(Instance::open(face::new(), session, share, settings))
 }
 
 pub unsafe extern "C" fn create_instance(

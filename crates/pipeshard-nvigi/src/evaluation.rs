@@ -6,7 +6,7 @@ use crate::chain::{field, View};
 use crate::inputs::Wish;
 use crate::instance::{Instance, Turn};
 use crate::outputs::{fill, nothing, of_host, set, Outputs};
-use crate::polled::Poll;
+use crate::poll::Poll;
 use crate::refusal::{call, library, note, tell, Kind, Refusal};
 use crate::session::{
     pipeshard_generate, pipeshard_session_add, pipeshard_session_clear,

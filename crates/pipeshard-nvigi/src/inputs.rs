@@ -3,7 +3,6 @@
 use crate::abi::{Base, Context, GptRuntimeParameters, GptSamplerParameters, Slot};
 use crate::boundary::c_text;
 use crate::chain::{check, field, text, View};
-use crate::instance::Settings;
 use crate::outputs::{memory_of, slots};
 use crate::refusal::{tell, Kind, Refusal};
 use crate::types::GenerateConfig;
@@ -88,6 +87,15 @@ impl Sampling {
             keeps_session: field!(given, S.persistent_kv, 2, 0) != 0,
         })
     }
+}
+
+/// What an instance was created with that evaluations ask for.
+pub struct Settings {
+    pub max_tokens: i32,
+    pub seed: i32,
+    pub sampling: Sampling,
+    pub streams: bool,
+    pub chat_template: Option<String>,
 }
 
 /// LoRAs cannot be used.

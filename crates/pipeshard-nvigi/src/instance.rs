@@ -1,19 +1,13 @@
 //! Instances: what a host holds as `InferenceInstance`, and whose turn it is to do something with it.
 
-use crate::abi::result;
-use crate::abi::{
-    Base, Context, DataText, Descriptor, DescriptorArray, InferenceInstance, PluginId, Struct, Uid,
-    OURS,
-};
+use crate::abi::{result, Context, InferenceInstance};
 use crate::chain::{field, View};
-use crate::evaluation;
-use crate::inputs::Sampling;
-use crate::polled::Poll;
+use crate::inputs::Settings;
+use crate::poll::Poll;
 use crate::refusal::{call, Refusal};
 use crate::session::{pipeshard_cancel, pipeshard_session_close, CSession};
 use crate::shared::Share;
 use std::collections::HashMap;
-use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -21,15 +15,6 @@ use std::time::Duration;
 
 /// How often a cancellation is repeated: one that comes just before a generation begins is not seen by it.
 const AGAIN: Duration = Duration::from_millis(5);
-
-/// What an instance was created with that evaluations ask for.
-pub struct Settings {
-    pub max_tokens: i32,
-    pub seed: i32,
-    pub sampling: Sampling,
-    pub streams: bool,
-    pub chat_template: Option<String>,
-}
 
 /// What goes on.
 #[derive(Default)]
@@ -107,21 +92,14 @@ impl Drop for Instance {
 }
 
 impl Instance {
+    /// A new one, which owns what the host holds.
     pub fn open(
+        face: Box<InferenceInstance>,
         session: *mut CSession,
         share: Share,
         settings: Settings,
     ) -> *mut InferenceInstance {
-        let face = Box::into_raw(Box::new(InferenceInstance {
-            base: Base::new(InferenceInstance::UID, InferenceInstance::VERSION),
-            data: std::ptr::null_mut(),
-            get_feature_id,
-            get_input_signature,
-            get_output_signature,
-            evaluate: evaluation::evaluate,
-            evaluate_async: evaluation::evaluate_async,
-            cancel_async_evaluation: evaluation::cancel,
-        }));
+        let face = Box::into_raw(face);
         let instance = Arc::new(Instance {
             session: OpenSession(session),
             share,
@@ -274,53 +252,4 @@ pub unsafe extern "C" fn destroy_instance(face: *const InferenceInstance) -> u32
         true => Ok(()),
         false => Instance::of(face)?.destroy(),
     })
-}
-
-unsafe extern "C" fn get_feature_id(_: *mut c_void) -> PluginId {
-    OURS
-}
-
-struct Signature<T>(T);
-
-// SAFETY: never written; pointers are to constants.
-unsafe impl<T> Sync for Signature<T> {}
-
-const fn slot(key: *const c_char, uid: Uid) -> Descriptor {
-    Descriptor {
-        base: Base::new(Descriptor::UID, Descriptor::VERSION),
-        key,
-        data_type: uid,
-        optional: true,
-        // memory of the CPU
-        allocator: 1,
-    }
-}
-
-static INPUTS: Signature<[Descriptor; 3]> = Signature([
-    slot(c"text".as_ptr(), DataText::UID),
-    slot(c"system".as_ptr(), DataText::UID),
-    slot(c"assistant".as_ptr(), DataText::UID),
-]);
-static OUTPUTS: Signature<[Descriptor; 1]> =
-    Signature([slot(crate::outputs::KEY.as_ptr(), DataText::UID)]);
-
-const fn signature(count: usize, items: *const Descriptor) -> Signature<DescriptorArray> {
-    Signature(DescriptorArray {
-        base: Base::new(DescriptorArray::UID, DescriptorArray::VERSION),
-        count,
-        items,
-    })
-}
-
-static INPUT_SIGNATURE: Signature<DescriptorArray> =
-    signature(3, (&raw const INPUTS.0).cast::<Descriptor>());
-static OUTPUT_SIGNATURE: Signature<DescriptorArray> =
-    signature(1, (&raw const OUTPUTS.0).cast::<Descriptor>());
-
-unsafe extern "C" fn get_input_signature(_: *mut c_void) -> *const DescriptorArray {
-    &INPUT_SIGNATURE.0
-}
-
-unsafe extern "C" fn get_output_signature(_: *mut c_void) -> *const DescriptorArray {
-    &OUTPUT_SIGNATURE.0
 }

@@ -12,9 +12,10 @@
 //! | instances | [`creation`] | parameters of a new instance |
 //! | | [`shared`] | the one device of the process, and its budget |
 //! | | [`instance`] | instances, and whose turn it is |
+//! | | [`face`] | what the host holds of it |
 //! | evaluations | [`inputs`] | slots and parameters of one |
 //! | | [`evaluation`] | evaluate, evaluateAsync, cancel |
-//! | | [`polled`] | getResults, releaseResults |
+//! | | [`poll`], [`polled`] | getResults, releaseResults |
 //! | | [`outputs`] | texts for the host |
 //! | more | [`state`] | session state |
 //! | | [`control`] | `IPipeshard`: the budget while the host runs |
@@ -27,11 +28,13 @@ mod chain;
 mod control;
 mod creation;
 mod evaluation;
+mod face;
 mod inputs;
 mod instance;
 mod models;
 mod outputs;
 mod plugin;
+mod poll;
 mod polled;
 mod refusal;
 mod shared;

@@ -2,67 +2,12 @@
 
 use crate::abi::{execution, result, Context};
 use crate::instance::Instance;
-use crate::outputs::{fill, of_host, set, Outputs};
+use crate::outputs::{fill, of_host, set};
 use crate::refusal::{answer, call, Refusal};
 use crate::session::pipeshard_cancel;
 use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
-
-/// How long a host is made to wait if it says nothing sensible, in seconds, and at most.
-const USUAL: f32 = 60.0;
-const LONGEST: f32 = 24.0 * 3600.0;
-
-/// What was handed out and not released.
-struct Handed {
-    text: String,
-    outputs: Outputs,
-    state: u32,
-}
-
-/// An evaluation whose text is fetched, until its terminal state was.
-pub struct Poll {
-    /// What came since it was fetched last.
-    pub text: String,
-    /// The terminal state.
-    pub end: Option<u32>,
-    handed: Option<Handed>,
-    patience: Duration,
-}
-
-impl Poll {
-    /// `seconds`: how long getResults waits.
-    pub fn new(seconds: f32) -> Self {
-        let seconds = match seconds.is_finite() && seconds > 0.0 {
-            true => seconds.min(LONGEST),
-            false => USUAL,
-        };
-        Poll {
-            text: String::new(),
-            end: None,
-            handed: None,
-            patience: Duration::from_secs_f32(seconds),
-        }
-    }
-
-    /// What the host gets now, if there is something: the same until it is released.
-    fn hand_out(&mut self) -> Option<&Handed> {
-        if self.handed.is_none() {
-            let text = std::mem::take(&mut self.text);
-            let state = match (text.is_empty(), self.end) {
-                (false, _) => execution::PENDING,
-                (true, Some(end)) => end,
-                (true, None) => return None,
-            };
-            self.handed = Some(Handed {
-                outputs: Outputs::of(&text),
-                text,
-                state,
-            });
-        }
-        self.handed.as_ref()
-    }
-}
+use std::time::Instant;
 
 fn nothing() -> Refusal {
     Refusal::new(
@@ -81,7 +26,7 @@ pub unsafe extern "C" fn get_results(context: *mut Context, wait: bool, state: *
         let mut running = instance.running();
         loop {
             let poll = running.poll.as_mut().ok_or_else(nothing)?;
-            let patience = poll.patience;
+            let patience = poll.patience();
             if let Some(handed) = poll.hand_out() {
                 let outputs = of_host(context);
                 match outputs.is_null() || outputs == handed.outputs.array() {
@@ -109,7 +54,7 @@ pub unsafe extern "C" fn release_results(context: *mut Context, state: u32) -> u
         let instance = Instance::in_context(context)?;
         let mut running = instance.running();
         let poll = running.poll.as_mut().ok_or_else(nothing)?;
-        let handed = poll.handed.take().ok_or_else(|| {
+        let handed = poll.release().ok_or_else(|| {
             Refusal::new(
                 result::INVALID_STATE,
                 "releaseResults: nothing was fetched that is not released",

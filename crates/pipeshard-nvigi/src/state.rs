@@ -20,8 +20,11 @@ fn saved(instance: &Instance) -> Result<Vec<u8>, Refusal> {
     }
 }
 
+/// An instance, and the state of its session.
+type Saved = (Arc<Instance>, Vec<u8>);
+
 /// The instance, and its state. None while something else is done with it.
-fn saved_of(face: *const InferenceInstance) -> Result<Option<(Arc<Instance>, Vec<u8>)>, Refusal> {
+fn saved_of(face: *const InferenceInstance) -> Result<Option<Saved>, Refusal> {
     let instance = Instance::of(face)?;
     let Some(_turn) = instance.take_turn_if_idle() else {
         return Ok(None);
