@@ -37,7 +37,7 @@ install: ## install it with header, pkg-config and CMake files: PREFIX=/usr/loca
 demo: build ## a real model answers under a VRAM budget that it does not fit in
 	@scripts/demo.sh
 
-test: build test-library ## all tests, against stock llama.cpp
+test: build test-library host-library ## all tests, against stock llama.cpp
 	@python3 scripts/fetch.py server-tests >/dev/null
 	@$(CARGO) test --release $(FEATURE_ARGS)
 

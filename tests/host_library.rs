@@ -8,6 +8,7 @@ mod installed;
 #[path = "host_library/python.rs"]
 mod python;
 
+use common::media::bitmap;
 use common::server::Server;
 use common::{finish, finish_text, repository, scratch, smollm2, synthetic, tool, tools, Finished};
 use std::ffi::OsString;
@@ -332,9 +333,58 @@ fn a_saved_conversation_goes_on_elsewhere() {
 }
 
 #[test]
+fn predictions_are_what_is_found() {
+    silent(&mut host(&compiled("predicts", &[])));
+}
+
+#[test]
+fn threads_do_anything_at_once() {
+    let finished = succeeds(&mut host(&compiled("stress", &[])));
+    eprint!("{}", finished.stderr);
+}
+
+#[test]
+fn sleep_gives_everything_back_and_loses_nothing() {
+    silent(&mut host(&compiled("sleeps", &[])));
+}
+
+#[test]
 fn a_device_that_fails_is_survived() {
     let finished = succeeds(&mut host(&compiled("faults", &[])));
     eprint!("{}", finished.stderr);
+}
+
+#[test]
+fn images_are_seen_as_by_llama_mtmd_cli() {
+    let picture = scratch("host_library").join("picture.bmp");
+    std::fs::write(&picture, bitmap(224, 224)).expect("a picture");
+    let (model, encoder) = (
+        synthetic("tiny-qwen2vl", &[]),
+        synthetic("tiny-qwen2vl-mmproj", &[]),
+    );
+    let said = finish_text(|| {
+        let mut command = tool("llama-mtmd-cli");
+        command
+            .env_remove("PIPESHARD_LIBRARY")
+            .arg("-m")
+            .arg(&model);
+        command.arg("--mmproj").arg(&encoder);
+        command.arg("--image").arg(&picture);
+        command.args(["-p", "what is this", "-n", "8", "--temp", "0"]);
+        command.args(["-c", "2048", "-t", "1", "--no-repack"]);
+        command.args(["-dev", "none", "--no-mmproj-offload"]);
+        command
+    });
+    assert!(said.succeeded(), "{}", said.stderr);
+    let answer = said.stdout.trim_start_matches('\n').trim_end_matches('\n');
+    let mut command = host(&compiled("sees", &[]));
+    command
+        .arg(format!("chat={}", model.display()))
+        .arg(format!("mmproj={}", encoder.display()))
+        .arg(format!("picture={}", picture.display()))
+        .arg("question=what is this")
+        .arg(format!("answer={answer}"));
+    silent(&mut command);
 }
 
 #[test]

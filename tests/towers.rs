@@ -115,7 +115,7 @@ const TOWERS: &[Tower] = &[
     tiles("llama4").flags(UNFUSED).graphs(7),
     sees("exaone4_5").beside(PLANAR).unmasked(1),
     sees("youtuvl").unmasked(1),
-    sees("muse-glimmer"),
+    sees("muse-glimmer").unmasked(1),
     sees("mimovl").beside(PLANAR),
     sees("mimovl").beside(PLANAR).flags(UNFUSED),
     sees("lfm2"),
@@ -380,6 +380,10 @@ impl Tower {
                 "no compute buffers",
             ),
             (vision.encodes == self.graphs, "another number of graphs"),
+            (
+                vision.bytes_streamed + vision.bytes_uploaded <= self.graphs * weights,
+                "weights were copied more than once for a graph",
+            ),
             (
                 vision.masks_skipped == self.unmasked,
                 "another number without masks",

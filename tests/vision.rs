@@ -1,6 +1,8 @@
 //! Encoders of images inside the budget: the same embeddings as stock's, in less memory, or a refusal that says what would work.
 
 mod common;
+#[path = "vision/conversations.rs"]
+mod conversations;
 #[path = "vision/turns.rs"]
 mod turns;
 
@@ -64,13 +66,25 @@ impl Encoded {
 
     /// The same with variables of the environment.
     fn run_in(name: &str, pictures: &[&Path], flags: &[&str], env: &[(&str, &str)]) -> Self {
+        let language = synthetic("tiny-qwen2vl", &[]);
+        Self::run_with(&language, name, pictures, flags, env)
+    }
+
+    /// The same with another language model, as wide as the small one.
+    fn run_with(
+        language: &Path,
+        name: &str,
+        pictures: &[&Path],
+        flags: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
         let file = |ending: &str| scratch("vision").join(format!("{name}.{ending}"));
         let (dump, report) = (file("embeddings"), file("json"));
         for old in [&dump, &report] {
             let _ = std::fs::remove_file(old);
         }
         let mut command = tool("llama-mtmd-cli");
-        command.arg("-m").arg(synthetic("tiny-qwen2vl", &[]));
+        command.arg("-m").arg(language);
         command
             .arg("--mmproj")
             .arg(synthetic("tiny-qwen2vl-mmproj", &[]));

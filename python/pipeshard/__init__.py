@@ -28,7 +28,7 @@ from ._errors import (
     BudgetTooSmall,
     Error,
 )
-from ._handles import Device, Limits, Model, build_id, devices, set_log, version
+from ._handles import Device, Limits, Model, Prediction, build_id, devices, set_log, version
 from ._llama_cpp import attach_llama_cpp
 from ._session import Answer, Session, State
 
@@ -51,6 +51,7 @@ __all__ = [
     "Model",
     "NO_DEVICE",
     "NO_MEMORY",
+    "Prediction",
     "Session",
     "State",
     "TIMEOUT",

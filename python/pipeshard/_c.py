@@ -65,6 +65,35 @@ class CLimits(ctypes.Structure):
     ]
 
 
+class PredictionQuery(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        ("context", c_uint32),
+        ("path", c_char_p),
+        ("type_k", c_char_p),
+        ("type_v", c_char_p),
+        ("budget", c_uint64),
+        ("prompt_tokens", c_uint32),
+        ("answer_tokens", c_uint32),
+    ]
+
+
+class CPrediction(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        ("measured", c_uint32),
+        ("budget", c_uint64),
+        ("minimum", c_uint64),
+        ("everything", c_uint64),
+        ("context", c_uint32),
+        ("ubatch", c_uint32),
+        ("prompt_tokens", c_uint32),
+        ("answer_tokens", c_uint32),
+        ("first_token_ms", c_double),
+        ("tokens_per_second", c_double),
+    ]
+
+
 class ModelConfig(ctypes.Structure):
     _fields_ = [
         ("size", c_uint32),
@@ -154,6 +183,8 @@ STRUCTS = {
     "pipeshard_device_config": DeviceConfig,
     "pipeshard_budget_request": BudgetRequest,
     "pipeshard_limits": CLimits,
+    "pipeshard_prediction_query": PredictionQuery,
+    "pipeshard_prediction": CPrediction,
     "pipeshard_model_config": ModelConfig,
     "pipeshard_session_config": SessionConfig,
     "pipeshard_media": Media,
@@ -185,6 +216,7 @@ FUNCTIONS: List[Tuple[str, Any, List[Any]]] = [
     ("pipeshard_wake", c_int, [c_void_p, _ERROR]),
     ("pipeshard_report", c_void_p, [c_void_p]),
     ("pipeshard_metrics", c_void_p, [c_void_p]),
+    ("pipeshard_predict", c_int, [c_void_p, POINTER(PredictionQuery), POINTER(CPrediction), _ERROR]),
     ("pipeshard_model_open", c_int, [c_void_p, POINTER(ModelConfig), _HANDLE, _ERROR]),
     ("pipeshard_model_close", None, [c_void_p]),
     ("pipeshard_model_info", c_void_p, [c_void_p]),

@@ -85,6 +85,22 @@ class Limits:
         return cls(**{field.name: getattr(found, field.name) for field in dataclasses.fields(cls)})
 
 
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model would do within a budget; pipeshard.h says what each number is."""
+
+    measured: int
+    budget: int
+    minimum: int
+    everything: int
+    context: int
+    ubatch: int
+    prompt_tokens: int
+    answer_tokens: int
+    first_token_ms: float
+    tokens_per_second: float
+
+
 class Handle:
     """Something that is open until it is closed, or until its `with` block ends."""
 
@@ -149,6 +165,26 @@ class Device(Handle):
     def open(self, path: Union[str, "os.PathLike[str]"], **options: Any) -> "Model":
         """Opens a model; options as for `Model`."""
         return Model(self, path, **options)
+
+    def predict(
+        self,
+        path: Union[str, "os.PathLike[str]"],
+        *,
+        context: int = 0,
+        budget: Size = 0,
+        prompt_tokens: int = 0,
+        answer_tokens: int = 0,
+        type_k: Optional[str] = None,
+        type_v: Optional[str] = None,
+    ) -> Prediction:
+        """What a model would do within a budget, before it is loaded; 0: what is usual, and the device's budget."""
+        ask: Any = _c.init(_c.PredictionQuery)
+        found: Any = _c.init(_c.CPrediction)
+        ask.path, ask.context, ask.budget = os.fsencode(path), context, bytes_of(budget)
+        ask.prompt_tokens, ask.answer_tokens = prompt_tokens, answer_tokens
+        ask.type_k, ask.type_v = _c.encoded(type_k), _c.encoded(type_v)
+        _c.call("pipeshard_predict", self._handle, ctypes.byref(ask), ctypes.byref(found))
+        return Prediction(**{field.name: getattr(found, field.name) for field in dataclasses.fields(Prediction)})
 
     def set_budget(self, budget: Size, deadline_ms: int = 0) -> Limits:
         """Changes the budget. A smaller one has given its memory back when this returns.

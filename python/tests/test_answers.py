@@ -90,6 +90,14 @@ class Answers(unittest.TestCase):
         self.assertTrue(EXPECTED.startswith(begin))
         self.assertEqual(self.asked().text(), EXPECTED)
 
+    def test_predicted(self) -> None:
+        foreseen = self.gpu.predict(str(MODEL), context=512)
+        self.assertEqual((foreseen.context, foreseen.budget), (512, 200 << 20))
+        self.assertGreater(foreseen.tokens_per_second, 0)
+        with self.assertRaises(pipeshard.BudgetTooSmall) as small:
+            self.gpu.predict(str(MODEL), context=512, budget=1)
+        self.assertGreater(small.exception.minimum, 1)
+
     def test_sleep(self) -> None:
         answer = self.asked()
         with self.assertRaises(pipeshard.Error) as busy:

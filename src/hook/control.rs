@@ -4,7 +4,7 @@
 //! name, see [`super::library`]. All of them may be called from any thread, also while others compute.
 
 use super::answers::budget::{self, BudgetError};
-use super::answers::{encode, loading, shape};
+use super::answers::{encode, graph, loading, shape};
 use super::gate::{Alone, Gate};
 use super::runtime::Runtime;
 use crate::report::{BudgetChanged, Limits};
@@ -57,8 +57,11 @@ pub fn open_device(gate: &Gate<Runtime>) -> Result<(), String> {
 }
 
 /// Gives back all memory of weights: what is resident, what is streamed through, what encoders have. The next pass takes it again.
-pub fn give_back(gate: &Gate<Runtime>) {
-    let mut runtime = gate.alone();
+///
+/// # Errors
+/// Passes that are under way did not end within `patience`; nothing has changed then.
+pub fn give_back(gate: &Gate<Runtime>, patience: Option<Duration>) -> Result<(), ControlError> {
+    let mut runtime = alone(gate, patience, None)?;
     let (parts, proof) = runtime.parts();
     let Runtime {
         accounts,
@@ -75,6 +78,30 @@ pub fn give_back(gate: &Gate<Runtime>) {
         accounts.reserve.contexts_gone();
     }
     tenant.note_holdings(accounts);
+    Ok(())
+}
+
+/// Takes the memory of weights that was given back, ahead of the next pass, which would do so itself.
+///
+/// # Errors
+/// There is no room for it, or it could not be done in time; nothing is held then.
+pub fn take_back(gate: &Gate<Runtime>, patience: Option<Duration>) -> Result<(), ControlError> {
+    let mut runtime = alone(gate, patience, None)?;
+    if runtime.is_broken() {
+        return Err(ControlError::Broken);
+    }
+    let (parts, proof) = runtime.parts();
+    let Runtime {
+        accounts,
+        tenant,
+        telemetry,
+        ..
+    } = parts;
+    if tenant.planner.context().is_none() {
+        return Ok(());
+    }
+    let taken = graph::prepare_run(accounts, tenant, telemetry, proof);
+    taken.map_err(|why| BudgetError::Failed(why).into())
 }
 
 /// Share of the deadline in which passes may end by themselves; after it, those that may be repeated are ended.
@@ -261,6 +288,42 @@ impl BudgetRequest {
     }
 }
 
+/// The body of `POST /pipeshard/sleep` and `/pipeshard/wake`; it may be empty.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SleepRequest {
+    #[serde(default)]
+    deadline_ms: Option<u64>,
+    /// Which child a router means; nothing to us.
+    #[serde(default, rename = "model")]
+    _model: Option<String>,
+}
+
+/// Gives memory back, or takes it again, and says what is held then.
+fn sleep_or_wake(gate: &Gate<Runtime>, wakes: bool, body: &str) -> Answer {
+    let request = match body.trim() {
+        "" => Ok(SleepRequest::default()),
+        body => serde_json::from_str(body),
+    };
+    let request = match request {
+        Ok(request) => request,
+        Err(error) => {
+            let usage = r#"the body is empty, or JSON such as {"deadline_ms": 100}"#;
+            let message = format!("{usage}: {error}");
+            return Answer::error(400, "invalid_request_error", &message, None);
+        }
+    };
+    let patience = request.deadline_ms.map(Duration::from_millis);
+    let done = match wakes {
+        true => take_back(gate, patience),
+        false => give_back(gate, patience),
+    };
+    match done.and_then(|()| Ok(limits(gate)?)) {
+        Ok(limits) => Answer::of(200, &limits),
+        Err(why) => Answer::refused(&why),
+    }
+}
+
 /// The answer to a request for `path` with a body, which is empty for GET. `gate`: none where pipeshard is off.
 pub fn answer(gate: Option<&Gate<Runtime>>, path: &str, body: &str) -> Answer {
     let Some(gate) = gate else {
@@ -272,6 +335,8 @@ pub fn answer(gate: Option<&Gate<Runtime>>, path: &str, body: &str) -> Answer {
             Ok(limits) => Answer::of(200, &limits),
             Err(why) => Answer::refused(&why.into()),
         },
+        ("/pipeshard/sleep", body) => sleep_or_wake(gate, false, body),
+        ("/pipeshard/wake", body) => sleep_or_wake(gate, true, body),
         ("/pipeshard/budget", body) => {
             let invalid = |why: &str| Answer::error(400, "invalid_request_error", why, None);
             let request = match serde_json::from_str::<BudgetRequest>(body) {
@@ -343,6 +408,7 @@ mod tests {
             assert_eq!(says["error"]["code"], 400);
         }
         assert_eq!(asked("/pipeshard/else", "").0, 404);
+        assert_eq!(asked("/pipeshard/sleep", "now").0, 400);
     }
 
     #[test]

@@ -11,18 +11,17 @@ use super::tower::Tower;
 use crate::report::{EncoderReport, VisionReport};
 use crate::rewrite::TensorContext;
 use crate::trace::Since;
-use crate::vision::attention::{batch_windows, nodes_of, Declined};
+use crate::vision::attention::{self, batch_windows, nodes_of, Declined};
 use crate::vision::header::{EncoderShape, Kind};
 use crate::vision::windows::Grid;
-use crate::vision::{rows, Backends};
+use crate::vision::{order, rows, Backends};
 use pipeshard_sys as ffi;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::time::Instant;
 
-/// clip.cpp's names for an image's pixels, and for the order of windows.
+/// clip.cpp's name for an image's pixels.
 const PIXELS: &CStr = c"inp_raw";
-const ORDER: &CStr = c"inv_window_idx";
 
 /// A graph that was rewritten for windows of an image, which have to be in the order that the rewrite expects.
 #[derive(Debug, Clone, Copy)]
@@ -278,13 +277,22 @@ impl Encoders {
             _ => rows_of(graph),
         };
         let mut begun = Begun::default();
+        let projector = encoder.shape.as_ref().map(|shape| &shape.projector[..]);
+        if projector.is_some_and(order::pays) {
+            order::finish_each(graph);
+        }
         if let (Some(windowed), Some(pixels)) = (patch, pixels.as_ref()) {
             let [width, height, ..] = pixels.ne;
-            let grid = Grid::of(width, height, windowed.patch, windowed.window);
+            let grid = Grid::of(width, height, windowed);
             let batched = match grid {
                 Some(grid) => {
-                    let windows = (&grid.runs(nodes_of)[..], grid.patches());
-                    let order = ffi::ggml_graph_get_tensor(graph, ORDER.as_ptr());
+                    let windows = attention::Windows {
+                        runs: &grid.runs(nodes_of),
+                        patches: grid.patches(),
+                        fills_mask: windowed.order.fills_mask(),
+                    };
+                    let order = windowed.order.input();
+                    let order = ffi::ggml_graph_get_tensor(graph, order.as_ptr());
                     let batched = match order.is_null() {
                         true => Err(Declined::OtherMask),
                         false => batch_windows(graph, &mut encoder.tensors[0], backends, windows),

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `pipeshard_set_budget` | `bool (uint64_t bytes)` | changes the budget: memory has been given back when it returns; false: nothing has changed, and the log says why |
 //! | `pipeshard_http` | `char * (const char * path, const char * body, int32_t * status)` | what llama-server answers with `--pipeshard-control`, for its own process; free it with `pipeshard_free` |
+//! | `pipeshard_sleep` | `bool (bool asleep)` | gives back all memory of weights, or says that they are wanted again: the next pass takes it; false: there is nothing to give back |
 //! | `pipeshard_report` | `char * (void)` | the report so far as JSON; free it with `pipeshard_free` |
 //! | `pipeshard_metrics` | `char * (void)` | the same in Prometheus' text format, for `GET /metrics` of llama-server |
 //! | `pipeshard_props` | `char * (void)` | the object that `GET /props` of llama-server shows |
@@ -27,6 +28,7 @@ use crate::report::Report;
 use pipeshard_sim as sim;
 use pipeshard_sys as ffi;
 use std::ffi::{c_char, c_void, CStr, CString};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -41,6 +43,8 @@ unsafe impl<T> Send for Static<T> {}
 /// The runtime of the process, once something was attached.
 static ATTACHED: OnceLock<Attached> = OnceLock::new();
 static REGISTRY: OnceLock<Static<ffi::ggml_backend_reg>> = OnceLock::new();
+/// llama-server sleeps, and its weights' memory was given back.
+static ASLEEP: AtomicBool = AtomicBool::new(false);
 static SIMULATED: OnceLock<Static<ffi::ggml_backend_reg_t>> = OnceLock::new();
 
 /// Called by ggml's loader. Null (after saying why on standard error) when the settings make no sense or the
@@ -172,6 +176,7 @@ unsafe extern "C" fn get_proc_address(
     match CStr::from_ptr(name).to_bytes() {
         b"pipeshard_set_budget" => set_budget as *mut c_void,
         b"pipeshard_http" => http as *mut c_void,
+        b"pipeshard_sleep" => sleep as *mut c_void,
         b"pipeshard_report" => report as *mut c_void,
         b"pipeshard_metrics" => metrics as *mut c_void,
         b"pipeshard_props" => props as *mut c_void,
@@ -193,6 +198,26 @@ unsafe extern "C" fn set_budget(bytes: u64) -> bool {
         changed
             .inspect_err(|why| log::error(&why.to_string()))
             .is_ok()
+    };
+    std::panic::catch_unwind(|| log::after(work)).unwrap_or(false)
+}
+
+/// llama-server has had nothing to do for some time, or has something to do again. False: it frees the model itself.
+unsafe extern "C" fn sleep(asleep: bool) -> bool {
+    let work = || {
+        let Some(gate) = gate() else {
+            return false;
+        };
+        if !asleep {
+            return ASLEEP.swap(false, Ordering::Relaxed);
+        }
+        if gate.plain().tenant.weights.models().is_empty() {
+            return false;
+        }
+        let given = control::give_back(gate, None);
+        let given = given.inspect_err(|why| log::error(&why.to_string()));
+        ASLEEP.store(given.is_ok(), Ordering::Relaxed);
+        given.is_ok()
     };
     std::panic::catch_unwind(|| log::after(work)).unwrap_or(false)
 }

@@ -24,7 +24,7 @@ pub struct VisionReport {
     pub windows_batched: u64,
     /// Pieces of rows that feed-forward networks were computed in, where that was more than one.
     pub pieces: u64,
-    /// Graphs whose mask was neither filled nor copied.
+    /// Graphs that were computed without their mask of windows.
     pub masks_skipped: u64,
     /// Graphs that have windows and were computed with their mask.
     pub masks_kept: u64,

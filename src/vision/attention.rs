@@ -14,7 +14,7 @@
 //! `out` is a node without an operation. The attentions are chained through a source that none of them uses, and whoever read the one
 //! that was replaced reads the last: so ggml's allocator keeps `out` from the first of them until then, and no longer.
 //!
-//! The mask loses its place in memory and its flag of an input, which tells clip.cpp not to fill it.
+//! The mask loses its place in memory and its flag of an input, which tells clip.cpp not to fill it, where clip.cpp asks.
 
 use super::windows::Run;
 use super::{is_view, Backends};
@@ -81,7 +81,18 @@ unsafe fn is_mask(tensor: Tensor) -> bool {
         && CStr::from_ptr((*tensor).name.as_ptr()) == MASK
 }
 
-/// Attends to windows side by side. `runs`: the windows of the image, `patches` in all. None where the graph has no mask of windows.
+/// The windows of an image.
+#[derive(Debug, Clone, Copy)]
+pub struct Windows<'r> {
+    /// All of them.
+    pub runs: &'r [Run],
+    /// Patches of the image.
+    pub patches: u64,
+    /// clip.cpp fills the mask whether or not something reads it.
+    pub fills_mask: bool,
+}
+
+/// Attends to windows side by side. None where the graph has no mask of windows.
 ///
 /// # Errors
 /// [`Declined`], and the graph is as it was.
@@ -92,8 +103,9 @@ pub unsafe fn batch_windows(
     graph: *mut ffi::ggml_cgraph,
     context: &mut Option<TensorContext>,
     backends: Backends,
-    (runs, patches): (&[Run], u64),
+    windows: Windows<'_>,
 ) -> Result<Option<Batched>, Declined> {
+    let Windows { runs, patches, .. } = windows;
     let count = ffi::ggml_graph_n_nodes(graph).max(0) as usize;
     let raw = ffi::ggml_graph_nodes(graph);
     if raw.is_null() || count == 0 {
@@ -144,7 +156,7 @@ pub unsafe fn batch_windows(
         }
     }
     set_nodes(graph, &order);
-    forget(mask, backends);
+    forget(mask, backends, windows.fills_mask);
     let attentions = found.len() as u64;
     Ok(Some(Batched {
         attentions,
@@ -285,10 +297,14 @@ unsafe fn hand_on(nodes: &[Tensor], parts: &HashMap<usize, Vec<Tensor>>) {
     }
 }
 
-/// Nothing reads the mask any more: it needs no memory, and is no input that somebody has to set.
-unsafe fn forget(mask: Tensor, backends: Backends) {
+/// Nothing reads the mask any more: it needs no memory, and is no input that somebody has to set. Where clip.cpp fills it anyway, it
+/// stays what it is, in host memory.
+unsafe fn forget(mask: Tensor, backends: Backends, filled: bool) {
     // without a backend of its own the scheduler would not know where it is
     ffi::ggml_backend_sched_set_tensor_backend(backends.sched, mask, backends.cpu);
+    if filled {
+        return;
+    }
     (*mask).flags &= !(ffi::GGML_TENSOR_FLAG_INPUT as i32);
     (*mask).data = std::ptr::without_provenance_mut(NOWHERE);
 }

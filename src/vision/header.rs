@@ -1,9 +1,11 @@
 //! What a projector file (`--mmproj`) says of its encoders, and what they are expected to take of a device: before llama.cpp loads
 //! them, so that the plan of the language model leaves them room.
 
-use super::limits::Limits;
-use super::projectors::{facts, is_one_square, is_scaled_within, Most};
+use super::projectors::facts;
+use super::shape::Work;
+pub use super::shape::{EncoderShape, Kind};
 use super::stages::{most_rows, Sizes, Stages};
+use super::windows::{Order, Windowed};
 use pipeshard_gguf::{GgufFile, InventoryError};
 use pipeshard_model::inventory::{KeyValues, LoadedTensor};
 use std::path::Path;
@@ -11,93 +13,12 @@ use std::path::Path;
 /// Rows that are planned for where the user has set no limit: 4,096 tokens of four patches, which is the limit of most models. Some
 /// have none to speak of.
 const MOST_ROWS: u64 = 4 * 4096;
-/// Tokens of the image that llama.cpp reserves compute buffers for when it loads such an encoder.
-const WARM_UP_TOKENS: u64 = 46 * 46;
 /// Rows of 30 seconds of sound ahead of the first convolution.
 const SOUND_ROWS: u64 = 3000;
 /// Fewer tokens tell a model nothing of an image.
 const FEW_TOKENS: u64 = 16;
 /// Pixels along a side of a window, where the file does not say.
 const WINDOW: u64 = 112;
-
-/// What an encoder takes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Images, and frames of videos.
-    Images,
-    /// Sound.
-    Sound,
-    /// It makes sound, a frame for each token.
-    SpokenSound,
-}
-
-impl Kind {
-    /// By what llama.cpp has the names of its tensors begin with.
-    pub fn of_prefix(prefix: &str) -> Kind {
-        match prefix {
-            "v" => Kind::Images,
-            "a" => Kind::Sound,
-            _ => Kind::SpokenSound,
-        }
-    }
-
-    /// As messages and the report call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Images => "images",
-            Kind::Sound => "sound",
-            Kind::SpokenSound => "spoken sound",
-        }
-    }
-}
-
-/// Windows that patches attend to, in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Windowed {
-    /// Along a side of a patch.
-    pub patch: u32,
-    /// Along a side of a window.
-    pub window: u32,
-}
-
-/// An encoder's shape.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EncoderShape {
-    /// What it takes in.
-    pub kind: Kind,
-    /// llama.cpp's name for what it is.
-    pub projector: String,
-    /// Windows that a rewrite can attend to side by side, if it has such.
-    pub windowed: Option<Windowed>,
-    /// Rows of activations that become a token.
-    pub rows_per_token: u64,
-    /// Tokens that a limit has to allow at least: less is refused, or tells a model nothing of an image.
-    pub least_tokens: u64,
-    /// Values in a row.
-    width: u64,
-    /// Values in a row between the products of a feed-forward network.
-    inner: u64,
-    /// Pixels along a side of a patch.
-    patch: u64,
-    /// Rows of the largest image, where there is no limit of the user's.
-    most_rows: u64,
-    /// The number of rows follows from the image.
-    follows_image: bool,
-    /// And so from a limit on its tokens.
-    limited: bool,
-    /// What is alive at once.
-    stages: Stages,
-    /// Pixels along a side of the square that it was made for.
-    image: u64,
-    /// Pixels of the smallest image and of the largest, where the file says so.
-    pixels: (Option<u64>, Option<u64>),
-    /// Rows for the class of an image, or registers.
-    pub(super) class: u64,
-    /// A token ends each row of an image.
-    breaks: bool,
-    /// What a pass computes.
-    work: Work,
-}
 
 /// What a projector file holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,8 +141,13 @@ fn shape(keys: &dyn KeyValues, tensors: &[LoadedTensor], kind: Kind, base: &str)
         Kind::Sound | Kind::SpokenSound => "a",
     };
     let of_kind = of_kind(tensors, kind);
+    let pattern = match projector.as_str() {
+        "muse-glimmer" => 4,
+        _ => number("n_wa_pattern").unwrap_or(0),
+    };
     EncoderShape {
-        windowed: windowed(keys, base, &projector, sizes.patch).filter(|_| kind == Kind::Images),
+        windowed: windowed(keys, base, (&projector, sizes.patch), tensors)
+            .filter(|_| kind == Kind::Images),
         stages: Stages::of(&projector, prefix, sizes, &of_kind),
         kind,
         projector,
@@ -241,20 +167,8 @@ fn shape(keys: &dyn KeyValues, tensors: &[LoadedTensor], kind: Kind, base: &str)
         pixels: (number("image_min_pixels"), number("image_max_pixels")),
         class: if follows_image { 0 } else { class },
         breaks: tensors.iter().any(|t| t.name == "v.token_embd.img_break"),
-        work: work(&of_kind, &sizes, number("n_wa_pattern").unwrap_or(0)),
+        work: work(&of_kind, &sizes, pattern),
     }
-}
-
-/// What one pass computes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Work {
-    /// Products of each row with matrices, in operations.
-    of_row: u64,
-    /// Attention of a pair of rows in all layers, in operations.
-    of_pair: u64,
-    /// Layers, and of how many one looks at all rows where others look at a window only (0 or 1: all do).
-    layers: u64,
-    pattern: u64,
 }
 
 fn work(tensors: &[LoadedTensor], sizes: &Sizes, pattern: u64) -> Work {
@@ -299,7 +213,25 @@ fn parts(keys: &dyn KeyValues, base: &str, image: u64) -> u64 {
     parts.max().unwrap_or(4) + 1
 }
 
-fn windowed(keys: &dyn KeyValues, base: &str, projector: &str, patch: u64) -> Option<Windowed> {
+/// Windows that a rewrite can attend to side by side. Those of `minicpmv4_6` have four patches each: kernels form other sums then.
+fn windowed(
+    keys: &dyn KeyValues,
+    base: &str,
+    (projector, patch): (&str, u64),
+    tensors: &[LoadedTensor],
+) -> Option<Windowed> {
+    if projector == "muse-glimmer" {
+        // as many patches as its table of positions has along a side
+        let positions = tensors
+            .iter()
+            .find(|tensor| tensor.name == "v.position_embd.weight")?;
+        let along = u64::try_from(positions.ne[1]).ok()?.isqrt();
+        return Some(Windowed {
+            patch: u32::try_from(patch).ok()?,
+            window: u32::try_from(along.checked_mul(patch)?).ok()?,
+            order: Order::Single,
+        });
+    }
     let has_windows = match projector {
         "qwen2.5vl_merger" | "qwen2.5o" | "exaone4_5" => {
             keys.number(&format!("{base}.n_wa_pattern"))? > 0
@@ -312,139 +244,8 @@ fn windowed(keys: &dyn KeyValues, base: &str, projector: &str, patch: u64) -> Op
     has_windows.then_some(Windowed {
         patch: u32::try_from(patch).ok()?,
         window: u32::try_from(window).ok()?,
+        order: Order::Merged,
     })
-}
-
-impl EncoderShape {
-    /// Whether images keep their shape, so that small ones take less.
-    pub fn follows_image(&self) -> bool {
-        self.follows_image
-    }
-
-    /// Whether a limit on an image's tokens makes its graphs smaller.
-    pub fn is_limited(&self) -> bool {
-        self.limited
-    }
-
-    /// Rows of the largest image. `limit`: the user's, on an image's tokens; none where it is 0.
-    pub fn rows(&self, limit: u64) -> u64 {
-        match (self.limited, limit) {
-            (true, 1..) => limit.saturating_mul(self.rows_per_token),
-            _ => self.most_rows,
-        }
-    }
-
-    /// Rows of the image that llama.cpp reserves compute buffers for while it loads the encoder.
-    pub fn rows_at_load(&self, limit: u64) -> u64 {
-        let warm_up = WARM_UP_TOKENS * self.rows_per_token;
-        self.rows(limit).min(warm_up)
-    }
-
-    /// Bytes that compute buffers take for an image, or a piece of sound, of so many rows and for smaller ones, with fused attention: at
-    /// least what ggml's allocator takes, and little more. See [`super::stages`].
-    pub fn scratch(&self, rows: u64) -> u64 {
-        self.stages.bytes_up_to(rows)
-    }
-
-    /// The same for this number of rows alone.
-    pub fn scratch_of(&self, rows: u64) -> u64 {
-        self.stages.bytes(rows)
-    }
-
-    /// Tokens of the largest image whose compute buffers take no more than `room` bytes, and which a limit on tokens can ask for: no
-    /// more than `most`. None where a limit is not obeyed, or nothing fits.
-    pub fn tokens_within(&self, room: u64, most: u64) -> Option<u64> {
-        let fits = |tokens: u64| self.scratch(tokens.saturating_mul(self.rows_per_token)) <= room;
-        if !self.limited || !fits(1) {
-            return None;
-        }
-        let (mut least, mut beyond) = (1, most.saturating_add(1).max(2));
-        while beyond - least > 1 {
-            let middle = least + (beyond - least) / 2;
-            match fits(middle) {
-                true => least = middle,
-                false => beyond = middle,
-            }
-        }
-        Some(least)
-    }
-
-    /// Floating-point operations of a pass over so many rows.
-    pub fn operations(&self, rows: u64) -> f64 {
-        let (rows, work) = (rows as f64, self.work);
-        let seen = match (self.windowed, work.pattern) {
-            (Some(windowed), 2..) => {
-                let side = f64::from(windowed.window / windowed.patch.max(1));
-                let all = 1.0 / work.pattern as f64;
-                all * rows + (1.0 - all) * (side * side).min(rows)
-            }
-            _ => rows,
-        };
-        rows * (work.of_row as f64 + work.of_pair as f64 * seen)
-    }
-
-    /// Kernels of a pass over so many rows, about: what a layer consists of, and more where networks are computed in pieces.
-    pub fn kernels(&self, rows: u64) -> u64 {
-        let pieces = super::rows::count(i64::try_from(rows).unwrap_or(i64::MAX)) as u64;
-        self.work.layers * (14 + 6 * pieces) + 8
-    }
-
-    /// The side of the square that each image is scaled to, if it is.
-    pub(super) fn square(&self) -> Option<u64> {
-        (self.kind == Kind::Images && is_one_square(&self.projector)).then_some(self.image)
-    }
-
-    pub(super) fn patch_pixels(&self) -> u64 {
-        (self.patch * self.patch).max(1)
-    }
-
-    /// Pixels along a side of a token.
-    pub(super) fn align(&self) -> u64 {
-        self.patch * self.rows_per_token.isqrt()
-    }
-
-    pub(super) fn has_breaks(&self) -> bool {
-        self.breaks
-    }
-
-    /// Limits of images that keep their shape; none where they are scaled in another way.
-    pub(super) fn limits(&self, limit: u64) -> Option<Limits> {
-        if self.kind != Kind::Images || !is_scaled_within(&self.projector) {
-            return None;
-        }
-        let (facts, align) = (facts(&self.projector), self.align());
-        let area = align * align;
-        let of_file = |tokens: u64, pixels: Option<u64>| match facts.most {
-            Most::Tokens(_) => tokens * area,
-            _ => pixels.unwrap_or(tokens * area),
-        };
-        let most = match (facts.most, limit) {
-            (_, 1..) if self.limited => limit.saturating_mul(area),
-            (Most::Tokens(tokens) | Most::TokensOrFile(tokens), _) => {
-                of_file(tokens, self.pixels.1)
-            }
-            _ => self.pixels.1?,
-        };
-        Some(Limits {
-            align,
-            least: of_file(facts.least, self.pixels.0),
-            most,
-        })
-    }
-
-    /// Rows of a graph that is given an image, or several of the same size, of these pixels.
-    pub fn rows_of_pixels(&self, [width, height, _, count]: [i64; 4]) -> u64 {
-        let patches = |pixels: i64| u64::try_from(pixels).unwrap_or(0) / self.patch.max(1);
-        let each = patches(width) * patches(height) + self.class;
-        each * u64::try_from(count).unwrap_or(0)
-    }
-
-    /// Bytes that a real device's backend is expected to take for so many rows on its own account: activations and results of the
-    /// widest product, converted.
-    pub fn pool(&self, rows: u64) -> u64 {
-        let widest = self.width.saturating_add(self.inner);
-        rows.saturating_mul(2).saturating_mul(widest)
-    }
 }
 
 #[cfg(test)]
@@ -475,20 +276,48 @@ pub(crate) mod tests {
         encoders(&keys(QWEN), &[]).remove(0)
     }
 
+    /// One that has vectors of these names.
+    pub(crate) fn with_tensors(
+        projector: &str,
+        patch: u32,
+        image: u32,
+        names: &[&str],
+    ) -> EncoderShape {
+        let mut list = keys(&[
+            ("clip.has_vision_encoder", "true"),
+            ("clip.projector_type", projector),
+            ("clip.vision.embedding_length", "1024"),
+        ]);
+        for (key, value) in [("patch_size", patch), ("image_size", image)] {
+            list.insert(format!("clip.vision.{key}"), value.to_string());
+        }
+        let tensors = names.iter().map(|&name| LoadedTensor {
+            name: name.to_owned(),
+            ggml_type: 0,
+            ne: [1024, 1, 1, 1],
+            nbytes: 4096,
+        });
+        encoders(&list, &tensors.collect::<Vec<_>>()).remove(0)
+    }
+
     #[test]
     fn the_scratch_of_a_large_image_is_foreseen() {
         let qwen = qwen();
         let windows = Windowed {
             patch: 14,
             window: 112,
+            order: Order::Merged,
         };
         assert_eq!(qwen.windowed, Some(windows));
-        // 4,080 tokens take 435 MiB where windows need no mask and networks are computed in pieces
+        // 4,080 tokens take 355 MiB where windows need no mask, networks are computed in pieces, and keys, values and queries one
+        // after the other
         let scratch = qwen.scratch(4 * 4080);
-        assert!((400 * MIB..480 * MIB).contains(&scratch), "{scratch}");
+        assert!((355 * MIB..370 * MIB).contains(&scratch), "{scratch}");
         assert_eq!(qwen.rows(0), 4 * 4096);
         assert_eq!((qwen.rows(1000), qwen.rows_at_load(1000)), (4000, 4000));
         assert_eq!(qwen.rows_at_load(0), 4 * 2116);
+        // what goes into the widest product and what comes out, in 16 bits
+        assert_eq!(qwen.pool(100), 100 * 2 * (1280 + 3420));
     }
 
     #[test]

@@ -56,13 +56,14 @@ impl EncoderShape {
 
 #[cfg(test)]
 mod tests {
-    use super::super::header::tests::qwen;
+    use super::super::header::tests::{qwen, with_tensors};
 
     #[test]
     fn images_are_scaled_as_llama_cpp_does() {
         // what llama-mtmd-cli gave the encoder of Qwen2.5-VL
         for (image, scaled, tokens) in [
             ((56, 56), (84, 84), 9),
+            ((40, 60), (84, 112), 12),
             ((392, 280), (392, 280), 140),
             ((320, 960), (308, 952), 374),
             ((1932, 1092), (1932, 1092), 2691),
@@ -78,5 +79,20 @@ mod tests {
             "{limited:?}"
         );
         assert_eq!(qwen().scaled((0, 10), 0), None);
+    }
+
+    #[test]
+    fn a_token_ends_each_row_but_the_last() {
+        let pixtral = with_tensors("pixtral", 16, 1024, &["v.token_embd.img_break"]);
+        let found = pixtral.scaled((64, 48), 0).expect("a size");
+        assert_eq!((found.rows, found.tokens), (12, 14));
+    }
+
+    #[test]
+    fn the_class_of_a_square_is_a_row_and_tokens_stand_around_it() {
+        let cogvlm = with_tensors("cogvlm", 14, 490, &["v.class_embd"]);
+        let found = cogvlm.scaled((1000, 300), 0).expect("a size");
+        assert_eq!((found.width, found.height), (490, 490));
+        assert_eq!((found.rows, found.tokens), (1226, 1227));
     }
 }

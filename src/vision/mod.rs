@@ -3,12 +3,14 @@
 //!
 //! | file | |
 //! |---|---|
-//! | [`header`] | what a projector file (`--mmproj`) holds, and what its encoders are expected to take |
+//! | [`header`] | what a projector file (`--mmproj`) holds |
+//! | `shape` | an encoder's shape: rows of an image, compute buffers, operations |
 //! | [`images`] | to which size images are scaled, and how many tokens they become |
 //! | [`limits`] | to which size images are scaled that keep their shape |
 //! | [`projectors`] | what llama.cpp knows of a projector type: sizes of images, patches of a token |
 //! | [`stages`] | how much memory a graph holds at once |
 //! | [`windows`] | in which windows an image is attended to, as llama.cpp orders its patches |
+//! | [`order`] | a rewrite: keys, values and queries one after the other |
 //! | [`attention`] | a rewrite: windows attended to side by side, without the mask that keeps them apart |
 //! | [`rows`] | a rewrite: feed-forward networks in pieces of rows |
 
@@ -16,8 +18,10 @@ pub mod attention;
 pub mod header;
 pub mod images;
 mod limits;
+pub mod order;
 pub mod projectors;
 pub mod rows;
+mod shape;
 pub mod stages;
 pub mod windows;
 

@@ -7,15 +7,15 @@
 //! | stage | alive at once, for each row |
 //! |---|---|
 //! | patches | three colours of a patch's pixels, the same as the convolution wants them, and what another convolution made of it |
-//! | attention | the stream, its norm, `q + k + v`, and half of `k`, which becomes 16 bits wide; more where one product makes all three |
-//! | network | the stream, its norm, `i` or `3·i` with a gate: of all rows, or of a piece of them |
+//! | attention | the stream, its norm, keys in 32 and in 16 bits, values as well, or queries; more where one product makes all three |
+//! | network | the stream, its norm, `i` or `3·i` with a gate: of all rows, or of a piece of them; and a gap |
 //! | projector | what goes into its largest product, and what comes out |
 //!
 //! From the first layer on a mask of all pairs of rows may be alive as well, and features of layers that are asked for in the end.
 //! Attention is fused: llama.cpp's default.
 
 use super::projectors::Most;
-use super::rows;
+use super::{order, rows};
 use pipeshard_model::inventory::LoadedTensor;
 
 /// Bytes of a value.
@@ -128,16 +128,31 @@ impl Stages {
             Some(all) => (all.saturating_sub(q) / 2, all.saturating_sub(q) / 2),
             None => (layer("attn_k").unwrap_or(q), layer("attn_v").unwrap_or(q)),
         };
+        let narrow = (k + v) / 2;
+        let pixels = 3 * sizes.patch * sizes.patch;
         let attention = match fused {
             // queries and keys are turned by their positions, or else keys and values become 16 bits wide at once
             Some(all) => width + all + q + k + k / 2,
-            None => 2 * width + q + k + v + k / 2,
+            // blocks are not fused
+            None if sizes.block > 0 || !order::pays(projector) => 2 * width + q + k + v + k / 2,
+            // keys, then values, then queries: see [`super::order`]; and places too small for what comes next
+            None => {
+                let gap = match projector {
+                    // between the pixels' place and that of patches in the order of windows
+                    "qwen2.5vl_merger" | "qwen2.5o" | "exaone4_5" | "youtuvl" => pixels,
+                    _ => 0,
+                };
+                let most = (2 * width + 2 * k)
+                    .max(2 * width + narrow + v.max(q))
+                    .max(width + narrow + 2 * q);
+                most + (k / 2).max(if gap < width { gap } else { 0 })
+            }
         };
         let attention = match projector {
             // features of other layers wait, and small transformers look at them
             "granite4_vision" => 8 * width,
             // windows of merged patches are put together
-            "minicpmv4_6" => 6 * width + k / 2,
+            "minicpmv4_6" => 4 * width + k / 2,
             _ => attention,
         };
         let gated = has("ffn_gate");
@@ -156,11 +171,12 @@ impl Stages {
                 "gemma4v" | "granite4_vision" | "qwen3a" | "lfm2a" | "d1omni_a" | "gemma4a"
             );
         let (once, of_piece) = match (sizes.experts_used, projector) {
-            (0, _) => (width, width + network),
+            // the place of what was normalised is too small for what comes next
+            (0, _) => (2 * width, width + network),
             _ => (2 * width, network),
         };
         let masks = match projector {
-            "muse-glimmer" | "mimovl" | "minicpmv4_6" => HALF,
+            "mimovl" | "minicpmv4_6" => HALF,
             // two of all moments; a third, of half of them, comes when these are gone
             "mimo_audio" => 2 * HALF,
             _ => 0,
@@ -206,7 +222,8 @@ impl Stages {
             Source::Patches => times(self.patches, rows).max(layers(rows)),
             Source::Whisper => {
                 let moments = rows.div_ceil(2);
-                times(4 * FLOAT * self.width, moments).max(layers(moments))
+                // the sound, and what the first convolution reads of it
+                times(11 * FLOAT * self.width / 2 + POSITIONS, moments).max(layers(moments))
             }
             Source::Conformer { channels } => {
                 // the first convolution leaves half of the moments and half of the frequencies
@@ -414,3 +431,6 @@ pub fn most_rows(
         Most::Tile(pixels) => side(pixels) * side(pixels) + class,
     }
 }
+
+#[cfg(test)]
+mod tests;

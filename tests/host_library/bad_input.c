@@ -32,6 +32,8 @@ static void with_handles(int wanted, void * bad) {
     media.file_size = 2;
     GETS(wanted, pipeshard_get_limits(d, &limits, &error));
     GETS(wanted, pipeshard_set_budget(d, &request, &limits, &error));
+    GETS(wanted, pipeshard_sleep(d, &error));
+    GETS(wanted, pipeshard_wake(d, &error));
     GETS(wanted, pipeshard_model_open(d, &config, &m_out, &error));
     GETS(wanted, pipeshard_session_open(m, NULL, &s_out, &error));
     GETS(wanted, pipeshard_session_add(s, "user", "x", &error));

@@ -16,13 +16,19 @@ static void child(void) {
     pipeshard_model_config    m       = PIPESHARD_INIT(pipeshard_model_config);
     pipeshard_model *         other   = NULL;
     pipeshard_session *       another = NULL;
+    pipeshard_prediction_query ask    = PIPESHARD_INIT(pipeshard_prediction_query);
+    pipeshard_prediction      prediction = PIPESHARD_INIT(pipeshard_prediction);
     char *                    data    = NULL;
     size_t                    size    = 0;
     alarm(60); // a call that waits for ever ends the child
     request.budget = number("small") * MIB;
+    ask.path       = argument("model");
     m.path         = argument("model");
     GETS(PIPESHARD_E_FORKED, pipeshard_get_limits(gpu, &limits, &error));
     GETS(PIPESHARD_E_FORKED, pipeshard_set_budget(gpu, &request, NULL, &error));
+    GETS(PIPESHARD_E_FORKED, pipeshard_predict(gpu, &ask, &prediction, &error));
+    GETS(PIPESHARD_E_FORKED, pipeshard_sleep(gpu, &error));
+    GETS(PIPESHARD_E_FORKED, pipeshard_wake(gpu, &error));
     GETS(PIPESHARD_E_FORKED, pipeshard_model_open(gpu, &m, &other, &error));
     GETS(PIPESHARD_E_FORKED, pipeshard_session_open(model, NULL, &another, &error));
     GETS(PIPESHARD_E_FORKED, pipeshard_session_add(session, NULL, "x", &error));

@@ -39,6 +39,8 @@ void capabilities(Plugin & plugin) {
         CHECK(caps->base.uid == Capabilities::uid() && caps->count == (guid[0] ? 1u : 2u) && caps->backends == 3 && caps->flags[0] == 0);
         bool found = false;
         for (size_t i = 0; i < caps->count; i++) {
+            // the card says 100,000 MB, which hosts would take for too much
+            CHECK(caps->budgets[i] > 1 && caps->budgets[i] <= number("small"));
             found |= argument("guid") == caps->guids[i] && std::strcmp(caps->names[i], "tiny") == 0;
         }
         CHECK(found);

@@ -95,6 +95,66 @@ fn the_peak_is_that_of_the_larger_phase() {
     assert!(vision.bytes_evicted >= vision.bytes_restored);
 }
 
+/// A language model of 46 MiB, which an encoder has to take memory from.
+const LARGE: &[&str] = &["--layers=24", "--type=f16"];
+
+/// A run of that model in residents of a MiB each, with the usual decisions: weights are resident as far as there is room.
+fn beside_large(name: &str, pictures: &[&Path], budget: u64) -> Encoded {
+    let flags = within(budget);
+    let mut flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    flags.extend(OF_LARGE);
+    let env = [
+        ("PIPESHARD_DEBUG_CANDIDATE", "usual"),
+        ("PIPESHARD_DEBUG_CHUNK_BYTES", "1M"),
+    ];
+    let language = synthetic("tiny-qwen2vl", LARGE);
+    Encoded::run_with(&language, name, pictures, &flags, &env)
+}
+
+/// A context of which a cache does not take more than weights do, and pictures of 192 tokens.
+const OF_LARGE: &[&str] = &["-c", "768", "--image-max-tokens", "192"];
+
+#[test]
+fn residents_make_way_for_an_encode_and_come_back() {
+    let (first, second) = (picture(448, 336), picture(336, 448));
+    let pictures = [&first as &Path, &second];
+    let language = synthetic("tiny-qwen2vl", LARGE);
+    let flags = [&["--no-repack"], OF_LARGE].concat();
+    let stock = Encoded::run_with(&language, "evicted-stock", &pictures, &flags, &[]).worked();
+    let roomy = beside_large("evicted-roomy", &pictures, 300 * MIB).worked();
+    let all = &roomy.report().peak;
+    assert_eq!(roomy.vision().bytes_evicted, 0);
+    assert!(all.resident > 40 * MIB && all.slots == 0);
+    // with all weights of the language model and a tenth of what the encoder takes; and where some of them are streamed
+    let budgets = [
+        all.total - 9 * all.vision / 10,
+        all.total - all.resident / 2,
+        all.total - 3 * all.resident / 4,
+    ];
+    let mut streams = 0;
+    for budget in budgets {
+        let ours = beside_large("evicted-ours", &pictures, budget).worked();
+        assert!(stock.embeddings == ours.embeddings, "{budget}");
+        assert_eq!(stock.finished.stdout, ours.finished.stdout, "{budget}");
+        ours.assert_healthy(budget);
+        let (vision, report) = (ours.vision(), ours.report());
+        // from the text before the first picture to the encoder and back, and the same for the second
+        assert_eq!((vision.encodes, vision.phase_changes), (2, 4), "{budget}");
+        // more than the encoder takes was resident, and no more of it went than was needed
+        let holds = report.peak.resident + report.peak.slots;
+        assert!(holds > report.peak.vision, "{budget}: {:?}", report.peak);
+        let evicted = vision.bytes_evicted;
+        assert!(evicted < 2 * report.peak.vision, "{budget}: {vision:?}");
+        assert_eq!(vision.bytes_restored, evicted, "{budget}");
+        assert_eq!(report.held.resident, report.peak.resident, "{budget}");
+        streams += u64::from(report.peak.slots > 0);
+        if report.peak.slots == 0 {
+            assert!(evicted >= 4 * MIB, "{budget}: {vision:?}");
+        }
+    }
+    assert!(streams < budgets.len() as u64 && streams > 0);
+}
+
 #[test]
 fn an_encoder_that_has_room_stays() {
     let picture = picture(448, 336);

@@ -206,6 +206,39 @@ PIPESHARD_API int pipeshard_wake(pipeshard_device * device, pipeshard_error ** e
 PIPESHARD_API char * pipeshard_report(pipeshard_device * device);
 PIPESHARD_API char * pipeshard_metrics(pipeshard_device * device);
 
+/* ---------------------------------------------------------------------------------------------------------------- predict */
+
+typedef struct {
+    uint32_t     size;
+    uint32_t     context;       /* tokens; 0: as many as the model was trained for, or as fit */
+    const char * path;          /* the GGUF, whose header is read */
+    const char * type_k;        /* of the KV cache: "f16" (NULL), "q8_0", ... */
+    const char * type_v;
+    uint64_t     budget;        /* bytes; 0: the device's */
+    uint32_t     prompt_tokens; /* of the conversation that is predicted; 0: what is usual for the context */
+    uint32_t     answer_tokens; /* 0: what is usual */
+} pipeshard_prediction_query;
+
+typedef struct {
+    uint32_t size;
+    uint32_t measured;          /* 1: this machine was measured; 0: the figures are those of a stated or an assumed machine */
+    uint64_t budget;            /* bytes that the prediction is for */
+    uint64_t minimum;           /* the smallest budget that works */
+    uint64_t everything;        /* with this one nothing would be streamed */
+    uint32_t context;           /* tokens */
+    uint32_t ubatch;            /* tokens per pass that suit the budget */
+    uint32_t prompt_tokens;     /* of the conversation */
+    uint32_t answer_tokens;
+    double   first_token_ms;
+    double   tokens_per_second; /* of the answer */
+} pipeshard_prediction;
+
+/* What a model would do within a budget, before it is loaded: some hundred milliseconds, and no memory of the GPU. It is within some 15 %
+ * of what runs take where this machine was measured: by the first session that is opened, or by `pipeshard profile`, kept in
+ * cache_dir or named as profile. PIPESHARD_E_BUDGET_TOO_SMALL: pipeshard_error_minimum says what works. */
+PIPESHARD_API int pipeshard_predict(pipeshard_device * device, const pipeshard_prediction_query * query, pipeshard_prediction * prediction,
+                                    pipeshard_error ** error);
+
 /* ------------------------------------------------------------------------------------------------------------------ model */
 
 /* How far loading is, from 0 to 1. Return 0 to go on, anything else to stop (PIPESHARD_E_CANCELLED). */

@@ -4,7 +4,6 @@ use crate::boundary::{call, optional, read, text, write};
 use crate::failure::{CError, Code, Failure};
 use crate::handles::Table;
 use crate::process::{self, Use};
-use crate::session::Session;
 use crate::types::{BudgetRequest, DeviceConfig, Limits, NO_PAGE_LOCK};
 use pipeshard_sim as sim;
 use pipeshard_sys as ffi;
@@ -63,6 +62,33 @@ impl Drop for Simulated {
     }
 }
 
+/// What is open on a device, and can give its memory back.
+pub trait Sleeper: Send + Sync {
+    /// Keeps others from using it.
+    ///
+    /// # Errors
+    /// Somebody uses it.
+    fn claim(&self) -> Result<Box<dyn Claimed + '_>, Failure>;
+
+    /// Takes its memory again, unless somebody uses it, who does so.
+    ///
+    /// # Errors
+    /// There is no room for it: it goes on sleeping.
+    fn wake(&self) -> Result<(), Failure>;
+
+    /// Reports whether it sleeps; one that is used does not.
+    fn is_asleep(&self) -> bool;
+}
+
+/// Such a thing while nobody else can use it.
+pub trait Claimed {
+    /// Gives its memory back.
+    ///
+    /// # Errors
+    /// The host has no memory for what has to be kept.
+    fn sleep(&self) -> Result<(), Failure>;
+}
+
 /// A device that is open. Members are dropped in their order.
 pub struct Device {
     attached: Attached,
@@ -72,7 +98,7 @@ pub struct Device {
     /// What is said ahead of each context: whether its ubatch is the plan's.
     ubatch_is_free: Arc<AtomicBool>,
     /// Sessions that were opened, for those who put them to sleep.
-    pub sessions: Mutex<Vec<Weak<Session>>>,
+    sessions: Mutex<Vec<Weak<dyn Sleeper>>>,
     /// One context is made at a time.
     making: Mutex<()>,
     _use: Use,
@@ -170,8 +196,14 @@ impl Device {
         Failure::new(otherwise, text)
     }
 
+    /// A session was opened.
+    pub fn opened(&self, session: &Arc<dyn Sleeper>) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.push(Arc::downgrade(session));
+    }
+
     /// The sessions that are open.
-    fn sessions(&self) -> Vec<Arc<Session>> {
+    fn sessions(&self) -> Vec<Arc<dyn Sleeper>> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|session| session.strong_count() > 0);
         sessions.iter().filter_map(Weak::upgrade).collect()
@@ -180,12 +212,10 @@ impl Device {
     fn sleep(&self) -> Result<(), Failure> {
         let sessions = self.sessions();
         // all of them, or none
-        let busy = sessions.iter().map(|session| session.begin());
+        let busy = sessions.iter().map(|session| session.claim());
         let busy: Vec<_> = busy.collect::<Result<_, _>>()?;
-        for (session, busy) in sessions.iter().zip(&busy) {
-            session.sleep(busy)?;
-        }
-        log::after(|| control::give_back(self.gate()));
+        busy.iter().try_for_each(|session| session.sleep())?;
+        log::after(|| control::give_back(self.gate(), None)).map_err(|why| failure_of(&why))?;
         Ok(())
     }
 
@@ -239,7 +269,7 @@ impl Device {
 }
 
 /// The budget that a refusal of the planner's names: "a budget of … the smallest that works is 23M (23583232 bytes): …".
-fn named_budget(text: &str) -> Option<u64> {
+pub fn named_budget(text: &str) -> Option<u64> {
     let (before, _) = text
         .rsplit_once(" bytes)")
         .filter(|_| text.contains("budget"))?;

@@ -11,6 +11,7 @@
 //! | what can be opened | [`device`] | a runtime that is attached, and its budget |
 //! | | [`model`], [`chat`], [`media`] | a model, its chat template, its images and sound |
 //! | | [`session`] | conversations and answers |
+//! | before | [`predict`] | what a model would do within a budget, by its file's header |
 //!
 //! llama.cpp is linked in from archives, with its own copy of everything. Only functions marked `no_mangle` are visible outside.
 //! crates/pipeshard-nvigi, the plug-in for NVIGI-shaped hosts, is made of the same files, where none of these functions is visible.
@@ -23,6 +24,7 @@ mod failure;
 mod handles;
 mod media;
 mod model;
+mod predict;
 mod process;
 mod session;
 mod types;

@@ -18,6 +18,8 @@ macro_rules! sized {
 }
 sized!(
     DeviceConfig,
+    PredictionQuery,
+    Prediction,
     BudgetRequest,
     Limits,
     ModelConfig,
@@ -80,6 +82,35 @@ pub struct Limits {
     pub by_driver: u64,
     pub waited_ms: f64,
     pub moved_ms: f64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PredictionQuery {
+    pub size: u32,
+    pub context: u32,
+    pub path: *const c_char,
+    pub type_k: *const c_char,
+    pub type_v: *const c_char,
+    pub budget: u64,
+    pub prompt_tokens: u32,
+    pub answer_tokens: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Prediction {
+    pub size: u32,
+    pub measured: u32,
+    pub budget: u64,
+    pub minimum: u64,
+    pub everything: u64,
+    pub context: u32,
+    pub ubatch: u32,
+    pub prompt_tokens: u32,
+    pub answer_tokens: u32,
+    pub first_token_ms: f64,
+    pub tokens_per_second: f64,
 }
 
 #[repr(C)]

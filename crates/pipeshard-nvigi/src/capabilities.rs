@@ -5,7 +5,8 @@ use crate::abi::{
 };
 use crate::boundary::c_text;
 use crate::chain::{check, field, text, View};
-use crate::creation::roots;
+use crate::creation::{roots, smallest_budgets};
+use crate::instance;
 use crate::models;
 use crate::refusal::{call, note, Refusal};
 use std::ffi::{c_char, CString};
@@ -35,7 +36,7 @@ pub fn forget() {
     *ANSWERS.lock().unwrap_or_else(PoisonError::into_inner) = Vec::new();
 }
 
-fn answer(found: &[models::Found]) -> Answer {
+fn answer(found: &[models::Found], budgets: Vec<usize>) -> Answer {
     let texts: Vec<CString> = found
         .iter()
         .flat_map(|model| [c_text(&model.guid), c_text(&model.name)])
@@ -47,8 +48,6 @@ fn answer(found: &[models::Found]) -> Answer {
         .step_by(2)
         .map(|t| t.as_ptr())
         .collect();
-    // not known before the model is opened: createInstance names the smallest budget where one is too small
-    let budgets = vec![0; found.len()];
     let flags = vec![0; found.len()];
     let samplers = Box::new(GptSamplerParameters::usual());
     let mut base = Base::new(CommonCapabilities::UID, CommonCapabilities::VERSION);
@@ -115,7 +114,8 @@ pub unsafe extern "C" fn get_capabilities(out: *mut *const Base, parameters: *co
                 format!("there is no model in {}", roots.join(" or ")),
             ));
         }
-        let answer = answer(&found);
+        let _one = instance::one_at_a_time();
+        let answer = answer(&found, smallest_budgets(parameters, &found));
         *out = std::ptr::from_ref(&*answer.common).cast();
         let mut answers = ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
         answers.push(answer);

@@ -11,12 +11,13 @@ use crate::inputs::{refuse_loras, Sampling, Settings};
 use crate::instance::{self, Instance};
 use crate::model::{pipeshard_model_close, pipeshard_model_info, pipeshard_model_open, CModel};
 use crate::models::{self, Found};
-use crate::refusal::{call, library, Refusal};
-use crate::session::{pipeshard_session_open, CSession};
+use crate::predict::pipeshard_predict;
+use crate::refusal::{call, library, note, Refusal};
+use crate::session::exports::{pipeshard_session_open, CSession};
 use crate::shared::{Share, Wanted};
-use crate::types::{ModelConfig, SessionConfig, NO_PAGE_LOCK};
+use crate::types::{ModelConfig, Prediction, PredictionQuery, SessionConfig, NO_PAGE_LOCK};
 use std::ffi::CStr;
-use std::mem::size_of;
+use std::mem::{size_of, zeroed};
 
 /// `PipeshardCreationParameters.flags`: blocking evaluations call back with each piece, as others do.
 const STREAM: u32 = 2;
@@ -209,6 +210,56 @@ fn has_template(model: &OpenModel) -> bool {
     unsafe { crate::boundary::pipeshard_free(info) };
     let info: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     info["chat_template"].as_bool().unwrap_or(false)
+}
+
+/// The smallest budget that works for a model, in bytes, by its header: no weights are read.
+fn smallest_budget(
+    share: &Share,
+    found: &Found,
+    gpt: Option<View<GptCreationParameters>>,
+) -> Result<u64, Refusal> {
+    let path = c_text(&found.file.to_string_lossy());
+    let context = field!(gpt, GptCreationParameters.context, 1, 512);
+    let type_k = field!(gpt, GptCreationParameters.type_k, 2, 1);
+    let type_v = field!(gpt, GptCreationParameters.type_v, 2, 1);
+    // SAFETY: valid with all bits zero.
+    let (mut query, mut told): (PredictionQuery, Prediction) = unsafe { zeroed() };
+    query.size = size_of::<PredictionQuery>() as u32;
+    query.path = path.as_ptr();
+    query.context = u32::try_from(context).unwrap_or(0);
+    query.type_k = kv_type(type_k, "cacheTypeK")?.as_ptr();
+    query.type_v = kv_type(type_v, "cacheTypeV")?.as_ptr();
+    told.size = size_of::<Prediction>() as u32;
+    // SAFETY: texts live through the call.
+    let predicted =
+        library(|error| unsafe { pipeshard_predict(share.device, &query, &mut told, error) });
+    match predicted {
+        Ok(()) => Ok(told.minimum),
+        Err(why) if why.minimum > 0 => Ok(why.minimum),
+        Err(why) => Err(why),
+    }
+}
+
+/// The smallest budgets of models, in MB of 1024 * 1024 bytes, rounded up; 0 where one cannot be found. The GPU is opened for it, unless
+/// instances have it open.
+///
+/// # Safety
+/// A chain of a host's.
+pub unsafe fn smallest_budgets(chain: *const Base, found: &[Found]) -> Vec<usize> {
+    let gpt = View::<GptCreationParameters>::find(chain);
+    let share = asked(chain).and_then(|asked| Share::borrow(&asked.device));
+    let share = match share {
+        Ok(share) => share,
+        Err(why) => {
+            note(&why);
+            return vec![0; found.len()];
+        }
+    };
+    let smallest = found.iter().map(|found| {
+        let bytes = smallest_budget(&share, found, gpt).inspect_err(note);
+        bytes.unwrap_or(0).div_ceil(1 << 20) as usize
+    });
+    smallest.collect()
 }
 
 unsafe fn open_session(

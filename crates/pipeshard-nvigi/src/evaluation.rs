@@ -8,7 +8,7 @@ use crate::instance::{Instance, Turn};
 use crate::outputs::{fill, nothing, of_host, set, Outputs};
 use crate::poll::Poll;
 use crate::refusal::{call, library, note, tell, Kind, Refusal};
-use crate::session::{
+use crate::session::exports::{
     pipeshard_generate, pipeshard_session_add, pipeshard_session_clear,
     pipeshard_session_get_state, pipeshard_session_truncate, CSession,
 };

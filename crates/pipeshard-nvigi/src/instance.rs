@@ -5,7 +5,7 @@ use crate::chain::{field, View};
 use crate::inputs::Settings;
 use crate::poll::Poll;
 use crate::refusal::{call, Refusal};
-use crate::session::{pipeshard_cancel, pipeshard_session_close, CSession};
+use crate::session::exports::{pipeshard_cancel, pipeshard_session_close, CSession};
 use crate::shared::Share;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

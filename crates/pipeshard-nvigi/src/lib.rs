@@ -63,6 +63,9 @@ mod media;
 #[path = "../../pipeshard-capi/src/model.rs"]
 mod model;
 #[allow(dead_code)]
+#[path = "../../pipeshard-capi/src/predict.rs"]
+mod predict;
+#[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/process.rs"]
 mod process;
 #[allow(dead_code)]

@@ -4,7 +4,7 @@ use crate::abi::{execution, result, Context};
 use crate::instance::Instance;
 use crate::outputs::{fill, of_host, set};
 use crate::refusal::{answer, call, Refusal};
-use crate::session::pipeshard_cancel;
+use crate::session::exports::pipeshard_cancel;
 use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
 use std::time::Instant;

@@ -134,6 +134,18 @@ impl Share {
         })
     }
 
+    /// The device to ask something of it, which leaves the budget as it is: the one that is open, whatever its settings, or another.
+    pub fn borrow(wanted: &Wanted) -> Result<Self, Refusal> {
+        if let Some(open_now) = &mut *lock() {
+            open_now.users += 1;
+            return Ok(Share {
+                device: open_now.device,
+                budget: 0,
+            });
+        }
+        Self::take(wanted, 0)
+    }
+
     /// As `IPipeshard` has it: the budget of all instances from now on, in bytes.
     ///
     /// # Safety

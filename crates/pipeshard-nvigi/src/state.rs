@@ -4,7 +4,7 @@ use crate::abi::InferenceInstance;
 use crate::evaluation::state_of;
 use crate::instance::Instance;
 use crate::refusal::{library, value, Refusal};
-use crate::session::{pipeshard_session_restore, pipeshard_session_save};
+use crate::session::exports::{pipeshard_session_restore, pipeshard_session_save};
 use std::ffi::c_int;
 use std::sync::{Arc, PoisonError};
 

@@ -72,6 +72,10 @@ pub struct SynthArgs {
     #[arg(long, value_name = "N", value_parser = count)]
     embedding: Option<u32>,
 
+    /// Attention heads, each with keys and values of its own.
+    #[arg(long, value_name = "N", value_parser = count)]
+    heads: Option<u32>,
+
     /// Width of the dense feed-forward network.
     #[arg(long, value_name = "N", value_parser = count)]
     feed_forward: Option<u32>,
@@ -128,6 +132,8 @@ impl SynthArgs {
         };
         set(&mut spec.layers, self.layers);
         set(&mut spec.embedding, self.embedding);
+        set(&mut spec.heads, self.heads);
+        set(&mut spec.kv_heads, self.heads);
         set(&mut spec.feed_forward, self.feed_forward);
         set(&mut spec.vocabulary, self.vocabulary);
         set(&mut spec.context, self.context);

@@ -98,8 +98,8 @@ mod tests {
             "needs 500 MiB for compute buffers",
             "200 MiB of the budget of 1000 MiB are left",
             "--pipeshard-vram 1300M (1363148800 bytes)",
-            // four patches each, of 5.5 times 1,280 values
-            "--image-max-tokens 1860,",
+            // four patches each, of 4.5 times 1,280 values
+            "--image-max-tokens 2273,",
             "--no-mmproj-offload",
         ] {
             assert!(said.contains(part), "{part}: {said}");

@@ -2,5 +2,6 @@
 
 pub mod attempts;
 pub mod context;
+pub mod foresee;
 pub mod planner;
 pub mod saved;

@@ -169,7 +169,7 @@ fn rewritten(grid: Grid) -> (Vec<f32>, usize) {
 fn rewritten_in(grid: Grid, runs: &[Run]) -> (Vec<f32>, usize) {
     let scheduler = Scheduler::new();
     let layers = layers(grid, scheduler.backends, 512);
-    let (mut context, windows) = (None, (runs, grid.patches()));
+    let (mut context, windows) = (None, of(runs, grid));
     // SAFETY: the graph was not split, and the context is empty.
     let batched = unsafe { batch_windows(layers.graph, &mut context, scheduler.backends, windows) };
     let batched = batched.expect("it is as expected").expect("it has a mask");
@@ -184,11 +184,20 @@ fn rewritten_in(grid: Grid, runs: &[Run]) -> (Vec<f32>, usize) {
     done
 }
 
+fn of(runs: &[Run], grid: Grid) -> Windows<'_> {
+    Windows {
+        runs,
+        patches: grid.patches(),
+        fills_mask: false,
+    }
+}
+
 fn grid(width: u32, height: u32) -> Grid {
     Grid {
         width,
         height,
         window: 4,
+        merged: 2,
     }
 }
 
@@ -277,7 +286,7 @@ fn a_graph_that_comes_again_is_rewritten_again() {
         nodes.iter().map(|&node| (node, (*node).src)).collect()
     };
     let mut rewrite = |graph| {
-        let windows = (&runs[..], grid.patches());
+        let windows = of(&runs, grid);
         // SAFETY: the graph was not split.
         let batched = unsafe { batch_windows(graph, &mut context, scheduler.backends, windows) };
         assert!(matches!(batched, Ok(Some(_))), "{batched:?}");
@@ -316,7 +325,7 @@ fn what_cannot_be_rewritten_stays_as_it_is() {
                 layers.graph,
                 &mut None,
                 scheduler.backends,
-                (&grid.runs(nodes_of), grid.patches()),
+                of(&grid.runs(nodes_of), grid),
             );
             assert_ne!((*layers.mask).flags & ffi::GGML_TENSOR_FLAG_INPUT as i32, 0);
             (result, ffi::ggml_graph_n_nodes(layers.graph) == before)

@@ -1,9 +1,12 @@
 //! What a context holds, and bringing it to what it should hold.
 
+use super::activity::Activity;
+use super::context::Settings;
 use super::conversation::{tokens_of, Conversation};
-use super::Session;
+use crate::device::named_budget;
 use crate::failure::{Code, Failure};
 use crate::media::{Chunk, Part};
+use crate::model::Model;
 use crate::process::with_errors;
 use pipeshard_llama::{Batch, Context, LlamaError};
 use runtime::hook::stopping::watching;
@@ -66,6 +69,8 @@ pub enum Place {
 /// A context, and what it holds.
 pub struct Work {
     pub place: Place,
+    /// What contexts are made with, and compute with: dropped after them.
+    pub settings: Settings,
     pub held: Vec<Piece>,
     pub conversation: Conversation,
     /// Tokens that there is room for.
@@ -75,6 +80,52 @@ pub struct Work {
 }
 
 impl Work {
+    /// Keeps the KV cache in host memory, and frees the context.
+    ///
+    /// # Errors
+    /// The host has no memory for it.
+    pub fn sleep(&mut self) -> Result<(), Failure> {
+        if let Place::Asleep(_) = self.place {
+            return Ok(());
+        }
+        let cache = self.cache();
+        if cache.is_empty() && !self.held.is_empty() {
+            return Err(Failure::new(
+                Code::NoMemory,
+                "the host has no memory for the KV cache of a session",
+            ));
+        }
+        self.place = Place::Asleep(cache);
+        Ok(())
+    }
+
+    /// Makes the context again, if the session sleeps.
+    ///
+    /// # Errors
+    /// There is no room for it: it goes on sleeping.
+    pub fn wake(&mut self, model: &Model) -> Result<(), Failure> {
+        let Place::Asleep(cache) = &self.place else {
+            return Ok(());
+        };
+        let mut context = self.settings.make(model)?;
+        if !cache.is_empty() {
+            let taken = context.set_sequence_state(0, cache);
+            taken
+                .map_err(|_| Failure::new(Code::Internal, "llama.cpp refuses its own KV cache"))?;
+        }
+        self.place = Place::Awake(context);
+        Ok(())
+    }
+
+    /// The KV cache as bytes; none where it is empty.
+    pub fn cache(&mut self) -> Vec<u8> {
+        match &mut self.place {
+            Place::Awake(context) if !self.held.is_empty() => context.sequence_state(0),
+            Place::Awake(_) => Vec::new(),
+            Place::Asleep(cache) => cache.clone(),
+        }
+    }
+
     /// The context.
     ///
     /// # Errors
@@ -110,19 +161,19 @@ impl Work {
 
     /// Brings the context to what the conversation is so far, so that there are logits for what comes next. Returns how many tokens
     /// were evaluated, and how many did not have to be.
-    pub fn catch_up(&mut self, session: &Session) -> Result<(u32, u32), Failure> {
+    pub fn catch_up(&mut self, activity: &Activity) -> Result<(u32, u32), Failure> {
         let parts = match self.conversation.without_roles {
             true => {
                 let conversation = &mut self.conversation;
                 let begins = conversation.tokens.is_empty();
                 if begins || !conversation.text.is_empty() {
-                    let more = tokens_of(&session.model, &conversation.text, begins)?;
+                    let more = tokens_of(&activity.model, &conversation.text, begins)?;
                     conversation.tokens.extend(more);
                     conversation.text.clear();
                 }
                 vec![Part::Tokens(conversation.tokens.clone())]
             }
-            false => self.conversation.prompt(&session.model)?,
+            false => self.conversation.prompt(&activity.model)?,
         };
         let (steps, wanted) = steps_of(parts);
         if wanted.is_empty() {
@@ -146,12 +197,17 @@ impl Work {
         self.keep(same)?;
         let reused = taken(&self.held);
         let skip = self.held.len();
-        self.run(session, steps, skip)?;
+        self.run(activity, steps, skip)?;
         Ok((needed - reused, reused))
     }
 
     /// Evaluates the pieces of `steps` behind the first `skip`.
-    fn run(&mut self, session: &Session, steps: Vec<Step>, mut skip: usize) -> Result<(), Failure> {
+    fn run(
+        &mut self,
+        activity: &Activity,
+        steps: Vec<Step>,
+        mut skip: usize,
+    ) -> Result<(), Failure> {
         let count = steps.len();
         for (index, step) in steps.into_iter().enumerate() {
             let last = index + 1 == count;
@@ -159,10 +215,10 @@ impl Work {
                 Step::Tokens(tokens) => {
                     let begin = skip.min(tokens.len());
                     skip -= begin;
-                    self.tokens(session, &tokens[begin..], last)?;
+                    self.tokens(activity, &tokens[begin..], last)?;
                 }
                 Step::Media(_) if skip > 0 => skip -= 1,
-                Step::Media(chunk) => self.media(session, &chunk, last)?,
+                Step::Media(chunk) => self.media(activity, &chunk, last)?,
             }
         }
         Ok(())
@@ -171,7 +227,7 @@ impl Work {
     /// Evaluates tokens behind what is held; logits are wanted for the last one, if for any.
     pub fn tokens(
         &mut self,
-        session: &Session,
+        activity: &Activity,
         tokens: &[i32],
         logits: bool,
     ) -> Result<(), Failure> {
@@ -186,7 +242,7 @@ impl Work {
                 batch.add(token, begin + i as i32, &[0], wanted);
             }
             let context = self.context()?;
-            let code = session.pass(true, || match context.decode(&mut batch) {
+            let code = activity.pass(true, || match context.decode(&mut batch) {
                 Ok(()) => 0,
                 Err(LlamaError::Decode { code, .. }) => code,
                 Err(_) => -1,
@@ -208,7 +264,7 @@ impl Work {
             left = &left[done..];
             if let Err(ended) = code {
                 self.recover(begin, done)?;
-                ended.go_on(session)?;
+                ended.go_on(activity)?;
             }
         }
         Ok(())
@@ -229,8 +285,8 @@ impl Work {
     }
 
     /// Encodes an image, and evaluates it behind what is held.
-    fn media(&mut self, session: &Session, chunk: &Chunk, logits: bool) -> Result<(), Failure> {
-        let projector = session.model.projector.as_ref();
+    fn media(&mut self, activity: &Activity, chunk: &Chunk, logits: bool) -> Result<(), Failure> {
+        let projector = activity.model.projector.as_ref();
         let encoder = projector.map(|p| p.encoder.lock().unwrap_or_else(PoisonError::into_inner));
         let Some(Some(encoder)) = encoder.as_deref() else {
             return Err(Failure::new(
@@ -242,13 +298,13 @@ impl Work {
         let past = positions(&self.held);
         // mtmd does not say where it ended, so memory is given back when it is over
         let context = self.context()?;
-        let ended = session.pass(false, || {
+        let ended = activity.pass(false, || {
             let (code, _) = encoder.evaluate(context, chunk, past, batch, logits);
             code
         });
         if let Err(ended) = ended {
             self.recover(past, 0)?;
-            return Err(ended.into_failure(session));
+            return Err(ended.into_failure(activity));
         }
         self.held.push(Piece::Media {
             id: chunk.id.clone(),
@@ -290,20 +346,21 @@ pub struct Ended {
 
 impl Ended {
     /// Goes on where the pass was ended for somebody who needed memory; fails where it was cancelled, or failed.
-    fn go_on(self, session: &Session) -> Result<(), Failure> {
-        if self.code == ENDED_EARLY && !session.stop.load(Ordering::Relaxed) {
-            session.noted(|state| state.evaluated_again += 1);
+    fn go_on(self, activity: &Activity) -> Result<(), Failure> {
+        if self.code == ENDED_EARLY && !activity.stop.load(Ordering::Relaxed) {
+            activity.noted(|state| state.evaluated_again += 1);
             return Ok(());
         }
-        Err(self.into_failure(session))
+        Err(self.into_failure(activity))
     }
 
-    fn into_failure(self, session: &Session) -> Failure {
-        if session.stop.load(Ordering::Relaxed) {
+    fn into_failure(self, activity: &Activity) -> Failure {
+        if activity.stop.load(Ordering::Relaxed) {
             return Failure::new(Code::Cancelled, "the generation was cancelled");
         }
         let (code, text) = match self.code {
-            1 => (
+            // mtmd says 1 as well where the encoder was refused memory
+            1 if named_budget(&self.errors).is_none() => (
                 Code::ContextFull,
                 "the KV cache has no room for the tokens".to_owned(),
             ),
@@ -312,11 +369,11 @@ impl Ended {
             }
             _ => (Code::Internal, self.errors),
         };
-        session.model.device.refused(code, text)
+        activity.model.device.refused(code, text)
     }
 }
 
-impl Session {
+impl Activity {
     /// Submits passes, which end early when the session is cancelled, and, if they may be repeated, when memory is wanted.
     fn pass(&self, may_be_repeated: bool, evaluate: impl FnOnce() -> i32) -> Result<(), Ended> {
         let (code, errors) = with_errors(|| watching(&self.stop, may_be_repeated, evaluate));

@@ -1,8 +1,8 @@
 //! Answers: sampling, whole characters, texts that end an answer, an even pace.
 
+use super::activity::Activity;
 use super::conversation::{Conversation, Message};
 use super::evaluate::Work;
-use super::Session;
 use crate::boundary::{optional, required};
 use crate::chat::grammar_of;
 use crate::failure::{Code, Failure};
@@ -168,7 +168,7 @@ impl<'w> Text<'w> {
             false => self.may_begin(&text),
         };
         let certain = text[..text.len() - keep].to_owned();
-        let rest = text[text.len() - keep..].as_bytes().to_vec();
+        let rest = text.as_bytes()[text.len() - keep..].to_vec();
         let unfinished = self.waiting.split_off(whole);
         self.waiting = rest;
         self.waiting.extend(unfinished);
@@ -252,7 +252,7 @@ fn bytes_of(model: &Model, token: i32) -> Vec<u8> {
     }
 }
 
-impl Session {
+impl Activity {
     /// Answers. `piece` gets what comes, and says whether to go on.
     pub fn answer(
         &self,
@@ -268,7 +268,6 @@ impl Session {
             state.evaluated_again = 0;
             (state.prompt_ms, state.generate_ms) = (0.0, 0.0);
         });
-        self.awake(work)?;
         let (evaluated, reused) = work.catch_up(self)?;
         let mut text = Text::new(&wish.stop);
         let before = work.conversation.tokens.len();

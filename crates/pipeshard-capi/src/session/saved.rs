@@ -1,10 +1,10 @@
 //! A conversation as bytes: what was said, what the KV cache holds, and the cache itself.
 
 use super::conversation::{Conversation, Message};
-use super::evaluate::{Piece, Place, Work};
-use super::Session;
+use super::evaluate::{Piece, Work};
 use crate::failure::{Code, Failure};
 use crate::media::{Bitmap, Shape};
+use crate::model::Model;
 use pipeshard_sys::BUILD_ID;
 use serde_json::{json, Value};
 
@@ -88,37 +88,26 @@ fn messages_of(head: &Value, bytes: &mut &[u8]) -> Result<Vec<Message>, Failure>
 }
 
 impl Work {
-    /// The KV cache as bytes; none where it is empty.
-    pub fn cache(&mut self) -> Vec<u8> {
-        match &mut self.place {
-            Place::Awake(context) if !self.held.is_empty() => context.sequence_state(0),
-            Place::Awake(_) => Vec::new(),
-            Place::Asleep(cache) => cache.clone(),
-        }
-    }
-}
-
-impl Session {
     /// The conversation as bytes.
-    pub fn saved(&self, work: &mut Work) -> Vec<u8> {
-        let conversation = &work.conversation;
+    pub fn saved(&mut self, model: &Model) -> Vec<u8> {
+        let conversation = &self.conversation;
         let messages = conversation.messages.iter().map(|message| {
             let media: Vec<Value> = message.media.iter().map(head_of_media).collect();
             json!({ "role": message.role, "text": message.text, "media": media })
         });
         let head = json!({
             "build": BUILD_ID,
-            "model": self.model.identity(),
+            "model": model.identity(),
             "messages": messages.collect::<Vec<_>>(),
             "text": conversation.text,
             "tokens": conversation.tokens,
             "without_roles": conversation.without_roles,
-            "held": work.held.iter().map(head_of_piece).collect::<Vec<_>>(),
+            "held": self.held.iter().map(head_of_piece).collect::<Vec<_>>(),
         });
         let head = head.to_string().into_bytes();
         let media = conversation.messages.iter().flat_map(|m| &m.media);
         let media: Vec<u8> = media.flat_map(Bitmap::bytes).copied().collect();
-        let cache = work.cache();
+        let cache = self.cache();
         let mut all = MAGIC.to_vec();
         for part in [&head, &media, &cache] {
             all.extend((part.len() as u64).to_le_bytes());
@@ -129,12 +118,12 @@ impl Session {
         all
     }
 
-    /// Takes over what [`Session::saved`] gave.
+    /// Takes over what [`Work::saved`] gave.
     ///
     /// # Errors
     /// It is damaged, or of another model or build, or too large. The session is as it was, but where the KV cache is refused, which
     /// leaves it empty.
-    pub fn restore(&self, work: &mut Work, bytes: &[u8]) -> Result<(), Failure> {
+    pub fn restore(&mut self, model: &Model, bytes: &[u8]) -> Result<(), Failure> {
         let mut rest = bytes;
         let not_one = || damaged("it is none, or of another version of pipeshard");
         let magic = take(&mut rest, MAGIC.len() as u64).ok_or_else(not_one)?;
@@ -153,7 +142,7 @@ impl Session {
         let cache = take(&mut rest, length(2)).ok_or_else(cut)?;
         let head: Value =
             serde_json::from_slice(head).map_err(|_| damaged("its head is damaged"))?;
-        if head["build"] != BUILD_ID || head["model"] != self.model.identity() {
+        if head["build"] != BUILD_ID || head["model"] != model.identity() {
             return Err(damaged(
                 "it is of another model, or of another build of pipeshard",
             ));
@@ -161,7 +150,7 @@ impl Session {
         let held = head["held"].as_array().map_or(&[][..], Vec::as_slice);
         let held: Option<Vec<Piece>> = held.iter().map(piece_of).collect();
         let held = held.ok_or_else(|| damaged("its tokens are damaged"))?;
-        let room = work.room;
+        let room = self.room;
         if super::evaluate::taken(&held) >= room {
             return Err(Failure::new(
                 Code::ContextFull,
@@ -178,16 +167,16 @@ impl Session {
             text: head["text"].as_str().unwrap_or_default().to_owned(),
             without_roles: head["without_roles"].as_bool().unwrap_or(false),
         };
-        self.awake(work)?;
-        work.forget();
+        self.wake(model)?;
+        self.forget();
         if !held.is_empty() {
-            let taken = work.context()?.set_sequence_state(0, cache);
+            let taken = self.context()?.set_sequence_state(0, cache);
             taken.map_err(|_| {
                 damaged("llama.cpp refuses its KV cache: the session's cache may have other types")
             })?;
         }
-        work.held = held;
-        work.conversation = conversation;
+        self.held = held;
+        self.conversation = conversation;
         Ok(())
     }
 }

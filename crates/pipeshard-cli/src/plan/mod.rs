@@ -23,8 +23,8 @@ pub(crate) use self::question::Question;
 pub(crate) use self::style::{rate, time};
 use crate::habits::{cache_type, count, positive, FlashAttn, ModelFile, NotTaken};
 use crate::no_gpu;
-use pipeshard::hook::accounts::backend_reserve;
 use pipeshard::hook::config::WORKLOAD;
+use pipeshard::hook::planning::foresee::{request_of, ForeseenDevice};
 use pipeshard::hook::tower::units::Rounding;
 use pipeshard::plan_cache::{Place, PlanCache};
 use pipeshard::profile::{default_threads, file_of_user, key_of_host, Cache};
@@ -32,11 +32,9 @@ use pipeshard_gguf::{inventory_of, InventoryError};
 use pipeshard_model::inventory::{DType, Inventory};
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::constants::conversation::UBATCHES;
-use pipeshard_plan::plan::{
-    default_small_threshold, units_from_inventory, PlanError, PlanInput, SavedPlan,
-};
+use pipeshard_plan::plan::{PlanError, SavedPlan};
 use pipeshard_plan::profile::{WhatIf, WhatIfError};
-use pipeshard_plan::request::{ContextRequest, PlanRequest, StatedWorkload};
+use pipeshard_plan::request::{ContextRequest, StatedWorkload};
 use pipeshard_sim::{SimSpec, SpecError};
 
 /// The most tokens that llama.cpp's tools hand over at a time, and so the largest ubatch, unless they are told to.
@@ -425,29 +423,14 @@ pub(crate) fn question<'a>(
         });
     }
     let reserve = args.reserve.map(|size| size.0);
-    let expected = |ubatch| match (reserve, machine.real_card) {
-        (None, true) => backend_reserve::expected_for(inventory, ubatch),
-        _ => 0,
-    };
-    let pools = |ubatch| (ubatch, expected(ubatch));
     let simulated = simulated(args)?;
-    let granularity = simulated.map_or(args.granularity.0, |spec| spec.granularity);
-    let units = units_from_inventory(inventory, default_small_threshold(inventory));
-    let memory = PlanInput::new(units, Vec::new(), u64::MAX);
+    let device = ForeseenDevice {
+        real_card: machine.real_card,
+        granularity: simulated.map_or(args.granularity.0, |spec| spec.granularity),
+        reserve,
+    };
     Ok(Question {
-        request: PlanRequest {
-            inventory,
-            context,
-            workload,
-            pools: context.ubatches().into_iter().map(pools).collect(),
-            memory: PlanInput {
-                // a run measures graphs with a buffer of its own, as small as the device allows
-                reserve: reserve.unwrap_or(0) + memory.alignment.next_multiple_of(granularity),
-                granularity,
-                ..memory
-            },
-            forced: None,
-        },
+        request: request_of(inventory, context, workload, device, u64::MAX),
         reserve,
         kept: match args.explain {
             // who wants to know what was tried has it tried

@@ -1,0 +1,141 @@
+//! What a session does now, who does it, and how it is ended.
+
+use crate::failure::{Code, Failure};
+use crate::model::Model;
+use crate::types::State;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Who does something with a session.
+#[derive(Default)]
+pub struct Doing {
+    /// The thread that does.
+    pub thread: Option<libc::pthread_t>,
+    /// A thread of our own: it is joined by who closes.
+    pub own: Option<JoinHandle<()>>,
+    pub closed: bool,
+}
+
+/// What a session does.
+pub struct Activity {
+    pub model: Arc<Model>,
+    /// Ends what is being done.
+    pub stop: AtomicBool,
+    state: Mutex<State>,
+    doing: Mutex<Doing>,
+    /// Nothing is done any more, or the session was cancelled.
+    changed: Condvar,
+}
+
+/// The right to do something with a session; others get `PIPESHARD_E_BUSY`.
+pub struct Busy<'a>(pub &'a Activity);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.noted(|state| state.busy = 0);
+        self.0.doing().thread = None;
+        self.0.changed.notify_all();
+    }
+}
+
+/// The lock, also where somebody panicked: what is behind it is as good as it was.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Activity {
+    /// Nothing is done.
+    pub fn new(model: Arc<Model>, state: State) -> Self {
+        Activity {
+            model,
+            stop: AtomicBool::new(false),
+            state: Mutex::new(state),
+            doing: Mutex::new(Doing::default()),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Who does something.
+    pub fn doing(&self) -> MutexGuard<'_, Doing> {
+        locked(&self.doing)
+    }
+
+    /// What pipeshard_session_get_state says.
+    pub fn state(&self) -> State {
+        *locked(&self.state)
+    }
+
+    /// Changes what pipeshard_session_get_state says.
+    pub fn noted(&self, change: impl FnOnce(&mut State)) {
+        change(&mut locked(&self.state));
+    }
+
+    /// Begins to do something.
+    pub fn begin(&self) -> Result<Busy<'_>, Failure> {
+        let mut doing = self.doing();
+        if doing.closed {
+            return Err(Failure::invalid("session is not open: it was closed"));
+        }
+        if doing.thread.is_some() {
+            return Err(Failure::new(
+                Code::Busy,
+                "the session does something already: wait for it, or cancel it",
+            ));
+        }
+        // SAFETY: no preconditions.
+        doing.thread = Some(unsafe { libc::pthread_self() });
+        drop(doing);
+        self.stop.store(false, Ordering::Relaxed);
+        Ok(Busy(self))
+    }
+
+    /// Waits until then. False: the session was cancelled meanwhile.
+    pub fn sleep_until(&self, due: Instant) -> bool {
+        let mut doing = self.doing();
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            let woken = self.changed.wait_timeout(doing, left);
+            doing = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Ends what is being done, soon.
+    pub fn cancel(&self) {
+        // under the lock, so that who is about to wait sees it
+        let doing = self.doing();
+        if doing.thread.is_some() {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        drop(doing);
+        self.changed.notify_all();
+    }
+
+    /// Ends what is being done, and waits for it, but where it is done by this thread.
+    pub fn close(&self) {
+        // SAFETY: no preconditions.
+        let this = unsafe { libc::pthread_self() };
+        self.doing().closed = true;
+        self.cancel();
+        let mut doing = self.doing();
+        while doing.thread.is_some_and(|thread| thread != this) {
+            doing = self
+                .changed
+                .wait(doing)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let by_this = doing.thread == Some(this);
+        let own = doing.own.take();
+        drop(doing);
+        if let Some(own) = own.filter(|_| !by_this) {
+            let _ = own.join();
+        }
+    }
+}
