@@ -21,9 +21,11 @@ setup: ## install what is missing; fetch and check llama.cpp and the demo model
 build: setup ## build everything, optimised; the tools are left in target/release
 	@$(CARGO) build --release $(FEATURE_ARGS)
 
-host-library: setup ## libpipeshard.so.0 for programs, with llama.cpp inside, in target/host-library (docs/embedding.md)
+host-library: setup ## libpipeshard.so.0 and the NVIGI plug-in for programs, in target/host-library (docs/embedding.md, docs/nvigi.md)
 	@$(CARGO) build --package pipeshard-capi --profile host-library $(FEATURE_ARGS)
-	@cd $(PROFILE_DIR)/../host-library && cp -f libpipeshard_capi.so libpipeshard.so.0 && ln -sfn libpipeshard.so.0 libpipeshard.so
+	@$(CARGO) build --package pipeshard-nvigi --profile host-library $(FEATURE_ARGS)
+	@cd $(PROFILE_DIR)/../host-library && cp -f libpipeshard_capi.so libpipeshard.so.0 && ln -sfn libpipeshard.so.0 libpipeshard.so && \
+		cp -f libpipeshard_nvigi.so nvigi.plugin.gpt.ggml.pipeshard.so
 
 # Where the library for programs goes
 PREFIX ?= /usr/local

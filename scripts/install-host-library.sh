@@ -4,7 +4,8 @@
 #     include/pipeshard.h
 #     lib/libpipeshard.so.VERSION, and the links libpipeshard.so.0 (for programs) and libpipeshard.so (for linkers)
 #     lib/pkgconfig/pipeshard.pc, lib/cmake/pipeshard/
-#     share/doc/pipeshard/examples/
+#     lib/pipeshard/nvigi.plugin.gpt.ggml.pipeshard.so and include/pipeshard_nvigi.h, if the plug-in was built
+#     share/doc/pipeshard/: examples, licences
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,6 +13,7 @@ prefix=${PREFIX:-/usr/local}
 into=${DESTDIR:-}$prefix
 library=${CARGO_TARGET_DIR:-target}/host-library/libpipeshard_capi.so
 crate=crates/pipeshard-capi
+plugin=${CARGO_TARGET_DIR:-target}/host-library/libpipeshard_nvigi.so
 
 case $prefix in
     /*) ;;
@@ -48,7 +50,15 @@ fill pipeshard.pc "$into/lib/pkgconfig"
 fill pipeshard-config.cmake "$into/lib/cmake/pipeshard"
 fill pipeshard-config-version.cmake "$into/lib/cmake/pipeshard"
 install -m 644 examples/chat.c examples/game.c examples/CMakeLists.txt "$into/share/doc/pipeshard/examples/"
-install -m 644 LICENSE "$into/share/doc/pipeshard/"
+install -m 644 LICENSE THIRD-PARTY-NOTICES "$into/share/doc/pipeshard/"
+if [ -f "$plugin" ]; then
+    name=nvigi.plugin.gpt.ggml.pipeshard.so # hosts look for models in a folder that is called as the file is
+    install -d "$into/lib/pipeshard"
+    install -m 755 "$plugin" "$into/lib/pipeshard/$name.new"
+    strip --strip-debug "$into/lib/pipeshard/$name.new"
+    mv -f "$into/lib/pipeshard/$name.new" "$into/lib/pipeshard/$name"
+    install -m 644 crates/pipeshard-nvigi/include/pipeshard_nvigi.h "$into/include/"
+fi
 
 echo "installed pipeshard $version into $into"
 if [ -z "${DESTDIR:-}" ] && [ "$(id -u)" = 0 ] && [ "$prefix" = /usr/local ]; then

@@ -22,9 +22,14 @@ const INSTEAD: [(&str, &[&str]); 3] = [
 ];
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/chat.cpp");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpipeshard.so.0");
+    compile_and_link("src");
+}
+
+/// Compiles what lies in the folder `of`, and tells the linker how the library is made. crates/pipeshard-nvigi does the same.
+pub fn compile_and_link(of: &str) {
+    println!("cargo:rerun-if-changed={of}/chat.cpp");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
     // The folder of the library first, for what it is linked with (CUDA's libraries).
     println!("cargo:rustc-cdylib-link-arg=-Wl,-rpath,$ORIGIN");
@@ -45,10 +50,10 @@ fn main() {
         .flag("-Wno-unused-function")
         // pipeshard-sys links the C++ library, as an archive
         .cpp_link_stdlib(None)
-        .file("src/chat.cpp")
+        .file(format!("{of}/chat.cpp"))
         .compile("pipeshard-chat");
     for (name, functions) in INSTEAD {
-        let file = format!("src/{name}.c");
+        let file = format!("{of}/{name}.c");
         println!("cargo:rerun-if-changed={file}");
         for function in functions {
             println!("cargo:rustc-cdylib-link-arg=-Wl,--wrap={function}");

@@ -138,7 +138,7 @@ pub fn c_text(text: &str) -> CString {
     CString::new(text.replace('\0', " ")).unwrap_or_default()
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_free(text: *mut c_char) {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_free(text: *mut c_char) {
     libc::free(text.cast());
 }

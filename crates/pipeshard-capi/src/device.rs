@@ -321,8 +321,8 @@ fn limits_for_c(found: &runtime::report::Limits, peak: u64) -> Limits {
     }
 }
 
-#[no_mangle]
-extern "C" fn pipeshard_devices() -> *mut c_char {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub extern "C" fn pipeshard_devices() -> *mut c_char {
     text(|| {
         process::check("devices").ok()?;
         process::begin();
@@ -339,8 +339,8 @@ extern "C" fn pipeshard_devices() -> *mut c_char {
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_device_open(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_device_open(
     config: *const DeviceConfig,
     device: *mut *mut CDevice,
     error: *mut *mut CError,
@@ -356,16 +356,16 @@ unsafe extern "C" fn pipeshard_device_open(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_device_close(device: *mut CDevice) {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_device_close(device: *mut CDevice) {
     call(std::ptr::null_mut(), || {
         drop(DEVICES.close(device));
         Ok(())
     });
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_set_budget(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_set_budget(
     device: *mut CDevice,
     request: *const BudgetRequest,
     now: *mut Limits,
@@ -381,8 +381,8 @@ unsafe extern "C" fn pipeshard_set_budget(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_get_limits(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_get_limits(
     device: *mut CDevice,
     limits: *mut Limits,
     error: *mut *mut CError,
@@ -393,18 +393,18 @@ unsafe extern "C" fn pipeshard_get_limits(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_sleep(device: *mut CDevice, error: *mut *mut CError) -> c_int {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_sleep(device: *mut CDevice, error: *mut *mut CError) -> c_int {
     call(error, || DEVICES.get(device, "device")?.sleep())
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_wake(device: *mut CDevice, error: *mut *mut CError) -> c_int {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_wake(device: *mut CDevice, error: *mut *mut CError) -> c_int {
     call(error, || DEVICES.get(device, "device")?.wake())
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_report(device: *mut CDevice) -> *mut c_char {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_report(device: *mut CDevice) -> *mut c_char {
     text(|| {
         let device = DEVICES.get(device, "device").ok()?;
         let report = publish::report(&device.gate().plain());
@@ -412,8 +412,8 @@ unsafe extern "C" fn pipeshard_report(device: *mut CDevice) -> *mut c_char {
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_metrics(device: *mut CDevice) -> *mut c_char {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_metrics(device: *mut CDevice) -> *mut c_char {
     text(|| {
         let device = DEVICES.get(device, "device").ok()?;
         let report = publish::report(&device.gate().plain());

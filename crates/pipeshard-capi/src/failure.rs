@@ -83,8 +83,8 @@ impl From<&Failure> for CError {
     }
 }
 
-#[no_mangle]
-extern "C" fn pipeshard_result_name(code: c_int) -> *const c_char {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub extern "C" fn pipeshard_result_name(code: c_int) -> *const c_char {
     let name = usize::try_from(code.unsigned_abs())
         .ok()
         .filter(|_| code <= 0)
@@ -92,24 +92,24 @@ extern "C" fn pipeshard_result_name(code: c_int) -> *const c_char {
     name.map_or(c"unknown code".as_ptr(), |name| name.as_ptr())
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_error_code(error: *const CError) -> c_int {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_error_code(error: *const CError) -> c_int {
     error.as_ref().map_or(0, |error| error.code)
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_error_text(error: *const CError) -> *const c_char {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_error_text(error: *const CError) -> *const c_char {
     let text = error.as_ref().map(|error| error.text.as_ptr());
     text.unwrap_or(c"".as_ptr())
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_error_minimum(error: *const CError) -> u64 {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_error_minimum(error: *const CError) -> u64 {
     error.as_ref().map_or(0, |error| error.minimum)
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_error_free(error: *mut CError) {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_error_free(error: *mut CError) {
     if !error.is_null() {
         drop(Box::from_raw(error));
     }

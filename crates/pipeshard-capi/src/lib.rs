@@ -14,6 +14,7 @@
 //! | before | [`predict`] | what a model would do within a budget, by its file's header |
 //!
 //! llama.cpp is linked in from archives, with its own copy of everything. Only functions marked `no_mangle` are visible outside.
+//! crates/pipeshard-nvigi, the plug-in for NVIGI-shaped hosts, is made of the same files, where none of these functions is visible.
 //! Locks are the standard library's: parking_lot's leave something behind in threads that have waited.
 
 mod boundary;

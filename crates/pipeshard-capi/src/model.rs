@@ -177,8 +177,8 @@ pub fn said(errors: &str, otherwise: &str) -> String {
     }
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_model_open(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_model_open(
     device: *mut CDevice,
     config: *const ModelConfig,
     model: *mut *mut CModel,
@@ -196,15 +196,15 @@ unsafe extern "C" fn pipeshard_model_open(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_model_close(model: *mut CModel) {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_model_close(model: *mut CModel) {
     call(std::ptr::null_mut(), || {
         drop(MODELS.close(model));
         Ok(())
     });
 }
 
-#[no_mangle]
-extern "C" fn pipeshard_model_info(model: *mut CModel) -> *mut c_char {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub extern "C" fn pipeshard_model_info(model: *mut CModel) -> *mut c_char {
     text(|| Some(MODELS.get(model, "model").ok()?.info()))
 }

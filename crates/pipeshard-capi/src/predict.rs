@@ -157,8 +157,8 @@ fn context_of(
     Ok(context)
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_predict(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_predict(
     device: *mut CDevice,
     query: *const PredictionQuery,
     prediction: *mut Prediction,

@@ -197,8 +197,8 @@ impl Drop for Use {
     }
 }
 
-#[no_mangle]
-extern "C" fn pipeshard_set_log(log: Option<LogFn>, user: *mut c_void, level: c_int) {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub extern "C" fn pipeshard_set_log(log: Option<LogFn>, user: *mut c_void, level: c_int) {
     let sink = log.map(|log| Sink {
         log,
         user: user as usize,
@@ -207,14 +207,14 @@ extern "C" fn pipeshard_set_log(log: Option<LogFn>, user: *mut c_void, level: c_
     *SINK.write().unwrap_or_else(PoisonError::into_inner) = sink;
 }
 
-#[no_mangle]
-extern "C" fn pipeshard_version() -> u32 {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub extern "C" fn pipeshard_version() -> u32 {
     let part = |text: &str| text.parse::<u32>().unwrap_or(0);
     part(env!("CARGO_PKG_VERSION_MAJOR")) << 16 | part(env!("CARGO_PKG_VERSION_MINOR"))
 }
 
-#[no_mangle]
-extern "C" fn pipeshard_build_id() -> *const c_char {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub extern "C" fn pipeshard_build_id() -> *const c_char {
     static TEXT: std::sync::OnceLock<CString> = std::sync::OnceLock::new();
     let text = TEXT.get_or_init(|| {
         let version = env!("CARGO_PKG_VERSION");

@@ -20,8 +20,8 @@ pub enum CSession {}
 /// All that are open.
 static SESSIONS: Table<Session> = Table::new();
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_open(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_open(
     model: *mut CModel,
     config: *const SessionConfig,
     session: *mut *mut CSession,
@@ -39,8 +39,8 @@ unsafe extern "C" fn pipeshard_session_open(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_close(session: *mut CSession) {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_close(session: *mut CSession) {
     call(std::ptr::null_mut(), || {
         if let Some(session) = SESSIONS.close(session) {
             session.activity.close();
@@ -59,8 +59,8 @@ unsafe fn with_session<T>(
     session.alone(&busy, |held| work(&session, held))
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_add(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_add(
     session: *mut CSession,
     role: *const c_char,
     message: *const c_char,
@@ -75,8 +75,8 @@ unsafe extern "C" fn pipeshard_session_add(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_add_media(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_add_media(
     session: *mut CSession,
     media: *const Media,
     error: *mut *mut CError,
@@ -103,8 +103,8 @@ unsafe extern "C" fn pipeshard_session_add_media(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_clear(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_clear(
     session: *mut CSession,
     error: *mut *mut CError,
 ) -> c_int {
@@ -117,8 +117,8 @@ unsafe extern "C" fn pipeshard_session_clear(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_truncate(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_truncate(
     session: *mut CSession,
     count: u32,
     error: *mut *mut CError,
@@ -132,8 +132,8 @@ unsafe extern "C" fn pipeshard_session_truncate(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_save(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_save(
     session: *mut CSession,
     data: *mut *mut c_char,
     size: *mut usize,
@@ -159,8 +159,8 @@ unsafe extern "C" fn pipeshard_session_save(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_restore(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_restore(
     session: *mut CSession,
     data: *const c_void,
     size: usize,
@@ -177,8 +177,8 @@ unsafe extern "C" fn pipeshard_session_restore(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_session_get_state(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_session_get_state(
     session: *mut CSession,
     state: *mut State,
     error: *mut *mut CError,
@@ -190,8 +190,8 @@ unsafe extern "C" fn pipeshard_session_get_state(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_generate(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_generate(
     session: *mut CSession,
     config: *const GenerateConfig,
     piece: Option<PieceFn>,
@@ -212,8 +212,8 @@ unsafe extern "C" fn pipeshard_generate(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_submit(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_submit(
     session: *mut CSession,
     config: *const GenerateConfig,
     error: *mut *mut CError,
@@ -224,8 +224,8 @@ unsafe extern "C" fn pipeshard_submit(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_wait(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_wait(
     session: *mut CSession,
     timeout_ms: u32,
     event: *mut Event,
@@ -255,8 +255,8 @@ unsafe extern "C" fn pipeshard_wait(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_set_wakeup(
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_set_wakeup(
     session: *mut CSession,
     wakeup: Option<WakeupFn>,
     user: *mut c_void,
@@ -268,8 +268,8 @@ unsafe extern "C" fn pipeshard_set_wakeup(
     })
 }
 
-#[no_mangle]
-unsafe extern "C" fn pipeshard_cancel(session: *mut CSession) -> c_int {
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_cancel(session: *mut CSession) -> c_int {
     call(std::ptr::null_mut(), || {
         SESSIONS.get(session, "session")?.activity.cancel();
         Ok(())

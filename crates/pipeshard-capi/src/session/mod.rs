@@ -16,7 +16,7 @@ mod context;
 mod conversation;
 mod evaluate;
 mod events;
-mod exports;
+pub mod exports;
 mod generate;
 mod saved;
 
