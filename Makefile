@@ -49,6 +49,7 @@ check: setup patch-lines ## formatting, lints, imports in a circle, documents, a
 	@python3 scripts/check-imports.py
 	@python3 scripts/check-docs.py
 	@$(CARGO) clippy --release --all-targets $(FEATURE_ARGS) -- -D warnings
+	@$(CARGO) clippy --profile host-library --package pipeshard-capi --package pipeshard-nvigi $(FEATURE_ARGS) -- -D warnings
 
 fmt: ## format the Rust code
 	@cargo fmt --all
