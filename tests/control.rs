@@ -205,3 +205,50 @@ fn a_routers_children_have_budgets_and_reports_of_their_own() {
     let last = routed("report.json");
     assert_eq!((last.len(), engaged(&last)), (1, 1), "{last:?}");
 }
+
+fn held(limits: &Value, class: &str) -> u64 {
+    limits["held"][class].as_u64().expect("a class")
+}
+
+#[test]
+fn a_server_that_sleeps_holds_no_weights_and_goes_on() {
+    let model = model();
+    let budget = Eval::of(&model).largest_budget().to_string();
+    let flags = [
+        "--pipeshard-vram",
+        &budget,
+        "--pipeshard-sim",
+        "vram=1G",
+        "--pipeshard-control",
+        "--metrics",
+        "--sleep-idle-seconds",
+        "1",
+    ];
+    let server = server(&model, &flags);
+    let told = |tokens: u32, prompt: &str| {
+        let asked =
+            json!({"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": true});
+        server.complete(&asked)
+    };
+    let whole = told(24, "Once upon a time");
+    let text = |answer: &Value| answer["content"].as_str().expect("a text").to_owned();
+    // asked for: at once, and taken again at once
+    let (status, asleep) = server.post("/pipeshard/sleep", &json!({}));
+    assert!(status.contains("200"), "{status} {asleep}");
+    assert_eq!((held(&asleep, "resident"), held(&asleep, "slots")), (0, 0));
+    assert!(held(&asleep, "kv") > 0, "{asleep}");
+    let (status, awake) = server.post("/pipeshard/wake", &json!({}));
+    assert!(status.contains("200"), "{status} {awake}");
+    assert!(held(&awake, "resident") > 0, "{awake}");
+    // by itself: the conversation is there when somebody comes again
+    told(8, "Once upon a time");
+    while server.get("/props").1["is_sleeping"] != json!(true) {
+        std::thread::yield_now();
+    }
+    let (_, limits) = server.get("/pipeshard");
+    assert_eq!(held(&limits, "resident"), 0, "{limits}");
+    assert!(held(&limits, "kv") > 0, "{limits}");
+    let again = told(24, "Once upon a time");
+    assert_eq!(text(&again), text(&whole));
+    assert!(again["timings"]["cache_n"].as_u64() > Some(0), "{again}");
+}

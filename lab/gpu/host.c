@@ -237,7 +237,7 @@ int main(int argc, char ** argv) {
     for (int i = 0; i < length; i++) { prompt[i] = "abcdefghijklmnopqrstuvwxyz"[rand() % 26]; }
     prompt[length] = 0;
     double begin = now_ms();
-    open_all(argv[1], large, 8192);
+    open_all(argv[1], large, getenv("HOST_CONTEXT") ? (unsigned) atoi(getenv("HOST_CONTEXT")) : 8192);
     printf("%s; open in %.0f ms; card before %ld MiB, now %ld, process %ld\n", pipeshard_build_id(), now_ms() - begin, before, card_mib(), process_mib());
 
     submit("Once upon a time", 48);
@@ -251,6 +251,7 @@ int main(int argc, char ** argv) {
     submit(prompt, 1);
     finish();
     printf("prompt: %u tokens in %.0f ms\n", state().prompt_tokens, state().prompt_ms);
+    if (getenv("HOST_SPEED")) { close_all(); return 0; }
 
     budgets("while tokens are generated", "Once upon a time", 0, 0, large, small, changes);
     budgets("while tokens are generated", "Once upon a time", 0, 50, large, small, changes);

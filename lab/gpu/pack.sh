@@ -47,7 +47,7 @@ if [ -n "${CUPTI:-}" ]; then
 fi
 # ONLY=host: nothing but what `visit.sh host` needs
 if [ "${ONLY:-}" = host ]; then
-    find "$stage/bin" -maxdepth 1 -name 'llama-*' ! -name llama-bench -delete
+    find "$stage/bin" -maxdepth 1 -name 'llama-*' ! -name llama-completion -delete
     rm -f "$stage"/bin/pipeshard
 fi
 tar -C "$stage" -cf - . | xz --lzma2=preset=4,dict=256MiB > "$out/tools.tar.xz"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [vision [again [only]]] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [hosttps] [vision [again [only]]] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard-lab grids` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -492,14 +492,21 @@ fi
 
 # shellcheck source=rows.sh
 [[ $what != *rows* && $what != *cache* ]] || source rows.sh
-if [[ $what == *host* ]]; then
+if [[ " $what " == *" host "* ]]; then
     synth 8b llama3-8b --type f16
     HOST_CACHE=$HOME/host-cache timeout 500 "$bin/host/host" "$models/8b.gguf" ${HOST_SIZES:-8192 4096} "${HOST_CHANGES:-40}" 2> "$OUT/host.log" | tee -a "$OUT/host.txt"
     note "host: $(tail -n 1 "$OUT/host.txt")"
-    # the same model in the plug-in set, whose CPU backend uses OpenMP
-    for gib in 8 4; do
-        out=$(timeout 120 "$bin/llama-bench" -m "$models/8b.gguf" --pipeshard-vram ${gib}G -p 4000 -n 48 -r 3 -ub 2048 -t "$threads" -o md 2>> "$OUT/host.log" | grep -E "pp4000|tg48")
-        note "llama-bench at $gib GiB: $(tr -s ' \n' ' ' <<<"$out")"
+fi
+if [[ $what == *hosttps* ]]; then
+    # the same model, context and budget in the library for hosts, and in the plug-in set, whose CPU backend uses OpenMP
+    synth 8b llama3-8b --type f16
+    for round in 1 2 3; do
+        for gib in 8 4; do
+            HOST_SPEED=1 HOST_CONTEXT=4608 HOST_CACHE=$HOME/host-cache timeout 100 "$bin/host/host" "$models/8b.gguf" $((gib * 1024)) 1024 1 2>> "$OUT/host.log" > "$OUT/speed.txt"
+            note "library, $gib GiB: $(grep -oE '[0-9.]+ tokens/s|prompt: .*' "$OUT/speed.txt" | tr '\n' ' ')"
+            timeout 100 "$bin/llama-completion" -m "$models/8b.gguf" --pipeshard-vram ${gib}G -c 4608 -b 2048 -n 48 --temp 0 --ignore-eos -no-cnv -t "$threads" -p "Once upon a time" > /dev/null 2> "$OUT/speed.log"
+            note "llama-completion, $gib GiB: $(grep -aE 'eval time' "$OUT/speed.log" | grep -oE '[0-9.]+ tokens per second' | tail -n 1)"
+        done
     done
 fi
 

@@ -26,6 +26,8 @@ pub fn watching<T>(stop: &AtomicBool, may_be_repeated: bool, work: impl FnOnce()
     impl Drop for Restore {
         fn drop(&mut self) {
             WATCHED.set(self.0);
+            // what fails later on this thread is a failure
+            ENDED.set(false);
         }
     }
     let watched = Watched {
@@ -79,5 +81,7 @@ mod tests {
         });
         assert!(!is_wanted(&memory));
         watching(&stop, false, || assert!(!has_ended()));
+        watching(&stop, true, || assert!(is_wanted(&memory) && has_ended()));
+        assert!(!has_ended(), "nothing is watched any more");
     }
 }

@@ -1,7 +1,7 @@
 // Four threads do anything with three sessions at once: no call does harm, and in the end everything works.
 #include "host.h"
 
-enum { THREADS = 4, SESSIONS = 3, STEPS = 150 };
+enum { THREADS = 4, SESSIONS = 3, STEPS = 300 };
 
 static pipeshard_device *  gpu;
 static pipeshard_model *   model;
