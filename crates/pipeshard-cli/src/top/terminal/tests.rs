@@ -24,7 +24,7 @@ struct Pty {
 impl Pty {
     fn open() -> Self {
         let (mut ours, mut its) = (-1, -1);
-        let mut size = libc::winsize {
+        let size = libc::winsize {
             ws_row: 24,
             ws_col: 80,
             ws_xpixel: 0,
@@ -37,7 +37,7 @@ impl Pty {
                 &mut its,
                 std::ptr::null_mut(),
                 std::ptr::null_mut(),
-                &mut size,
+                &size,
             )
         };
         assert_eq!(opened, 0, "{}", io::Error::last_os_error());
