@@ -147,15 +147,18 @@ impl Session {
                 ))
             }));
         };
+        // the thread begins once it is noted: who closes meanwhile joins it
+        let mut doing = self.activity.doing();
         let started = std::thread::Builder::new()
             .name("pipeshard-chat".to_owned())
             .spawn(work);
         match started {
             Ok(thread) => {
-                self.activity.doing().own = Some(thread);
+                doing.own = Some(thread);
                 Ok(())
             }
             Err(why) => {
+                drop(doing);
                 drop(Busy(&self.activity));
                 Err(Failure::new(
                     Code::NoMemory,
