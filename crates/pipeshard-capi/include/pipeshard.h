@@ -164,7 +164,7 @@ typedef struct {
     uint32_t size;
     uint32_t asleep;             /* sessions that sleep */
     uint64_t budget;             /* as stated, or found, in bytes */
-    uint64_t minimum;            /* the smallest budget that works now: caches and buffers stay where they are */
+    uint64_t minimum;            /* the smallest that works now: caches and buffers stay where they are, and nothing is encoded */
     uint64_t everything;         /* with this one nothing would be streamed; 0: not known */
     uint64_t held;               /* what is allocated now */
     uint64_t peak;               /* the most that was allocated */
