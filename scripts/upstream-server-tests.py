@@ -35,6 +35,13 @@ STOCK = {"LLAMA_ARG_REPACK": "0"}
 QUICK = ["test_basic.py", "test_tokenize.py", "test_metrics.py", "test_ctx_shift.py", "test_ignore_eos.py", "test_sleep.py"]
 
 
+# What pipeshard does otherwise, and why.
+ON_PURPOSE = {
+    "unit/test_sleep.py::test_server_sleep_read_only_endpoints":
+        "/metrics of a server that sleeps shows what is held now: the memory of weights was given back",
+}
+
+
 def extract(work: Path) -> None:
     """Upstream's tests as they came, and the chat templates that they name."""
     archive = fetch.download("llama.cpp")
@@ -212,6 +219,9 @@ def main() -> int:
     print(f"pipeshard was on in {ours['with_pipeshard']} of {ours['servers']} servers, in stock in {stock['with_pipeshard']}.")
 
     bad = [name for name, found in kinds.items() if found in ("only pipeshard fails", "differs")]
+    for name in [name for name in bad if name in ON_PURPOSE]:
+        bad.remove(name)
+        print(f"\nDiffers on purpose: {name}: {ON_PURPOSE[name]}")
     for name in bad:
         print(f"\nFAILS ONLY WITH PIPESHARD: {name}\n  {ours['tests'].get(name, MISSING)['why']}")
     if not any(found == "passes" for found in kinds.values()) or not ours["with_pipeshard"] or stock["with_pipeshard"]:

@@ -111,7 +111,7 @@ fn give_way(accounts: &mut Accounts, tenant: &mut Tenant, bytes: u64, proof: New
     }
     let keep = residents.saturating_sub(missing - by_fetched);
     let units = tenant.weights.units_mut();
-    tenant.residency.lend(units, keep, proof);
+    tenant.residency.give_up(units, keep, proof);
     tenant.note_holdings(accounts);
 }
 

@@ -206,6 +206,12 @@ impl Residency {
         gone
     }
 
+    /// The same for good: the plan's shape is given up, which counts as another one.
+    pub fn give_up(&mut self, units: &mut [LoadedUnit], keep: u64, proof: NewShape<'_>) -> u64 {
+        self.recarvings += u64::from(self.carved.is_some());
+        self.lend(units, keep, proof)
+    }
+
     /// The same where nothing that is known can be relied on.
     pub fn release_anyway(&mut self, units: &mut [LoadedUnit], _: NewShape<'_>) {
         self.drain();
