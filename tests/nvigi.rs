@@ -200,7 +200,6 @@ fn the_budget_is_kept_and_changed() {
 }
 
 #[test]
-#[ignore = "known fault: the host ends by SIGSEGV in some runs, and why is not known yet"]
 fn what_cannot_be_done_is_refused() {
     passes("refusals");
 }

@@ -526,7 +526,10 @@ void refusals(Plugin & plugin) {
     }
     Runtime fine = raw(tokens());
     SAME(evaluated(instance, prompt, fine), argument("expected"));
+    // its functions are asked once more when its memory is gone
+    Instance functions = *instance;
     OK(plugin.gpt->destroy(instance));
+    instance = &functions;
     unwanted(INVALID_PARAMETER, [&](Context & c, Runtime &) { c.instance = nullptr; });
 }
 
