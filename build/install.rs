@@ -75,7 +75,7 @@ const ARCHIVES: [(&str, &str); 8] = [
     ("ggml/src", "ggml-base"),
 ];
 
-/// Prints the linker's part for ggml-cuda: CUDA's runtime is linked in, cuBLAS is found beside the library or by the host.
+/// Prints the linker's part for ggml-cuda: CUDA's runtime is linked in, cuBLAS is found in the library's folder or by the host.
 fn link_cuda(context: &Context) -> Result<()> {
     let built = || {
         context

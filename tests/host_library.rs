@@ -10,7 +10,10 @@ mod python;
 
 use common::media::bitmap;
 use common::server::Server;
-use common::{finish, finish_text, repository, scratch, smollm2, synthetic, tool, tools, Finished};
+use common::{
+    built, done, finish, finish_text, repository, scratch, smollm2, synthetic, tool, tools,
+    Finished,
+};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,39 +36,15 @@ fn prefix() -> PathBuf {
 }
 
 fn install() -> PathBuf {
-    let target = tools().parent().map(Path::to_path_buf).expect("a folder");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .current_dir(repository())
-        .args(["build", "--quiet", "--package", "pipeshard-capi"])
-        .args(["--profile", "host-library", "--target-dir"])
-        .arg(&target);
-    let features = [
-        cfg!(feature = "cuda").then_some("cuda"),
-        cfg!(feature = "avx512").then_some("avx512"),
-    ];
-    let features: Vec<&str> = features.into_iter().flatten().collect();
-    if !features.is_empty() {
-        cargo.args(["--features", &features.join(",")]);
-    }
-    done(&mut cargo);
+    let library = built("pipeshard-capi", "host-library", &[]);
+    let target = library.parent().expect("a folder");
     let prefix = scratch("host_library").join("prefix");
     let mut install = Command::new(repository().join("scripts/install-host-library.sh"));
     install
-        .env("CARGO_TARGET_DIR", &target)
+        .env("CARGO_TARGET_DIR", target)
         .env("PREFIX", &prefix);
     done(install.env_remove("DESTDIR"));
     prefix
-}
-
-/// Runs a command that has to succeed, however long it takes.
-fn done(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}\n{said}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn sources() -> PathBuf {

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{finish, finish_text, repository, scratch, synthetic, tool, tools};
-use std::path::{Path, PathBuf};
+use common::{built, done, finish, finish_text, repository, scratch, synthetic, tool};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -19,15 +19,6 @@ const SMALL: u32 = 32;
 const GUID: &str = "{01234567-89AB-CDEF-0123-456789ABCDEF}";
 const OTHER: &str = "{76543210-89AB-CDEF-0123-456789ABCDEF}";
 
-/// Runs a command that has to succeed, however long it takes.
-fn done(command: &mut Command) {
-    let output = command
-        .output()
-        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}\n{said}");
-}
-
 fn folder() -> PathBuf {
     scratch("nvigi")
 }
@@ -39,24 +30,8 @@ fn plugin() -> PathBuf {
 }
 
 fn build() -> PathBuf {
-    let target = tools().parent().map(Path::to_path_buf).expect("a folder");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .current_dir(repository())
-        .args(["build", "--quiet", "--package", "pipeshard-nvigi"])
-        .args(["--profile", "host-library", "--target-dir"])
-        .arg(&target);
-    let features = [
-        cfg!(feature = "cuda").then_some("cuda"),
-        cfg!(feature = "avx512").then_some("avx512"),
-    ];
-    let features: Vec<&str> = features.into_iter().flatten().collect();
-    if !features.is_empty() {
-        cargo.args(["--features", &features.join(",")]);
-    }
-    done(&mut cargo);
+    let built = built("pipeshard-nvigi", "host-library", &[]).join("libpipeshard_nvigi.so");
     let library = folder().join("nvigi.plugin.gpt.ggml.pipeshard.so");
-    let built = target.join("host-library/libpipeshard_nvigi.so");
     // not into a file that another process has open
     let unfinished = library.with_extension("part");
     std::fs::copy(&built, &unfinished).expect("a copy");

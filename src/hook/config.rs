@@ -4,7 +4,7 @@
 use crate::lanes::choice::Allowed;
 use crate::lanes::copy::DroppedWait;
 use crate::plan_cache::{Place, PlaceError, PLAN_CACHE};
-use crate::profile::{Cache, CacheError, FILE_VARIABLE};
+use crate::profile::FILE_VARIABLE;
 use crate::report::is_model;
 use pipeshard_model::size::{parse_count, ByteSize};
 use pipeshard_plan::request::{StatedWorkload, WorkloadError};
@@ -101,7 +101,7 @@ pub struct Config {
     /// The machine's profile, in a file that the user names (`LLAMA_ARG_PIPESHARD_PROFILE`).
     pub profile: Option<PathBuf>,
     /// Where a profile is kept.
-    pub profile_place: ProfilePlace,
+    pub profile_place: Place,
     /// Which ubatch contexts have.
     pub ubatch: Ubatch,
     /// Bytes kept for the backend's own pools (`PIPESHARD_RESERVE`).
@@ -256,32 +256,6 @@ impl Ubatch {
     }
 }
 
-/// Where the profile of this machine is kept.
-#[derive(Debug, Clone, Default)]
-pub enum ProfilePlace {
-    /// In the user's cache.
-    #[default]
-    Usual,
-    /// Nowhere.
-    Off,
-    /// In this folder.
-    Folder(PathBuf),
-}
-
-impl ProfilePlace {
-    /// The folder; none where nothing is to be kept.
-    ///
-    /// # Errors
-    /// The environment does not name the user's.
-    pub fn open(&self) -> Result<Option<Cache>, CacheError> {
-        match self {
-            ProfilePlace::Usual => Cache::of_user().map(Some),
-            ProfilePlace::Off => Ok(None),
-            ProfilePlace::Folder(folder) => Ok(Some(Cache::in_folder(folder))),
-        }
-    }
-}
-
 impl Debug {
     /// Reports whether plans are others than those of the same command without switches: such plans are not kept.
     pub fn changes_plans(&self) -> bool {
@@ -404,7 +378,7 @@ impl Config {
                 .unwrap_or_default(),
             plan_cache: Place::read(get(PLAN_CACHE).as_deref())?,
             profile: get(FILE_VARIABLE).map(PathBuf::from),
-            profile_place: ProfilePlace::Usual,
+            profile_place: Place::Usual,
             ubatch: Ubatch::AsTheToolSays,
             reserve: get("PIPESHARD_RESERVE")
                 .map(|v| size("PIPESHARD_RESERVE", v))

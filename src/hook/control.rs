@@ -126,11 +126,11 @@ fn alone<'g>(
             return Ok(alone);
         }
         flag.store(true, Ordering::Relaxed);
-        let alone = gate.alone_by(by);
-        flag.store(false, Ordering::Relaxed);
-        return alone.ok_or(ControlError::Deadline(patience.as_millis()));
     }
     let alone = gate.alone_by(by);
+    if let Some(flag) = memory_is_wanted {
+        flag.store(false, Ordering::Relaxed);
+    }
     alone.ok_or(ControlError::Deadline(patience.as_millis()))
 }
 

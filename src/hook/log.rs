@@ -59,23 +59,21 @@ impl Message {
 /// locks of its own, or ask for the report: it is not called from where the runtime is locked.
 pub fn after<T>(work: impl FnOnce() -> T) -> T {
     /// Also where `work` panics.
-    struct Deliver<'a>(&'a mut Vec<Message>);
-    impl Drop for Deliver<'_> {
+    struct Deliver;
+    impl Drop for Deliver {
         fn drop(&mut self) {
-            LATER.set(std::ptr::null_mut());
-            std::mem::take(self.0)
-                .into_iter()
-                .for_each(Message::deliver);
+            let later = LATER.replace(std::ptr::null_mut());
+            // SAFETY: the list of the call that made this, which is older than it.
+            let said = unsafe { std::mem::take(&mut *later) };
+            said.into_iter().for_each(Message::deliver);
         }
     }
     if !LATER.get().is_null() {
         return work();
     }
     let mut said = Vec::new();
-    let later: *mut Vec<Message> = &mut said;
-    LATER.set(later);
-    // SAFETY: the list outlives the guard, which is the last to use it.
-    let _deliver = Deliver(unsafe { &mut *later });
+    LATER.set(&mut said);
+    let _deliver = Deliver;
     work()
 }
 

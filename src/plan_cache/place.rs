@@ -1,9 +1,9 @@
-//! Where plans are kept.
+//! Where plans and profiles are kept.
 
 use std::path::{Path, PathBuf};
 
 use super::plans::PlanCache;
-use crate::profile::Cache;
+use crate::profile::{Cache, CacheError};
 
 /// Where plans are kept: `off`, or a folder.
 pub const PLAN_CACHE: &str = "PIPESHARD_PLAN_CACHE";
@@ -45,6 +45,18 @@ impl Place {
     /// As [`Place::read`].
     pub fn from_env() -> Result<Self, PlaceError> {
         Self::read(std::env::var(PLAN_CACHE).ok().as_deref())
+    }
+
+    /// The profiles that are kept there; none where nothing is to be kept.
+    ///
+    /// # Errors
+    /// The environment does not name the user's folder.
+    pub fn profiles(&self) -> Result<Option<Cache>, CacheError> {
+        match self {
+            Place::Off => Ok(None),
+            Place::Folder(folder) => Ok(Some(Cache::in_folder(folder))),
+            Place::Usual => Cache::of_user().map(Some),
+        }
     }
 
     /// The plans that are kept there; none where nothing is to be kept.

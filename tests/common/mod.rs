@@ -64,23 +64,36 @@ fn build_library() -> PathBuf {
         true => "test-hooks-dev",
         false => "test-hooks",
     };
+    built("pipeshard", profile, &["test-hooks"]).join("libpipeshard.so")
+}
+
+/// The folder of a profile of its own, in which the library of a package was built, with what these tests are built with.
+pub fn built(package: &str, profile: &str, features: &[&str]) -> PathBuf {
     let folder = tools();
     let target = folder.parent().unwrap_or(&folder);
-    let mut features = vec!["test-hooks"];
+    let mut features = features.to_vec();
     features.extend(cfg!(feature = "cuda").then_some("cuda"));
-    features.extend(cfg!(feature = "vulkan").then_some("vulkan"));
+    features.extend((cfg!(feature = "vulkan") && package == "pipeshard").then_some("vulkan"));
     features.extend(cfg!(feature = "avx512").then_some("avx512"));
     let mut cargo = Command::new(env!("CARGO"));
     cargo
         .current_dir(repository())
-        .args(["build", "--quiet", "--package", "pipeshard", "--lib"])
+        .args(["build", "--quiet", "--package", package, "--lib"])
         .args(["--profile", profile, "--features", &features.join(",")])
         .arg("--target-dir")
         .arg(target);
-    let built = cargo.output().expect("cargo can be started");
-    let said = String::from_utf8_lossy(&built.stderr);
-    assert!(built.status.success(), "{cargo:?}\n{said}");
-    target.join(profile).join("libpipeshard.so")
+    done(&mut cargo);
+    target.join(profile)
+}
+
+/// Runs a command that has to succeed, however long it takes. What it printed.
+pub fn done(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}\n{said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// The library as it is released. `cargo test` alone leaves a fresh one in `deps` and an old one beside the executables.

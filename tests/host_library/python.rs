@@ -84,8 +84,8 @@ fn pip_installs_it_and_it_finds_the_library_next_to_it() {
         into.join("pipeshard/libpipeshard.so.0"),
     )
     .expect("a copy");
-    let beside = ask(python(&into).env_remove("PIPESHARD_LIBRARY"));
-    assert_eq!(beside.stdout.trim(), "0.2", "{}", beside.stderr);
+    let found = ask(python(&into).env_remove("PIPESHARD_LIBRARY"));
+    assert_eq!(found.stdout.trim(), "0.2", "{}", found.stderr);
 }
 
 #[test]

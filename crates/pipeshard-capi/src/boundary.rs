@@ -53,6 +53,20 @@ pub fn to_c(bytes: &[u8]) -> *mut c_char {
     }
 }
 
+/// Where C wants a handle that is about to be opened: NULL until then.
+///
+/// # Safety
+/// `place` is null or can be written to.
+pub unsafe fn handle<'a, H>(place: *mut *mut H, name: &str) -> Result<&'a mut *mut H, Failure> {
+    let place = place.as_mut().ok_or_else(|| {
+        Failure::invalid(format!(
+            "{name} is NULL: it has to point to where the handle goes"
+        ))
+    })?;
+    *place = std::ptr::null_mut();
+    Ok(place)
+}
+
 /// A struct that C passes; all defaults for null.
 ///
 /// # Safety

@@ -1,15 +1,16 @@
 //! The device of the process, and its budget.
 
-use crate::boundary::{call, optional, read, text, write};
+use crate::boundary::{call, handle, optional, read, text, write};
 use crate::failure::{CError, Code, Failure};
 use crate::handles::Table;
+use crate::locks::locked;
 use crate::process::{self, Use};
 use crate::types::{BudgetRequest, DeviceConfig, Limits, NO_PAGE_LOCK};
 use pipeshard_sim as sim;
 use pipeshard_sys as ffi;
 use runtime::hook::answers::budget::BudgetError;
 use runtime::hook::attach::Attached;
-use runtime::hook::config::{Config, ProfilePlace, Ubatch};
+use runtime::hook::config::{Config, Ubatch};
 use runtime::hook::control::{self, ControlError};
 use runtime::hook::gate::Gate;
 use runtime::hook::runtime::Runtime;
@@ -21,7 +22,7 @@ use runtime::report::MemoryHeld;
 use std::ffi::{c_char, c_int};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 /// C's name for a handle.
@@ -133,7 +134,7 @@ impl Device {
                 Some(folder) => Place::Folder(folder.join("plans")),
                 None => Place::Off,
             },
-            profile_place: cache.map_or(ProfilePlace::Off, ProfilePlace::Folder),
+            profile_place: cache.map_or(Place::Off, Place::Folder),
             no_page_lock: config.flags & NO_PAGE_LOCK != 0,
             ubatch: Ubatch::AsTheHostSays(Arc::clone(&ubatch_is_free)),
             ..Config::default()
@@ -174,7 +175,7 @@ impl Device {
 
     /// Makes a context by `make`, whose ubatch is the plan's if it is free.
     pub fn make_context<T>(&self, ubatch_is_free: bool, make: impl FnOnce() -> T) -> T {
-        let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = locked(&self.making);
         self.ubatch_is_free.store(ubatch_is_free, Ordering::Relaxed);
         make()
     }
@@ -198,13 +199,13 @@ impl Device {
 
     /// A session was opened.
     pub fn opened(&self, session: &Arc<dyn Sleeper>) {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = locked(&self.sessions);
         sessions.push(Arc::downgrade(session));
     }
 
     /// The sessions that are open.
     fn sessions(&self) -> Vec<Arc<dyn Sleeper>> {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = locked(&self.sessions);
         sessions.retain(|session| session.strong_count() > 0);
         sessions.iter().filter_map(Weak::upgrade).collect()
     }
@@ -215,8 +216,7 @@ impl Device {
         let busy = sessions.iter().map(|session| session.claim());
         let busy: Vec<_> = busy.collect::<Result<_, _>>()?;
         busy.iter().try_for_each(|session| session.sleep())?;
-        log::after(|| control::give_back(self.gate(), None)).map_err(|why| failure_of(&why))?;
-        Ok(())
+        log::after(|| control::give_back(self.gate(), None)).map_err(|why| failure_of(&why))
     }
 
     fn wake(&self) -> Result<(), Failure> {
@@ -346,10 +346,7 @@ pub unsafe extern "C" fn pipeshard_device_open(
     error: *mut *mut CError,
 ) -> c_int {
     call(error, || {
-        let place = device
-            .as_mut()
-            .ok_or_else(|| Failure::invalid("device is NULL: there is no place for the handle"))?;
-        *place = std::ptr::null_mut();
+        let place = handle(device, "device")?;
         let opened = Device::open(&read(config, "pipeshard_device_config")?)?;
         *place = DEVICES.open(Arc::new(opened));
         Ok(())

@@ -2,10 +2,11 @@
 //! closed, or was none, does no harm.
 
 use crate::failure::Failure;
+use crate::locks::locked;
 use crate::process;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What stands behind the handles of one kind. Nothing is allocated where none is open.
 pub struct Table<T>(Mutex<Option<HashMap<usize, Arc<T>>>>);
@@ -24,7 +25,7 @@ impl<T> Table<T> {
 
     fn lock(&self) -> MutexGuard<'_, Option<HashMap<usize, Arc<T>>>> {
         // a map is as good as it was where somebody panicked
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 
     /// A new handle.

@@ -7,6 +7,7 @@
 //! | | [`failure`] | codes and errors |
 //! | | [`boundary`] | calls, structs and texts on their way in and out; panics end here |
 //! | | [`handles`] | what handles stand for |
+//! | | [`locks`] | locks whose keeper panicked |
 //! | process | [`process`] | the log, and the right to have a device |
 //! | what can be opened | [`device`] | a runtime that is attached, and its budget |
 //! | | [`model`], [`chat`], [`media`] | a model, its chat template, its images and sound |
@@ -22,6 +23,7 @@ mod chat;
 mod device;
 mod failure;
 mod handles;
+mod locks;
 mod media;
 mod model;
 mod predict;

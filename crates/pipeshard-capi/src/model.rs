@@ -1,10 +1,11 @@
 //! Models.
 
-use crate::boundary::{c_text, call, optional, read, required, text};
+use crate::boundary::{c_text, call, handle, optional, read, required, text};
 use crate::chat::Chat;
 use crate::device::{CDevice, Device, DEVICES};
 use crate::failure::{CError, Code, Failure};
 use crate::handles::Table;
+use crate::locks::locked;
 use crate::media::Encoder;
 use crate::process::with_errors_and_their_source;
 use crate::types::{ModelConfig, ProgressFn};
@@ -112,6 +113,24 @@ impl Model {
         })
     }
 
+    /// Does something with the encoder, which sessions use one after the other.
+    ///
+    /// # Errors
+    /// The model was opened without one, or what `work` fails with.
+    pub fn with_encoder<T>(
+        &self,
+        work: impl FnOnce(&Encoder) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let encoder = self.projector.as_ref().map(|p| locked(&p.encoder));
+        match encoder.as_deref() {
+            Some(Some(encoder)) => work(encoder),
+            _ => Err(Failure::new(
+                Code::Unsupported,
+                "the model was opened without an encoder of images and sound: state mmproj in pipeshard_model_config",
+            )),
+        }
+    }
+
     /// What the file calls itself.
     pub fn description(&self) -> String {
         let mut text = [0u8; 256];
@@ -185,10 +204,7 @@ pub unsafe extern "C" fn pipeshard_model_open(
     error: *mut *mut CError,
 ) -> c_int {
     call(error, || {
-        let place = model
-            .as_mut()
-            .ok_or_else(|| Failure::invalid("model is NULL: there is no place for the handle"))?;
-        *place = std::ptr::null_mut();
+        let place = handle(model, "model")?;
         let device = DEVICES.get(device, "device")?;
         let opened = Model::open(device, &read(config, "pipeshard_model_config")?)?;
         *place = MODELS.open(Arc::new(opened));

@@ -1,9 +1,9 @@
 //! What a model would do within a budget, by its file's header.
 
-use crate::boundary::{call, optional, read, required, write};
+use crate::boundary::{call, read, required, write};
 use crate::device::{CDevice, Device, DEVICES};
 use crate::failure::{CError, Code, Failure};
-use crate::session::BATCH;
+use crate::session::{kv_type, BATCH};
 use crate::types::{Prediction, PredictionQuery};
 use pipeshard_gguf::inventory_of;
 use pipeshard_model::inventory::{DType, Inventory};
@@ -13,15 +13,8 @@ use pipeshard_plan::profile::{Origin, Profile};
 use pipeshard_plan::request::{ContextRequest, StatedWorkload};
 use runtime::hook::planning::foresee::{request_of, ForeseenDevice};
 use runtime::profile::{key_of, of_simulated, read_file, Stored};
-use std::ffi::{c_char, c_int};
+use std::ffi::c_int;
 use std::path::Path;
-
-fn kv_type(name: *const c_char, member: &str) -> Result<&'static DType, Failure> {
-    // SAFETY: a text of the query, which C vouches for.
-    let name = unsafe { optional(name, member)? }.unwrap_or("f16");
-    DType::from_name(name)
-        .ok_or_else(|| Failure::invalid(format!("{member}: there is no type {name}")))
-}
 
 fn failure_of(error: PlanError) -> Failure {
     let text = error.to_string();
@@ -56,7 +49,7 @@ impl Device {
         {
             return named;
         }
-        let (kept, device) = (config.profile_place.open(), runtime.accounts.device());
+        let (kept, device) = (config.profile_place.profiles(), runtime.accounts.device());
         if let (Ok(Some(kept)), Some(device)) = (kept, device) {
             if let Stored::Valid(profile) = kept.load(&key_of(device, threads)) {
                 return *profile;

@@ -1,6 +1,7 @@
 //! What there is one of in a process: llama.cpp's log, and whether a device is open.
 
 use crate::failure::{Code, Failure};
+use crate::locks::locked;
 use crate::types::LogFn;
 use pipeshard_sys as ffi;
 use runtime::hook::{log, stopping};
@@ -178,7 +179,7 @@ impl Use {
     /// Another has it.
     pub fn take() -> Result<Self, Failure> {
         check("device")?;
-        let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_use = locked(&IN_USE);
         if *in_use {
             return Err(Failure::new(
                 Code::Busy,
@@ -193,7 +194,7 @@ impl Use {
 
 impl Drop for Use {
     fn drop(&mut self) {
-        *IN_USE.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        *locked(&IN_USE) = false;
     }
 }
 

@@ -7,10 +7,11 @@ use crate::boundary::c_text;
 use crate::chain::{check, field, text, View};
 use crate::creation::{roots, smallest_budgets};
 use crate::instance;
+use crate::locks::locked;
 use crate::models;
 use crate::refusal::{call, note, Refusal};
 use std::ffi::{c_char, CString};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// CPU and GPU.
 const BACKENDS: u32 = 1 | 2;
@@ -33,7 +34,7 @@ static ANSWERS: Mutex<Vec<Answer>> = Mutex::new(Vec::new());
 
 /// Frees all answers.
 pub fn forget() {
-    *ANSWERS.lock().unwrap_or_else(PoisonError::into_inner) = Vec::new();
+    *locked(&ANSWERS) = Vec::new();
 }
 
 fn answer(found: &[models::Found], budgets: Vec<usize>) -> Answer {
@@ -74,7 +75,7 @@ fn answer(found: &[models::Found], budgets: Vec<usize>) -> Answer {
 pub unsafe extern "C" fn get_capabilities(out: *mut *const Base, parameters: *const Base) -> u32 {
     call(|| {
         let out = out.as_mut().ok_or_else(|| {
-            Refusal::invalid("getCapsAndRequirements: there is no place for them")
+            Refusal::invalid("getCapsAndRequirements: the pointer for the answer is null")
         })?;
         *out = std::ptr::null();
         check(parameters, "getCapsAndRequirements")?;
@@ -117,7 +118,7 @@ pub unsafe extern "C" fn get_capabilities(out: *mut *const Base, parameters: *co
         let _one = instance::one_at_a_time();
         let answer = answer(&found, smallest_budgets(parameters, &found));
         *out = std::ptr::from_ref(&*answer.common).cast();
-        let mut answers = ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = locked(&ANSWERS);
         answers.push(answer);
         Ok(())
     })

@@ -24,7 +24,9 @@ pub unsafe extern "C" fn set_budget(
 pub unsafe extern "C" fn get_limits(face: *const InferenceInstance, limits: *mut Limits) -> u32 {
     call(|| {
         if limits.is_null() {
-            return Err(Refusal::invalid("getLimits: there is no place for them"));
+            return Err(Refusal::invalid(
+                "getLimits: the pointer for the limits is null",
+            ));
         }
         shared::limits(Instance::of(face)?.share.device, limits)
     })

@@ -338,7 +338,7 @@ pub unsafe extern "C" fn create_instance(
         let out = out.as_mut().ok_or_else(|| {
             Refusal::new(
                 result::INVALID_PARAMETER,
-                "createInstance: there is no place for the instance",
+                "createInstance: the pointer for the instance is null",
             )
         })?;
         *out = std::ptr::null_mut();

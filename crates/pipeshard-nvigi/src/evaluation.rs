@@ -5,6 +5,7 @@ use crate::boundary::c_text;
 use crate::chain::{field, View};
 use crate::inputs::Wish;
 use crate::instance::{Instance, Turn};
+use crate::locks::locked;
 use crate::outputs::{fill, nothing, of_host, set, Outputs};
 use crate::poll::Poll;
 use crate::refusal::{call, library, note, tell, Kind, Refusal};
@@ -18,7 +19,7 @@ use std::mem::{size_of, zeroed};
 use std::os::unix::thread::JoinHandleExt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// `PIPESHARD_E_CONTEXT_FULL`
 const CONTEXT_FULL: c_int = -10;
@@ -299,10 +300,7 @@ fn start(job: Job) -> Result<(), Refusal> {
     let started = std::thread::Builder::new()
         .name("pipeshard-gpt".to_owned())
         .spawn(move || {
-            let job = of_thread
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
+            let job = locked(&of_thread).take();
             let Some(job) = job else {
                 return;
             };

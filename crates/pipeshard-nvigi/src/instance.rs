@@ -3,6 +3,7 @@
 use crate::abi::{result, Context, InferenceInstance};
 use crate::chain::{field, View};
 use crate::inputs::Settings;
+use crate::locks::locked;
 use crate::poll::Poll;
 use crate::refusal::{call, Refusal};
 use crate::session::exports::{pipeshard_cancel, pipeshard_session_close, CSession};
@@ -60,13 +61,13 @@ impl Drop for OpenSession {
 static INSTANCES: Mutex<Option<HashMap<usize, Arc<Instance>>>> = Mutex::new(None);
 
 fn instances() -> MutexGuard<'static, Option<HashMap<usize, Arc<Instance>>>> {
-    INSTANCES.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&INSTANCES)
 }
 
 /// Instances are made one after the other.
 pub fn one_at_a_time() -> MutexGuard<'static, ()> {
     static MAKING: Mutex<()> = Mutex::new(());
-    MAKING.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&MAKING)
 }
 
 /// The right to do something with an instance.
@@ -137,7 +138,7 @@ impl Instance {
     }
 
     pub fn running(&self) -> MutexGuard<'_, Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.running)
     }
 
     /// Ends what is done with it, and waits until it has ended. Not where this thread does it: it is told to end, and goes on.
@@ -170,7 +171,7 @@ impl Instance {
         drop(running);
         join(ended);
         self.cancelled.store(false, Ordering::Relaxed);
-        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *locked(&self.saved) = None;
         Ok(Turn(Arc::clone(self)))
     }
 

@@ -56,6 +56,8 @@ mod failure;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/handles.rs"]
 mod handles;
+#[path = "../../pipeshard-capi/src/locks.rs"]
+mod locks;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/media.rs"]
 mod media;

@@ -21,7 +21,7 @@ pub unsafe extern "C" fn get_results(context: *mut Context, wait: bool, state: *
         let instance = Instance::in_context(context)?;
         let state = state
             .as_mut()
-            .ok_or_else(|| Refusal::invalid("getResults: there is no place for the state"))?;
+            .ok_or_else(|| Refusal::invalid("getResults: the pointer for the state is null"))?;
         let begin = Instant::now();
         let mut running = instance.running();
         loop {

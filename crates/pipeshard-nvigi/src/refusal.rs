@@ -7,6 +7,7 @@ use crate::failure::{
     pipeshard_error_code, pipeshard_error_free, pipeshard_error_minimum, pipeshard_error_text,
     CError,
 };
+use crate::locks::locked;
 use crate::process::pipeshard_set_log;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -87,10 +88,7 @@ static LATEST: Mutex<String> = Mutex::new(String::new());
 static MINIMUM: AtomicU64 = AtomicU64::new(0);
 
 pub fn latest() -> String {
-    LATEST
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone()
+    locked(&LATEST).clone()
 }
 
 pub fn latest_minimum() -> u64 {
@@ -106,7 +104,7 @@ pub fn note(refusal: &Refusal) {
         text += &format!(" [the smallest vramBudgetMB that works is {mib}]");
     }
     tell(Kind::Error, &text);
-    *LATEST.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    *locked(&LATEST) = text;
 }
 
 /// Does the work of a function of the plug-in. What fails is logged, and becomes a code; so does a panic.
@@ -190,10 +188,7 @@ pub unsafe fn release_log() {
             release(CORE_FRAMEWORK, &Log::UID);
         }
     }
-    LATEST
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clear();
+    locked(&LATEST).clear();
 }
 
 unsafe extern "C" fn from_library(_: *mut c_void, level: c_int, text: *const c_char) {

@@ -7,11 +7,12 @@ use crate::device::{
     pipeshard_device_close, pipeshard_device_open, pipeshard_get_limits, pipeshard_set_budget,
     CDevice,
 };
+use crate::locks::locked;
 use crate::refusal::{library, tell, Kind, Refusal};
 use crate::types::{BudgetRequest, DeviceConfig, Limits};
 use std::ffi::CString;
 use std::mem::size_of;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 /// What a device is opened with, but for the budget.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -38,7 +39,7 @@ unsafe impl Send for Open {}
 static OPEN: Mutex<Option<Open>> = Mutex::new(None);
 
 fn lock() -> MutexGuard<'static, Option<Open>> {
-    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&OPEN)
 }
 
 /// An instance's part of the device, which closes with the last one.

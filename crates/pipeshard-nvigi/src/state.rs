@@ -3,10 +3,11 @@
 use crate::abi::InferenceInstance;
 use crate::evaluation::state_of;
 use crate::instance::Instance;
+use crate::locks::locked;
 use crate::refusal::{library, value, Refusal};
 use crate::session::exports::{pipeshard_session_restore, pipeshard_session_save};
 use std::ffi::c_int;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 fn saved(instance: &Instance) -> Result<Vec<u8>, Refusal> {
     let (mut data, mut size) = (std::ptr::null_mut(), 0);
@@ -29,11 +30,7 @@ fn saved_of(face: *const InferenceInstance) -> Result<Option<Saved>, Refusal> {
     let Some(_turn) = instance.take_turn_if_idle() else {
         return Ok(None);
     };
-    let kept = instance
-        .saved
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let kept = locked(&instance.saved).take();
     let bytes = match kept {
         Some(bytes) => bytes,
         None => saved(&instance)?,
@@ -42,11 +39,7 @@ fn saved_of(face: *const InferenceInstance) -> Result<Option<Saved>, Refusal> {
 }
 
 fn keep(instance: &Instance, bytes: Vec<u8>) {
-    let mut saved = instance
-        .saved
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    *saved = Some(bytes);
+    *locked(&instance.saved) = Some(bytes);
 }
 
 pub unsafe extern "C" fn get_data_size(face: *const InferenceInstance) -> usize {
@@ -98,10 +91,7 @@ pub unsafe extern "C" fn set_data(
         let Some(_turn) = instance.take_turn_if_idle() else {
             return Ok(false);
         };
-        *instance
-            .saved
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+        *locked(&instance.saved) = None;
         let session = instance.session.0;
         library(|error| pipeshard_session_restore(session, data.cast(), size, error))?;
         let used = state_of(session)?.used;

@@ -127,7 +127,7 @@ impl Accounts {
         if let Some(name) = &self.config.device {
             devices.retain(|device| device.name() == *name);
             if devices.is_empty() {
-                return Err(format!("there is no GPU with the name {name}"));
+                return Err(format!("no GPU has the name {name}"));
             }
         }
         let (device, usable) = choose(&devices, self.config.devices)?;

@@ -363,7 +363,7 @@ fn profile(
         device_memory,
         Effort::Quick,
     );
-    let cache = config.profile_place.open();
+    let cache = config.profile_place.profiles();
     if let (Err(why), None) = (&cache, &config.sim) {
         log::warn(&format!("the profile of this machine was not saved: {why}"));
     }

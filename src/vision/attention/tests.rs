@@ -1,4 +1,4 @@
-//! The rewrite on a simulated GPU: beside the graph as llama.cpp builds it.
+//! The rewrite on a simulated GPU, compared with the graph as llama.cpp builds it.
 
 use super::*;
 use crate::vision::windows::Grid;

@@ -1,6 +1,7 @@
 //! What a session does now, who does it, and how it is ended.
 
 use crate::failure::{Code, Failure};
+use crate::locks::locked;
 use crate::model::Model;
 use crate::types::State;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,11 +39,6 @@ impl Drop for Busy<'_> {
         self.0.doing().thread = None;
         self.0.changed.notify_all();
     }
-}
-
-/// The lock, also where somebody panicked: what is behind it is as good as it was.
-pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Activity {

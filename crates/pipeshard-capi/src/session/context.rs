@@ -1,16 +1,17 @@
 //! Contexts of a session: the first, and those that it wakes up with.
 
-use super::activity::locked;
 use crate::boundary::optional;
 use crate::failure::{Code, Failure};
+use crate::locks::locked;
 use crate::media::Encoder;
 use crate::model::{said, Model};
 use crate::process::with_errors;
 use crate::types::SessionConfig;
 use pipeshard_llama::{Context, ContextOptions};
+use pipeshard_model::inventory::DType;
 use pipeshard_sys as ffi;
 use runtime::hook::stopping::is_wanted;
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicBool;
 
@@ -45,25 +46,23 @@ impl Drop for Threads {
     }
 }
 
-/// ggml's type of that name, as llama.cpp's tools call it.
-fn kv_type(name: Option<&str>, member: &str) -> Result<ffi::ggml_type, Failure> {
-    let known = [
-        ("f32", ffi::GGML_TYPE_F32),
-        ("f16", ffi::GGML_TYPE_F16),
-        ("bf16", ffi::GGML_TYPE_BF16),
-        ("q8_0", ffi::GGML_TYPE_Q8_0),
-        ("q4_0", ffi::GGML_TYPE_Q4_0),
-        ("q4_1", ffi::GGML_TYPE_Q4_1),
-        ("iq4_nl", ffi::GGML_TYPE_IQ4_NL),
-        ("q5_0", ffi::GGML_TYPE_Q5_0),
-        ("q5_1", ffi::GGML_TYPE_Q5_1),
-    ];
-    let Some(name) = name else {
-        return Ok(ffi::GGML_TYPE_F16);
-    };
-    let found = known.iter().find(|(known, _)| *known == name);
-    found.map(|(_, kind)| *kind).ok_or_else(|| {
-        let names = known.map(|(name, _)| name).join(", ");
+/// Types of a KV cache, as llama.cpp's tools call them.
+const KV_TYPES: [&str; 9] = [
+    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1",
+];
+
+/// The type of that name; f16 for null.
+///
+/// # Safety
+/// `name` is null or ends with a zero byte.
+///
+/// # Errors
+/// A KV cache cannot have it.
+pub unsafe fn kv_type(name: *const c_char, member: &str) -> Result<&'static DType, Failure> {
+    let name = optional(name, member)?.unwrap_or("f16");
+    let known = KV_TYPES.contains(&name).then(|| DType::from_name(name));
+    known.flatten().ok_or_else(|| {
+        let names = KV_TYPES.join(", ");
         Failure::invalid(format!("{member} is '{name}'; known are {names}"))
     })
 }
@@ -131,8 +130,8 @@ impl Settings {
         }
         let mut options = ContextOptions::new(config.context, BATCH, BATCH, threads);
         options.kv_types = (
-            kv_type(optional(config.type_k, "type_k")?, "type_k")?,
-            kv_type(optional(config.type_v, "type_v")?, "type_v")?,
+            kv_type(config.type_k, "type_k")?.id,
+            kv_type(config.type_v, "type_v")?.id,
         );
         options.sequences = 1;
         options.outputs = 1;

@@ -5,7 +5,6 @@ use crate::failure::{Code, Failure};
 use crate::media::{Bitmap, Part, MARKER};
 use crate::model::Model;
 use pipeshard_sys as ffi;
-use std::sync::PoisonError;
 
 /// A message. Its text has a marker for each of its images.
 pub struct Message {
@@ -118,15 +117,7 @@ impl Conversation {
         if media.is_empty() {
             return Ok(vec![Part::Tokens(tokens_of(model, &text, true)?)]);
         }
-        let projector = model.projector.as_ref();
-        let encoder = projector.map(|p| p.encoder.lock().unwrap_or_else(PoisonError::into_inner));
-        match encoder.as_deref() {
-            Some(Some(encoder)) => encoder.parts(&text, &media),
-            _ => Err(Failure::new(
-                Code::Unsupported,
-                "the model was opened without an encoder of images (mmproj)",
-            )),
-        }
+        model.with_encoder(|encoder| encoder.parts(&text, &media))
     }
 }
 

@@ -11,7 +11,6 @@ use crate::process::with_errors;
 use pipeshard_llama::{Batch, Context, LlamaError};
 use runtime::hook::stopping::watching;
 use std::sync::atomic::Ordering;
-use std::sync::PoisonError;
 
 /// What llama_decode says where a pass was ended early.
 const ENDED_EARLY: i32 = 2;
@@ -28,6 +27,14 @@ pub enum Piece {
 }
 
 impl Piece {
+    fn of(chunk: &Chunk) -> Self {
+        Piece::Media {
+            id: chunk.id.clone(),
+            positions: chunk.positions,
+            tokens: chunk.tokens,
+        }
+    }
+
     fn positions(&self) -> i32 {
         match self {
             Piece::Token(_) => 1,
@@ -286,31 +293,21 @@ impl Work {
 
     /// Encodes an image, and evaluates it behind what is held.
     fn media(&mut self, activity: &Activity, chunk: &Chunk, logits: bool) -> Result<(), Failure> {
-        let projector = activity.model.projector.as_ref();
-        let encoder = projector.map(|p| p.encoder.lock().unwrap_or_else(PoisonError::into_inner));
-        let Some(Some(encoder)) = encoder.as_deref() else {
-            return Err(Failure::new(
-                Code::Unsupported,
-                "the model was opened without an encoder of images (mmproj)",
-            ));
-        };
         let batch = self.batch as i32;
         let past = positions(&self.held);
-        // mtmd does not say where it ended, so memory is given back when it is over
         let context = self.context()?;
-        let ended = activity.pass(false, || {
-            let (code, _) = encoder.evaluate(context, chunk, past, batch, logits);
-            code
-        });
+        let ended = activity.model.with_encoder(|encoder| {
+            // mtmd does not say where it ended, so memory is given back when it is over
+            Ok(activity.pass(false, || {
+                let (code, _) = encoder.evaluate(context, chunk, past, batch, logits);
+                code
+            }))
+        })?;
         if let Err(ended) = ended {
             self.recover(past, 0)?;
             return Err(ended.into_failure(activity));
         }
-        self.held.push(Piece::Media {
-            id: chunk.id.clone(),
-            positions: chunk.positions,
-            tokens: chunk.tokens,
-        });
+        self.held.push(Piece::of(chunk));
         Ok(())
     }
 }
@@ -326,11 +323,7 @@ fn steps_of(parts: Vec<Part>) -> (Vec<Step>, Vec<Piece>) {
                 steps.push(Step::Tokens(tokens));
             }
             Part::Media(chunk) => {
-                pieces.push(Piece::Media {
-                    id: chunk.id.clone(),
-                    positions: chunk.positions,
-                    tokens: chunk.tokens,
-                });
+                pieces.push(Piece::of(&chunk));
                 steps.push(Step::Media(chunk));
             }
         }

@@ -1,6 +1,7 @@
 //! Generations on a thread of the session's own, and what the host hears of them.
 
 use crate::failure::{Code, Failure};
+use crate::locks::locked;
 use crate::types::{WakeupFn, EVENT_DONE, EVENT_ENDED, EVENT_TEXT};
 use std::ffi::{c_void, CString};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -43,12 +44,12 @@ pub struct Told {
 
 impl Events {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.waiting)
     }
 
     fn changed(&self) {
         self.changed.notify_all();
-        let wakeup = self.wakeup.lock().unwrap_or_else(PoisonError::into_inner);
+        let wakeup = locked(&self.wakeup);
         if let Some(wakeup) = *wakeup {
             // SAFETY: the host's function, with the host's argument.
             unsafe { (wakeup.function)(wakeup.user as *mut c_void) };
@@ -58,8 +59,7 @@ impl Events {
     /// Whom to wake from now on.
     pub fn wake(&self, function: Option<WakeupFn>, user: *mut c_void) {
         let user = user as usize;
-        *self.wakeup.lock().unwrap_or_else(PoisonError::into_inner) =
-            function.map(|function| Wakeup { function, user });
+        *locked(&self.wakeup) = function.map(|function| Wakeup { function, user });
     }
 
     /// A generation begins; what was not fetched of the one before is gone.

@@ -1,14 +1,13 @@
 //! The header's functions about sessions.
 
-use super::activity::locked;
 use super::conversation::Conversation;
 use super::evaluate::Work;
 use super::generate::Wish;
 use super::Session;
-use crate::boundary::{call, optional, read, required, to_c, write};
+use crate::boundary::{call, handle, optional, read, required, to_c, write};
 use crate::failure::{CError, Code, Failure};
 use crate::handles::Table;
-use crate::media::Bitmap;
+use crate::media::{Bitmap, Encoder};
 use crate::model::{CModel, MODELS};
 use crate::types::{Event, GenerateConfig, Media, PieceFn, SessionConfig, State, WakeupFn};
 use std::ffi::{c_char, c_int, c_void};
@@ -28,10 +27,7 @@ pub unsafe extern "C" fn pipeshard_session_open(
     error: *mut *mut CError,
 ) -> c_int {
     call(error, || {
-        let place = session
-            .as_mut()
-            .ok_or_else(|| Failure::invalid("session is NULL: there is no place for the handle"))?;
-        *place = std::ptr::null_mut();
+        let place = handle(session, "session")?;
         let model = MODELS.get(model, "model")?;
         let opened = Session::open(model, &read(config, "pipeshard_session_config")?)?;
         *place = SESSIONS.open(opened);
@@ -89,15 +85,9 @@ pub unsafe extern "C" fn pipeshard_session_add_media(
         with_session(session, |session, work| {
             // files are read by the encoder, which a sleeping session has not
             work.wake(&session.activity.model)?;
-            let projector = session.activity.model.projector.as_ref();
-            let encoder = projector.map(|projector| locked(&projector.encoder));
-            let Some(Some(encoder)) = encoder.as_deref() else {
-                return Err(Failure::new(
-                    Code::Unsupported,
-                    "the model was opened without an encoder of images and sound: state mmproj in pipeshard_model_config",
-                ));
-            };
-            work.conversation.coming.push(Bitmap::of(&media, encoder)?);
+            let of_encoder = |encoder: &Encoder| Bitmap::of(&media, encoder);
+            let bitmap = session.activity.model.with_encoder(of_encoder)?;
+            work.conversation.coming.push(bitmap);
             Ok(())
         })
     })

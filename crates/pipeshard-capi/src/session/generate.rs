@@ -2,7 +2,7 @@
 
 use super::activity::Activity;
 use super::conversation::{Conversation, Message};
-use super::evaluate::Work;
+use super::evaluate::{taken, Work};
 use crate::boundary::{optional, required};
 use crate::chat::grammar_of;
 use crate::failure::{Code, Failure};
@@ -310,7 +310,8 @@ impl Activity {
             }
             // SAFETY: the model is alive.
             let ends = unsafe { ffi::llama_vocab_is_eog(model.raw_vocabulary(), token) };
-            let full = super::evaluate::taken(&work.held) + 1 >= work.room;
+            let used = taken(&work.held);
+            let full = used + 1 >= work.room;
             made += u32::from(!ends);
             let is_last = ends || made >= wish.most || full;
             let bytes = match ends {
@@ -321,7 +322,6 @@ impl Activity {
             if work.conversation.without_roles && !ends {
                 work.conversation.tokens.push(token);
             }
-            let used = super::evaluate::taken(&work.held);
             self.noted(|state| {
                 state.generated_tokens = made;
                 state.used = used;

@@ -22,9 +22,10 @@ mod saved;
 
 use crate::device::{Claimed, Sleeper};
 use crate::failure::{Code, Failure};
+use crate::locks::locked;
 use crate::model::Model;
 use crate::types::{SessionConfig, State};
-use activity::{locked, Activity, Busy};
+use activity::{Activity, Busy};
 use context::Settings;
 use conversation::Conversation;
 use evaluate::{Place, Work};
@@ -33,7 +34,7 @@ use generate::Wish;
 use pipeshard_sys as ffi;
 use std::sync::{Arc, Mutex};
 
-pub use context::BATCH;
+pub use context::{kv_type, BATCH};
 
 /// A session that is open. Members are dropped in their order.
 pub struct Session {
