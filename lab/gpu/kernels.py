@@ -3,6 +3,7 @@
 
   kernels.py tokens FILE...   microseconds per generated token, kernel by kernel, and the pauses in which nothing ran
   kernels.py link FILE...     a streamed prompt's copies to the device: how fast beside which kernel, and when the link was idle
+  kernels.py bursts FILE...   what ran between pauses of the whole device: kernels, copies and gaps of each burst, such as an encode
 
 A token ends with the rarest kernel of the tail; a prompt's pass is what lies between pauses of the link longer than --pass-gap."""
 import argparse
@@ -127,16 +128,53 @@ def link(given):
             print(f"   {n / beside_ns[key]:6.1f} ({n / 1e9:7.3f})  {key[0]}, {key[1]}")
 
 
+def bursts(given):
+    for path in given.files:
+        runs = load(path, given.tail)
+        groups, busy_until = [], 0
+        for r in runs:
+            if not groups or r.start - busy_until > given.pause * 1000:
+                groups.append([])
+            groups[-1].append(r)
+            busy_until = max(busy_until, r.end)
+        begin = runs[0].start
+        for group in groups:
+            first, last = group[0].start, max(r.end for r in group)
+            if last - first < given.shortest * 1000:
+                continue
+            copies = [r for r in group if r.name == "copy to device"]
+            kernels = [r for r in group if not r.name.startswith("copy") and r.name != "fill"]
+            busy, until, pauses = 0, first, []
+            for r in kernels:
+                if r.start > until:
+                    pauses.append(r.start - until)
+                busy += max(0, r.end - max(until, r.start))
+                until = max(until, r.end)
+            print(f"   at {(first - begin) / 1e6:.1f} ms: {(last - first) / 1e6:.1f} ms, {len(kernels)} kernels busy {busy / 1e6:.1f} ms; "
+                  f"{len(copies)} copies, {sum(c.bytes for c in copies) / 1e6:.1f} MB in {sum(c.end - c.start for c in copies) / 1e6:.1f} ms; "
+                  f"first copy at {min((c.start - first for c in copies if c.bytes > 1 << 20), default=0) / 1e6:.1f}, "
+                  f"first kernel at {min((k.start - first for k in kernels), default=0) / 1e6:.1f}")
+            print("      no kernel, us by length: " + by_length(pauses, 1))
+            took, count = collections.Counter(), collections.Counter()
+            for r in kernels:
+                took[r.name] += r.end - r.start
+                count[r.name] += 1
+            for name, ns in took.most_common(given.top):
+                print(f"      {ns / 1e6:8.2f} ms {count[name]:6d}  {name}")
+
+
 def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("what", choices=["tokens", "link"])
+    ask.add_argument("what", choices=["tokens", "link", "bursts"])
     ask.add_argument("files", nargs="+")
     ask.add_argument("--tail", type=int, default=110_000, help="records read from the end of each file")
     ask.add_argument("--top", type=int, default=20)
     ask.add_argument("--passes", type=int, default=4)
     ask.add_argument("--pass-gap", type=float, default=1000, help="us without a copy that end a pass")
+    ask.add_argument("--pause", type=float, default=3000, help="us without anything that end a burst")
+    ask.add_argument("--shortest", type=float, default=10_000, help="us of the shortest burst that is shown")
     given = ask.parse_args()
-    {"tokens": tokens, "link": link}[given.what](given)
+    {"tokens": tokens, "link": link, "bursts": bursts}[given.what](given)
 
 
 if __name__ == "__main__":
