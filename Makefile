@@ -2,7 +2,8 @@
 
 SHELL := /bin/bash
 CARGO := scripts/cargo.sh
-PROFILE_DIR := $(or $(CARGO_TARGET_DIR),target)/release
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+PROFILE_DIR := $(TARGET_DIR)/release
 # Cargo features, for instance: make build FEATURES=avx512
 FEATURES ?=
 FEATURE_ARGS := $(if $(FEATURES),--features "$(FEATURES)")
@@ -24,7 +25,7 @@ build: setup ## build everything, optimised; the tools are left in target/releas
 host-library: setup ## libpipeshard.so.0 and the NVIGI plug-in for programs, in target/host-library (docs/embedding.md, docs/nvigi.md)
 	@$(CARGO) build --package pipeshard-capi --profile host-library $(FEATURE_ARGS)
 	@$(CARGO) build --package pipeshard-nvigi --profile host-library $(FEATURE_ARGS)
-	@cd $(PROFILE_DIR)/../host-library && cp -f libpipeshard_capi.so libpipeshard.so.0 && ln -sfn libpipeshard.so.0 libpipeshard.so && \
+	@cd $(TARGET_DIR)/host-library && cp -f libpipeshard_capi.so libpipeshard.so.0 && ln -sfn libpipeshard.so.0 libpipeshard.so && \
 		cp -f libpipeshard_nvigi.so nvigi.plugin.gpt.ggml.pipeshard.so
 
 # Where the library for programs goes
@@ -69,4 +70,4 @@ patch-lines: ## count the lines that patches/ add to llama.cpp
 precommit: check test ## what has to pass before a commit
 
 clean-native: ## forget the build of llama.cpp (the fetched archive stays)
-	@rm -rf $(dir $(PROFILE_DIR))native
+	@rm -rf $(TARGET_DIR)/native
