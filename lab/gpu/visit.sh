@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [hosttps] [vision [again [only]]] [encodes] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [hosttps] [vision [again [only]]] [encodes] [turns] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard-lab grids` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -525,6 +525,14 @@ if [[ $what == *encodes* ]]; then
     source images.sh
     # shellcheck source=encodes.sh
     source encodes.sh
+fi
+
+if [[ $what == *turns* ]]; then
+    # questions about images to llama-server: time to the first token, of pipeshard and of stock within the same memory
+    synth cosmos-f16 cosmos-reason1-7b --type "${TURNS_TYPE:-f16}"
+    synth cosmos-mmproj cosmos-reason1-7b-mmproj
+    PIPESHARD_LIBRARY="$bin/libpipeshard.so" python3 turns.py "$bin/llama-server" "$models/cosmos-f16.gguf" "$models/cosmos-mmproj.gguf" "$OUT/turns.jsonl" \
+        --threads $((threads / 2)) ${TURNS_ARGS:-} 2>&1 | tee "$OUT/turns.txt"
 fi
 
 if [[ $what == *vision* ]]; then
