@@ -268,6 +268,20 @@ fn attention_that_is_not_fused_keeps_its_mask() {
     assert_eq!((vision.masks_skipped, vision.masks_kept), (0, 1));
     let why = vision.declined.keys().next().expect("a reason");
     assert!(why.contains("not fused"), "{why}");
+    assert_eq!(vision.blocks, 0);
+}
+
+#[test]
+fn attention_that_is_not_fused_is_computed_in_blocks() {
+    let picture = picture(448, 448);
+    let unfused = ["--no-repack", "-fa", "off"];
+    let stock = Encoded::run("blocks-stock", &[&picture], &unfused).worked();
+    let ours = run_within("blocks-ours", &picture, 300 * MIB, &["-fa", "off"]).worked();
+    assert!(stock.embeddings == ours.embeddings);
+    assert_eq!(stock.finished.stdout, ours.finished.stdout);
+    ours.assert_healthy(300 * MIB);
+    let vision = ours.vision();
+    assert!(vision.blocks > 0 && vision.masks_kept == 1, "{vision:?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::trace::Since;
 use crate::vision::attention::{self, batch_windows, nodes_of, Declined};
 use crate::vision::header::{EncoderShape, Kind};
 use crate::vision::windows::Grid;
-use crate::vision::{order, rows, Backends};
+use crate::vision::{blocks, order, rows, Backends};
 use pipeshard_sys as ffi;
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -45,11 +45,13 @@ pub struct Encoder {
     tower: Option<Tower>,
     /// None where its file's header could not be read.
     shape: Option<EncoderShape>,
-    /// Tensors that were put in for windows, and for pieces.
-    tensors: [Option<TensorContext>; 2],
+    /// Tensors that were put in for windows, for pieces, and for blocks.
+    tensors: [Option<TensorContext>; 3],
     windows: Option<Windows>,
     /// Pieces that feed-forward networks of the latest graph are computed in.
     pieces: u64,
+    /// Blocks of queries that its attention is computed in.
+    blocks: u64,
     /// Rows of activations of the graph that was split last, where they are known.
     rows: u64,
     /// That graph has the mask that it came with.
@@ -134,9 +136,10 @@ impl Encoders {
             kind,
             tower: None,
             shape,
-            tensors: [None, None],
+            tensors: [None, None, None],
             windows: None,
             pieces: 0,
+            blocks: 0,
             rows: 0,
             has_mask: false,
             began: None,
@@ -321,6 +324,9 @@ impl Encoders {
         let divided = rows::divide(graph, &mut encoder.tensors[1], backends);
         encoder.pieces = divided.pieces;
         begun.nodes += divided.nodes;
+        let divided = blocks::divide(graph, &mut encoder.tensors[2], backends);
+        encoder.blocks = divided.blocks;
+        begun.nodes += divided.nodes;
         let of_nodes = graph_nodes(graph).iter().map(|&node| bytes_for(node));
         begun.pool = of_nodes.max().unwrap_or(0);
         begun
@@ -400,6 +406,7 @@ impl Encoders {
         self.counts.encodes += 1;
         self.counts.rows += encoder.rows;
         self.counts.pieces += encoder.pieces;
+        self.counts.blocks += encoder.blocks;
         self.counts.masks_kept += u64::from(encoder.has_mask);
         if let Some(windows) = &encoder.windows {
             self.counts.masks_skipped += 1;

@@ -24,6 +24,8 @@ pub struct VisionReport {
     pub windows_batched: u64,
     /// Pieces of rows that feed-forward networks were computed in, where that was more than one.
     pub pieces: u64,
+    /// Blocks of queries that attention was computed in, where it is not fused.
+    pub blocks: u64,
     /// Graphs that were computed without their mask of windows.
     pub masks_skipped: u64,
     /// Graphs that have windows and were computed with their mask.

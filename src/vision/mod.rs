@@ -12,9 +12,11 @@
 //! | [`windows`] | in which windows an image is attended to, as llama.cpp orders its patches |
 //! | [`order`] | a rewrite: keys, values and queries one after the other |
 //! | [`attention`] | a rewrite: windows attended to side by side, without the mask that keeps them apart |
+//! | [`blocks`] | a rewrite: attention that is not fused, in blocks of queries |
 //! | [`rows`] | a rewrite: feed-forward networks in pieces of rows |
 
 pub mod attention;
+pub mod blocks;
 pub mod header;
 pub mod images;
 mod limits;

@@ -297,8 +297,9 @@ unsafe fn in_pieces(context: &TensorContext, network: &Network) -> Vec<Tensor> {
     part
 }
 
-/// Has the readers of the sums read what takes their place, and their views look into that memory.
-unsafe fn hand_on(nodes: &[Tensor], parts: &HashMap<usize, Vec<Tensor>>) {
+/// Has the readers of nodes that were replaced read the last of what takes their place, a view of all of it, and their views look into
+/// that memory.
+pub(super) unsafe fn hand_on(nodes: &[Tensor], parts: &HashMap<usize, Vec<Tensor>>) {
     let mut views: HashMap<usize, Tensor> = HashMap::new();
     for &node in nodes {
         let sources = (*node).src;
