@@ -3,7 +3,7 @@
 mod common;
 
 use common::server::Server;
-use common::{synthetic, Eval, MIB};
+use common::{finish, synthetic, tool, Eval, MIB};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -141,7 +141,25 @@ fn nobody_changes_what_was_not_opened() {
     assert!(message.contains("--pipeshard-vram"), "{message}");
 }
 
-/// A router with a budget for each of two models, and its reports behind it.
+/// Budgets of a router's models, which are never more than the total.
+fn shares(router: &Server, total: u64) -> (u64, u64) {
+    let of = |name: &str| {
+        let (status, says) = router.get(&format!("/pipeshard?model={name}"));
+        assert!(status.contains("200"), "{status} {says}");
+        assert_eq!(says["share"]["total"], total, "{says}");
+        says
+    };
+    let (one, two) = (of("one"), of("two"));
+    let budget = |of: &Value| of["budget"].as_u64().expect("a budget");
+    let others = |of: &Value| of["share"]["others"][0]["budget"].as_u64();
+    // each as the other sees it
+    assert_eq!(others(&one), Some(budget(&two)), "{one} {two}");
+    assert_eq!(others(&two), Some(budget(&one)), "{one} {two}");
+    assert!(budget(&one) + budget(&two) <= total, "{one} {two}");
+    (budget(&one), budget(&two))
+}
+
+/// A router with a budget for two models, and its reports behind it.
 fn routed(report: &str) -> Vec<Value> {
     let folder = common::scratch("control").join(report.replace('%', ""));
     let _ = std::fs::remove_dir_all(&folder);
@@ -162,25 +180,40 @@ fn routed(report: &str) -> Vec<Value> {
         "--models-max",
         "2",
         "--pipeshard-vram",
-        "120M",
+        "60M",
         "--pipeshard-sim",
         "vram=1G",
         "--pipeshard-control",
         "--pipeshard-report",
         &path,
     ]);
-    for name in ["one", "two"] {
+    let complete = |name: &str| {
         let body = json!({"model": name, "prompt": "a", "n_predict": 4, "temperature": 0});
         let answer = router.complete(&body);
-        assert!(answer["content"].is_string(), "{answer}");
-    }
-    let (status, now) = router.post("/pipeshard/budget", &json!({"model": "one", "size": "80M"}));
+        let text = answer["content"].as_str();
+        text.unwrap_or_else(|| panic!("{answer}")).to_owned()
+    };
+    let total = 60 * MIB;
+    let alone = complete("one");
+    // the one that was first has half of the total left, or what it needs
+    complete("two");
+    let (one, two) = shares(&router, total);
+    assert!(one >= total / 2 && two > 0, "{one} {two}");
+    assert_eq!(complete("one"), alone);
+    // by hand: no more than the others leave
+    let body = json!({"model": "one", "size": total});
+    let (status, now) = router.post("/pipeshard/budget", &body);
     assert!(status.contains("200"), "{status} {now}");
-    let budget = |name: &str| router.get(&format!("/pipeshard?model={name}")).1["budget"].clone();
-    assert_eq!(
-        (budget("one"), budget("two")),
-        ((80 * MIB).into(), (120 * MIB).into())
-    );
+    shares(&router, total);
+    let body = json!({"model": "one", "size": "minimum"});
+    let (status, least) = router.post("/pipeshard/budget", &body);
+    assert!(status.contains("200"), "{status} {least}");
+    assert_eq!(complete("one"), alone);
+    // the other takes what it leaves
+    let least = least["budget"].as_u64().expect("a budget");
+    while shares(&router, total).1 != total - least {
+        complete("two");
+    }
     assert!(router.stop().success());
     let files = std::fs::read_dir(&folder).expect("a folder");
     let files = files.map(|file| file.expect("a file").path());
@@ -192,7 +225,7 @@ fn routed(report: &str) -> Vec<Value> {
 }
 
 #[test]
-fn a_routers_children_have_budgets_and_reports_of_their_own() {
+fn a_routers_children_share_its_budget_and_have_reports_of_their_own() {
     let each = routed("report-%p.json");
     let engaged = |reports: &[Value]| reports.iter().filter(|r| r["engaged"] == true).count();
     assert_eq!((each.len(), engaged(&each)), (3, 2), "{each:?}");
@@ -200,7 +233,7 @@ fn a_routers_children_have_budgets_and_reports_of_their_own() {
         .iter()
         .filter_map(|r| r["budget_changes"].as_u64())
         .sum();
-    assert_eq!(changes, 1);
+    assert!(changes >= 3, "{changes}");
     // the router ends last, and leaves what a child wrote
     let last = routed("report.json");
     assert_eq!((last.len(), engaged(&last)), (1, 1), "{last:?}");
@@ -251,4 +284,70 @@ fn a_server_that_sleeps_holds_no_weights_and_goes_on() {
     let again = told(24, "Once upon a time");
     assert_eq!(text(&again), text(&whole));
     assert!(again["timings"]["cache_n"].as_u64() > Some(0), "{again}");
+}
+
+/// The budget, and those of the others that share the total.
+fn shared(server: &Server) -> (u64, Vec<u64>) {
+    let (_, says) = server.get("/pipeshard");
+    let others = says["share"]["others"].as_array().expect("others");
+    let others = others.iter().filter_map(|other| other["budget"].as_u64());
+    (says["budget"].as_u64().expect("a budget"), others.collect())
+}
+
+#[test]
+fn servers_that_share_a_budget_leave_it_to_each_other() {
+    let folder = common::scratch("shared");
+    let variables = [
+        ("XDG_RUNTIME_DIR", folder.to_str().expect("a path")),
+        ("PIPESHARD_SHARE", "desk"),
+    ];
+    let model = model().display().to_string();
+    let device = [
+        "--pipeshard-sim",
+        "vram=1G",
+        "--pipeshard-vram",
+        "60M",
+        "--pipeshard-control",
+    ];
+    let flags = [&["-m", &model], &USUAL[..], &device].concat();
+    let begin = || Server::start_in(&variables, &flags);
+    let body = json!({"prompt": "a", "n_predict": 4, "temperature": 0});
+    let total = 60 * MIB;
+    let one = begin();
+    assert_eq!(shared(&one), (total, vec![]));
+    let expected = one.complete(&body)["content"].clone();
+    let two = begin();
+    assert_eq!(two.complete(&body)["content"], expected);
+    let (of_two, others) = shared(&two);
+    assert!(
+        others.len() == 1 && of_two + others[0] <= total && of_two > 0,
+        "{of_two} {others:?}"
+    );
+    assert_eq!(one.complete(&body)["content"], expected);
+    // one that is killed leaves its share to the other, which takes it when it computes
+    drop(two);
+    while shared(&one).0 < total {
+        assert_eq!(one.complete(&body)["content"], expected);
+    }
+    assert!(shared(&one).1.is_empty());
+    // who names no total has nothing to share
+    let mut tool = tool("llama-completion");
+    tool.args([
+        "-m",
+        &model,
+        "--pipeshard",
+        "--pipeshard-sim",
+        "vram=1G",
+        "-n",
+        "1",
+        "-p",
+        "a",
+    ]);
+    let refused = finish(tool.envs(variables));
+    assert!(!refused.succeeded());
+    assert!(
+        refused.said().contains("PIPESHARD_SHARE"),
+        "{}",
+        refused.said()
+    );
 }

@@ -8,11 +8,14 @@ use super::gate::Gate;
 use super::helpers::Helpers;
 use super::planning::saved::PlanFile;
 use super::runtime::Runtime;
+use super::sharing::Service;
 use super::table::{table, PanicAt, Shared};
 use crate::profile::read_file;
+use crate::share::shares::Sharing;
 use pipeshard_sys::{self as ffi, BUILD_ID};
 use std::ffi::CString;
 use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 
 /// Why nothing is attached.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,9 @@ pub enum AttachError {
     /// Something is attached already.
     #[error("another copy of this library is attached to this process already; load one of them")]
     Attached,
+    /// The budget cannot be shared.
+    #[error("{0}")]
+    Share(String),
     /// The program has another llama.cpp.
     #[error(
         "this library was built for llama.cpp {BUILD_ID}, which is not the build of the program that loads it; use the \
@@ -39,6 +45,8 @@ pub enum AttachError {
 
 /// What ggml's table refers to.
 struct Parts {
+    /// First: it uses what is shared.
+    service: Option<Service>,
     table: Box<ffi::ggml_sched_hook>,
     shared: Box<Shared>,
     /// The table points to its text.
@@ -77,9 +85,19 @@ impl Attached {
         if !unsafe { ffi::ggml_sched_hook_get() }.is_null() {
             return Err(AttachError::Attached);
         }
+        let share = config.share.as_ref().map(Sharing::begin);
+        let share = share.transpose().map_err(AttachError::Share)?;
         let shared = Box::new(Shared::new(config, file, panic_at));
+        let service = share.map(|(sharing, listener)| {
+            shared.gate.plain().accounts.set_share(Arc::clone(&sharing));
+            // SAFETY: the box is dropped after the service, and does not move.
+            unsafe { Service::start(sharing, listener, &shared.gate) }
+        });
+        let service = service.transpose();
+        let service = service.map_err(|why| AttachError::Share(why.to_string()))?;
         let build_id = CString::new(BUILD_ID).unwrap_or_default();
         let parts = Parts {
+            service,
             table: Box::new(table(&shared, &build_id)),
             shared,
             _build_id: build_id,
@@ -130,6 +148,9 @@ impl Drop for Attached {
         }
         // SAFETY: no preconditions; nobody is in a callback, for there is nothing to ask about.
         unsafe { ffi::ggml_sched_hook_set(std::ptr::null()) };
+        if let Some(parts) = &mut self.0 {
+            parts.service = None;
+        }
         Helpers::of_process().stop();
     }
 }

@@ -6,6 +6,7 @@ use crate::lanes::copy::DroppedWait;
 use crate::plan_cache::{Place, PlaceError, PLAN_CACHE};
 use crate::profile::FILE_VARIABLE;
 use crate::report::is_model;
+use crate::share::shares::Settings;
 use pipeshard_model::size::{parse_count, ByteSize};
 use pipeshard_plan::request::{StatedWorkload, WorkloadError};
 use pipeshard_plan::search::Candidate;
@@ -51,6 +52,9 @@ const SWITCHES: [&str; 21] = [
 /// The conversation that plans are weighed by.
 pub const WORKLOAD: &str = "LLAMA_ARG_PIPESHARD_WORKLOAD";
 
+/// Names those that share a budget.
+const SHARE: &str = "PIPESHARD_SHARE";
+
 /// Variables that turn everything on where nothing else does, as their flags do.
 const IMPLYING: [&str; 7] = [
     "LLAMA_ARG_PIPESHARD_VRAM",
@@ -73,6 +77,53 @@ fn truth(variable: &'static str, value: String) -> Result<bool, ConfigError> {
             expected: "1, on, true, yes; 0, off, false, no",
         }),
     }
+}
+
+/// A variable as this process was given it: flags of its own have changed the environment since.
+fn inherited(name: &str) -> Option<String> {
+    let environment = std::fs::read("/proc/self/environ").ok()?;
+    let mut entries = environment.split(|&byte| byte == 0);
+    entries.find_map(|entry| {
+        let value = std::str::from_utf8(entry).ok()?.strip_prefix(name)?;
+        value.strip_prefix('=').map(str::to_owned)
+    })
+}
+
+/// With whom the budget is shared: `PIPESHARD_SHARE` names the group; children of a router that has a budget are one. `now`: variables;
+/// `inherited`: as the process was given them.
+fn share_of(
+    config: &Config,
+    now: impl Fn(&str) -> Option<String>,
+    inherited: impl Fn(&str) -> Option<String>,
+) -> Result<Option<Settings>, ConfigError> {
+    let named = now(SHARE);
+    let is_off = named
+        .as_deref()
+        .is_some_and(|name| matches!(name, "off" | "0"));
+    if !config.attach || is_off {
+        return Ok(None);
+    }
+    if let Some(group) = named {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        return match config.budget {
+            Some(total) if group.chars().all(is_name) => Ok(Some(Settings { group, total })),
+            Some(_) => Err(ConfigError::Variable {
+                variable: SHARE,
+                value: group,
+                expected: "a name of letters, digits, - and _; off",
+            }),
+            None => Err(ConfigError::NothingToShare),
+        };
+    }
+    let total =
+        inherited("LLAMA_ARG_PIPESHARD_VRAM").and_then(|text| text.parse::<ByteSize>().ok());
+    let is_child = now("LLAMA_SERVER_ROUTER_PORT").is_some();
+    // SAFETY: no preconditions.
+    let router = unsafe { libc::getppid() };
+    Ok(total.filter(|_| is_child).map(|total| Settings {
+        group: format!("router-{router}"),
+        total: total.0,
+    }))
 }
 
 /// Settings of one process.
@@ -110,6 +161,8 @@ pub struct Config {
     pub devices: Allowed,
     /// Never page-lock; copies go through the staging ring (`PIPESHARD_PAGE_LOCK=off`).
     pub no_page_lock: bool,
+    /// The budget is a share of what several processes have together.
+    pub share: Option<Settings>,
     /// Switches for tests.
     pub debug: Debug,
 }
@@ -174,6 +227,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: pipeshard_model::size::ParseSizeError,
     },
+    /// A group without a total.
+    #[error("PIPESHARD_SHARE names those that share a budget, and --pipeshard-vram (LLAMA_ARG_PIPESHARD_VRAM) does not say which: give it")]
+    NothingToShare,
     /// The specification of the simulated GPU.
     #[error("--pipeshard-sim (LLAMA_ARG_PIPESHARD_SIM): {0}")]
     Sim(SpecError),
@@ -319,7 +375,10 @@ impl Config {
             TEST_HOOKS,
             set.filter_map(|(name, _)| name.into_string().ok()),
         )?;
-        Self::from_lookup(|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+        let now = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        let config = Self::from_lookup(now)?;
+        let share = share_of(&config, now, inherited)?;
+        Ok(Config { share, ..config })
     }
 
     fn from_lookup(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
@@ -388,6 +447,7 @@ impl Config {
                 unified_memory: get("GGML_CUDA_ENABLE_UNIFIED_MEMORY").is_some(),
             },
             no_page_lock: on_or_off("PIPESHARD_PAGE_LOCK")? == Some(false),
+            share: None,
             debug: Debug {
                 dropped_wait: switch("PIPESHARD_DEBUG_DROP_WAIT")
                     .map(|v| {

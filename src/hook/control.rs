@@ -6,8 +6,10 @@
 use super::answers::budget::{self, BudgetError};
 use super::answers::{encode, graph, loading, shape};
 use super::gate::{Alone, Gate};
+use super::log;
 use super::runtime::Runtime;
 use crate::report::{BudgetChanged, Limits};
+use crate::share::shares::Shares;
 use pipeshard_model::size::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -254,6 +256,26 @@ impl Answer {
     }
 }
 
+/// What `GET /pipeshard` says.
+#[derive(Serialize)]
+struct Shown<'l> {
+    #[serde(flatten)]
+    limits: &'l Limits,
+    /// Where the budget is one share of several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<Shares>,
+}
+
+impl<'l> Shown<'l> {
+    fn of(gate: &Gate<Runtime>, limits: &'l Limits) -> Self {
+        let share = gate.plain().accounts.share();
+        Shown {
+            limits,
+            share: share.and_then(|share| share.shares()),
+        }
+    }
+}
+
 /// A size in bytes, or as on the command line.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -332,7 +354,7 @@ pub fn answer(gate: Option<&Gate<Runtime>>, path: &str, body: &str) -> Answer {
     };
     match (path, body) {
         ("/pipeshard", "") => match limits(gate) {
-            Ok(limits) => Answer::of(200, &limits),
+            Ok(limits) => Answer::of(200, &Shown::of(gate, &limits)),
             Err(why) => Answer::refused(&why.into()),
         },
         ("/pipeshard/sleep", body) => sleep_or_wake(gate, false, body),
@@ -353,7 +375,19 @@ pub fn answer(gate: Option<&Gate<Runtime>>, path: &str, body: &str) -> Answer {
                 Err(why) => return invalid(&why),
             };
             let patience = request.deadline_ms.map(Duration::from_millis);
-            match change_budget(gate, bytes, patience, None) {
+            let (share, before) = {
+                let runtime = gate.plain();
+                (runtime.accounts.share(), runtime.accounts.budget())
+            };
+            let bytes = share
+                .as_ref()
+                .map_or(bytes, |share| share.allow(bytes, before));
+            let changed = change_budget(gate, bytes, patience, None);
+            let now = changed.as_ref().map_or(before, |c| c.now.budget);
+            if let Some(Err(why)) = share.map(|share| share.has(now)) {
+                log::warn(&why);
+            }
+            match changed {
                 Ok(changed) => Answer::of(200, &changed),
                 Err(why) => Answer::refused(&why),
             }

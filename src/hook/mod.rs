@@ -46,6 +46,7 @@ pub mod publish;
 pub mod residency;
 pub mod runtime;
 pub mod schedulers;
+pub mod sharing;
 pub mod stopping;
 mod sync;
 pub mod table;

@@ -56,6 +56,11 @@ impl Server {
 
     /// Of models that the flags name, ready to be asked.
     pub fn start_with(flags: &[&str]) -> Self {
+        Self::start_in(&[], flags)
+    }
+
+    /// The same with variables of its own.
+    pub fn start_in(variables: &[(&str, &str)], flags: &[&str]) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = listener.local_addr().expect("its address").port();
         drop(listener);
@@ -63,6 +68,7 @@ impl Server {
         command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
         command
             .args(flags)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let mut child = command.stderr(Stdio::piped()).spawn().expect("a server");

@@ -16,6 +16,7 @@ use crate::lanes::device::Device;
 use crate::lanes::driver_memory::{DriverMemory, MemorySource, SimulatedMemory};
 use crate::lanes::matrix_library;
 use crate::report::MemoryHeld;
+use crate::share::shares::Sharing;
 use backend_reserve::{BackendReserve, Seen, LOOKS};
 use device_check::DeviceCheck;
 use expected::Expected;
@@ -69,6 +70,8 @@ pub struct Accounts {
     pub addressed_of_encoders: u64,
     own: u64,
     check: DeviceCheck,
+    /// Of several processes' total, if the budget is a share of one.
+    share: Option<Arc<Sharing>>,
 }
 
 /// What the device's backend was seen to hold on its own account.
@@ -107,7 +110,18 @@ impl Accounts {
             addressed_of_encoders: 0,
             own: 0,
             check: DeviceCheck::default(),
+            share: None,
         }
+    }
+
+    /// The budget will be a share.
+    pub fn set_share(&mut self, share: Arc<Sharing>) {
+        self.share = Some(share);
+    }
+
+    /// What the budget is a share of.
+    pub fn share(&self) -> Option<Arc<Sharing>> {
+        self.share.clone()
     }
 
     /// The device that computes, once it was found.
@@ -162,6 +176,13 @@ impl Accounts {
         self.watch = Some(watch);
         let stated = self.config.budget;
         self.budget = stated.unwrap_or_else(|| budget_of(free, self.is_real()));
+        if let Some(share) = &self.share {
+            self.budget = share.grant(self.budget)?;
+            let (budget, total) = (self.budget >> 20, share.total() >> 20);
+            log::info(&format!(
+                "{budget} MiB of the {total} MiB that are shared are left for this process"
+            ));
+        }
         self.wanted_budget = self.budget;
         if self.budget > free {
             log::warn(&format!(

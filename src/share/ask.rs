@@ -1,0 +1,117 @@
+//! What members of a group ask each other: one line of JSON there, one back.
+
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// A line is no longer than that.
+const LONGEST: u64 = 4096;
+
+/// A question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
+    /// How are you?
+    State,
+    /// Have a budget of so many bytes, and say how much it is.
+    ShrinkTo(u64),
+}
+
+/// An answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Bytes.
+    pub budget: u64,
+    /// The smallest budget that works now, in bytes.
+    pub minimum: u64,
+    /// Since when nothing was computed, in milliseconds.
+    pub idle_ms: u64,
+}
+
+/// Reads one line of at most [`LONGEST`] bytes.
+fn line(from: &UnixStream) -> io::Result<String> {
+    let mut text = String::new();
+    BufReader::new(from.take(LONGEST)).read_line(&mut text)?;
+    match text.ends_with('\n') {
+        true => Ok(text),
+        false => Err(ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn send(to: &mut UnixStream, what: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_string(what)?;
+    to.write_all(format!("{text}\n").as_bytes())
+}
+
+/// Asks the member behind a socket.
+///
+/// # Errors
+/// It is gone, does not answer within `patience`, or says something else.
+pub fn ask(socket: &Path, question: Question, patience: Duration) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    send(&mut stream, &question)?;
+    Ok(serde_json::from_str(&line(&stream)?)?)
+}
+
+/// Answers the question that comes through a stream. Whoever asks nothing within `patience` gets no answer.
+///
+/// # Errors
+/// Who asks is gone, or asks something else.
+pub fn reply(
+    mut stream: UnixStream,
+    patience: Duration,
+    answer: impl FnOnce(Question) -> Answer,
+) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    let question = serde_json::from_str(&line(&stream)?)?;
+    send(&mut stream, &answer(question))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_question_gets_its_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            reply(stream, PATIENCE, |question| Answer {
+                budget: match question {
+                    Question::ShrinkTo(bytes) => bytes,
+                    Question::State => 0,
+                },
+                minimum: 2,
+                idle_ms: 3,
+            })
+            .unwrap();
+        });
+        let answer = ask(&path, Question::ShrinkTo(7), PATIENCE).unwrap();
+        assert_eq!((answer.budget, answer.minimum, answer.idle_ms), (7, 2, 3));
+        server.join().unwrap();
+        // nobody listens any more
+        assert!(ask(&path, Question::State, PATIENCE).is_err());
+    }
+
+    #[test]
+    fn what_is_no_question_is_not_answered() {
+        for said in ["\n", "{\"shrink_to\": -1}\n", "x", &"9".repeat(10_000)] {
+            let (mut asks, answers) = UnixStream::pair().unwrap();
+            asks.write_all(said.as_bytes()).unwrap();
+            asks.shutdown(std::net::Shutdown::Write).unwrap();
+            let replied = reply(answers, PATIENCE, |_| unreachable!("no question"));
+            assert!(replied.is_err(), "{said}");
+        }
+    }
+}
