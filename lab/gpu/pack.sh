@@ -28,7 +28,7 @@ if [ -n "${OLD:-}" ]; then
 fi
 rm -f "$stage"/bin/*.dwp
 strip --strip-debug "$stage"/bin*/* "$stage"/bin/test-hooks/* "$stage"/bin/host/* 2>/dev/null || true
-cp lab/gpu/visit.sh lab/gpu/profile.sh lab/gpu/builds.sh lab/gpu/vision.sh lab/gpu/images.sh lab/gpu/encodes.sh lab/gpu/rows.sh lab/gpu/sharing.sh lab/gpu/live.py lab/gpu/turns.py lab/gpu/independent.sh lab/gpu/independent.py lab/gpu/kernels.py "$stage/"
+cp lab/gpu/visit.sh lab/gpu/profile.sh lab/gpu/builds.sh lab/gpu/vision.sh lab/gpu/images.sh lab/gpu/encodes.sh lab/gpu/rows.sh lab/gpu/sharing.sh lab/gpu/live.py lab/gpu/turns.py lab/gpu/share.py lab/gpu/independent.sh lab/gpu/independent.py lab/gpu/kernels.py "$stage/"
 cc -O2 -Wall -shared -fPIC lab/gpu/memory.c -o "$stage/bin/libmemory.so" -lpthread -ldl
 cc -O3 -Wall lab/gpu/rest.c -o "$stage/bin/rest" -lpthread
 cc -O3 -mavx2 -Wall lab/gpu/pages.c -o "$stage/bin/pages" -lpthread -ldl

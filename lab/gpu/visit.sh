@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [hosttps] [vision [again [only]]] [encodes] [turns] [independent] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [hosttps] [vision [again [only]]] [encodes] [turns] [independent] [twoservers] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard-lab grids` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -532,6 +532,14 @@ if [[ $what == *independent* ]]; then
     source images.sh
     # shellcheck source=independent.sh
     source independent.sh
+fi
+
+if [[ $what == *twoservers* ]]; then
+    # two servers that share a budget
+    synth 8b llama3-8b --type f16
+    synth cosmos-f16 cosmos-reason1-7b --type f16
+    export XDG_RUNTIME_DIR=$models
+    PIPESHARD_LIBRARY="$bin/libpipeshard.so" timeout 200 python3 share.py "$bin/llama-server" "$models/8b.gguf" "$models/cosmos-f16.gguf" "${SHARE_TOTAL:-12}" 2>&1 | tee "$OUT/share.txt"
 fi
 
 if [[ $what == *turns* ]]; then
