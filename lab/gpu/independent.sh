@@ -8,7 +8,7 @@ for size in ${INDEPENDENT_SIZES:-896x448 868x476 1932x1092 1288x140}; do
     image=$models/$size.bmp
     picture "${size%x*}" "${size#*x}" "$image"
     dumped=()
-    for way in stock stock-off 1G 2G; do
+    for way in ${INDEPENDENT_WAYS:-stock stock-off 1G 2G}; do
         case $way in stock) args=(-ngl 99) ;; stock-off) args=(-ngl 99 -fa off) ;; *) args=(--pipeshard-vram "$way") ;; esac
         GENERATE=1 CONTEXT=4096 look "independent-$size-$way" cosmos "$image" "${args[@]}"
         [ -s "$models/independent-$size-$way.emb" ] && dumped+=("$models/independent-$size-$way.emb")
