@@ -9,12 +9,12 @@ use super::helpers::Helpers;
 use super::planning::saved::PlanFile;
 use super::runtime::Runtime;
 use super::sharing::Service;
+use super::stopping::MemoryWanted;
 use super::table::{table, PanicAt, Shared};
 use crate::profile::read_file;
 use crate::share::shares::Sharing;
 use pipeshard_sys::{self as ffi, BUILD_ID};
 use std::ffi::CString;
-use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 /// Why nothing is attached.
@@ -118,11 +118,11 @@ impl Attached {
         &self.0.as_ref().expect("attached until dropped").shared.gate
     }
 
-    /// Set, it ends passes early that may be repeated: somebody waits for memory.
+    /// Who waits for memory: passes that may be repeated end early then.
     ///
     /// # Panics
     /// As [`Attached::gate`].
-    pub fn memory_is_wanted(&self) -> &AtomicBool {
+    pub fn memory_is_wanted(&self) -> &MemoryWanted {
         let parts = self.0.as_ref();
         &parts
             .expect("attached until dropped")

@@ -8,11 +8,11 @@ use super::answers::{encode, graph, loading, shape};
 use super::gate::{Alone, Gate};
 use super::log;
 use super::runtime::Runtime;
+use super::stopping::MemoryWanted;
 use crate::report::{BudgetChanged, Limits};
 use crate::share::shares::Shares;
 use pipeshard_model::size::ByteSize;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Why a request is not granted.
@@ -109,11 +109,11 @@ pub fn take_back(gate: &Gate<Runtime>, patience: Option<Duration>) -> Result<(),
 /// Share of the deadline in which passes may end by themselves; after it, those that may be repeated are ended.
 const OF_PATIENCE: u32 = 2;
 
-/// Waits until no pass is under way and no graph refers to the arena. `memory_is_wanted`: a flag that ends passes early.
+/// Waits until no pass is under way and no graph refers to the arena. `memory_is_wanted`: ends passes early.
 fn alone<'g>(
     gate: &'g Gate<Runtime>,
     patience: Option<Duration>,
-    memory_is_wanted: Option<&AtomicBool>,
+    memory_is_wanted: Option<&MemoryWanted>,
 ) -> Result<Alone<'g, Runtime>, ControlError> {
     let Some(patience) = patience else {
         return Ok(gate.alone());
@@ -123,21 +123,20 @@ fn alone<'g>(
     let Some(by) = now.checked_add(patience) else {
         return Ok(gate.alone());
     };
-    if let Some(flag) = memory_is_wanted {
+    let mut waiting = None;
+    if let Some(memory) = memory_is_wanted {
         if let Some(alone) = gate.alone_by(now + patience / OF_PATIENCE) {
             return Ok(alone);
         }
-        flag.store(true, Ordering::Relaxed);
+        waiting = Some(memory.wait());
     }
     let alone = gate.alone_by(by);
-    if let Some(flag) = memory_is_wanted {
-        flag.store(false, Ordering::Relaxed);
-    }
+    drop(waiting);
     alone.ok_or(ControlError::Deadline(patience.as_millis()))
 }
 
 /// Changes the budget. A larger one is so at once; a smaller one when passes that are under way are over, within `patience`, if there
-/// is a limit to it. `memory_is_wanted`: a flag that ends those passes early which may be repeated, where time runs out.
+/// is a limit to it. `memory_is_wanted`: ends those passes early which may be repeated, where time runs out.
 ///
 /// # Errors
 /// Nothing has changed then.
@@ -145,7 +144,7 @@ pub fn change_budget(
     gate: &Gate<Runtime>,
     bytes: u64,
     patience: Option<Duration>,
-    memory_is_wanted: Option<&AtomicBool>,
+    memory_is_wanted: Option<&MemoryWanted>,
 ) -> Result<BudgetChanged, ControlError> {
     let asked = Instant::now();
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;

@@ -4,7 +4,32 @@
 //! meanwhile, whichever scheduler they are of. llama.cpp then takes the ubatch out of the context, so that it can be computed again.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// How many wait for memory that passes use.
+#[derive(Debug, Default)]
+pub struct MemoryWanted(AtomicU32);
+
+/// Somebody waits for memory, until this is dropped.
+pub struct Waiting<'w>(&'w MemoryWanted);
+
+impl MemoryWanted {
+    /// Somebody begins to wait.
+    pub fn wait(&self) -> Waiting<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0 .0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// What the thread that computes looks at.
 #[derive(Clone, Copy)]
@@ -50,11 +75,11 @@ pub fn is_possible() -> bool {
 }
 
 /// Reports whether the pass that this thread submits has to end. `memory`: somebody waits for memory that it uses.
-pub fn is_wanted(memory: &AtomicBool) -> bool {
+pub fn is_wanted(memory: &MemoryWanted) -> bool {
     let wanted = WATCHED.get().is_some_and(|watched| {
         // SAFETY: `watching` is on this thread's stack below, and its caller keeps the flag alive.
         let stop = unsafe { &*watched.stop };
-        stop.load(Ordering::Relaxed) || (watched.may_be_repeated && memory.load(Ordering::Relaxed))
+        stop.load(Ordering::Relaxed) || (watched.may_be_repeated && memory.is_wanted())
     });
     if wanted {
         ENDED.set(true);
@@ -68,7 +93,8 @@ mod tests {
 
     #[test]
     fn only_who_watches_is_stopped() {
-        let (stop, memory) = (AtomicBool::new(true), AtomicBool::new(true));
+        let (stop, memory) = (AtomicBool::new(true), MemoryWanted::default());
+        let waiting = memory.wait();
         assert!(!is_wanted(&memory) && !is_possible());
         watching(&stop, false, || {
             assert!(is_wanted(&memory) && is_possible())
@@ -83,5 +109,10 @@ mod tests {
         watching(&stop, false, || assert!(!has_ended()));
         watching(&stop, true, || assert!(is_wanted(&memory) && has_ended()));
         assert!(!has_ended(), "nothing is watched any more");
+        // another waits as well, and has what it wants first
+        drop(memory.wait());
+        watching(&stop, true, || assert!(is_wanted(&memory)));
+        drop(waiting);
+        watching(&stop, true, || assert!(!is_wanted(&memory)));
     }
 }

@@ -14,6 +14,7 @@ use runtime::hook::config::{Config, Ubatch};
 use runtime::hook::control::{self, ControlError};
 use runtime::hook::gate::Gate;
 use runtime::hook::runtime::Runtime;
+use runtime::hook::stopping::MemoryWanted;
 use runtime::hook::{log, publish};
 use runtime::lanes::device::Device as Gpu;
 use runtime::plan_cache::Place;
@@ -168,8 +169,8 @@ impl Device {
         self.attached.gate()
     }
 
-    /// Set while somebody waits for memory: passes end early.
-    pub fn memory_is_wanted(&self) -> &AtomicBool {
+    /// Who waits for memory: passes that may be repeated end early then.
+    pub fn memory_is_wanted(&self) -> &MemoryWanted {
         self.attached.memory_is_wanted()
     }
 

@@ -6,8 +6,8 @@ use crate::hook::gate::Gate;
 use crate::hook::log;
 use crate::hook::planning::saved::PlanFile;
 use crate::hook::runtime::Runtime;
+use crate::hook::stopping::MemoryWanted;
 use std::ffi::c_void;
-use std::sync::atomic::AtomicBool;
 
 /// What the table's `user` pointer points to.
 pub struct Shared {
@@ -15,8 +15,8 @@ pub struct Shared {
     pub gate: Gate<Runtime>,
     /// Which ubatch contexts have.
     pub ubatch: Ubatch,
-    /// Somebody waits for memory: passes that may be repeated end early.
-    pub memory_is_wanted: AtomicBool,
+    /// Who waits for memory: passes that may be repeated end early then.
+    pub memory_is_wanted: MemoryWanted,
     /// A test wants a callback to panic.
     pub panic_at: Option<PanicAt>,
 }
@@ -26,7 +26,7 @@ impl Shared {
     pub fn new(config: Config, file: Option<PlanFile>, panic_at: Option<PanicAt>) -> Self {
         Shared {
             ubatch: config.ubatch.clone(),
-            memory_is_wanted: AtomicBool::new(false),
+            memory_is_wanted: MemoryWanted::default(),
             gate: Gate::new(Runtime::new(config, file), abandoned),
             panic_at,
         }

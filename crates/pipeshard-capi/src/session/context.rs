@@ -10,10 +10,9 @@ use crate::types::SessionConfig;
 use pipeshard_llama::{Context, ContextOptions};
 use pipeshard_model::inventory::DType;
 use pipeshard_sys as ffi;
-use runtime::hook::stopping::is_wanted;
+use runtime::hook::stopping::{is_wanted, MemoryWanted};
 use std::ffi::{c_char, c_void};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicBool;
 
 /// Tokens of a batch, as llama.cpp's tools have it. The ubatch is chosen by the plan.
 pub const BATCH: u32 = 2048;
@@ -104,7 +103,7 @@ fn make_context(
 
 /// Asked between operations of the CPU, on the thread that submits the pass.
 unsafe extern "C" fn wants_to_stop(memory_is_wanted: *mut c_void) -> bool {
-    is_wanted(&*memory_is_wanted.cast::<AtomicBool>())
+    is_wanted(&*memory_is_wanted.cast::<MemoryWanted>())
 }
 
 /// What a session's contexts are made with.
@@ -153,7 +152,7 @@ impl Settings {
     /// There is no room for it.
     pub fn make(&mut self, model: &Model) -> Result<Context<'static>, Failure> {
         let context = make_context(model, &self.options, self.ubatch_is_free)?;
-        let memory: *const AtomicBool = model.device.memory_is_wanted();
+        let memory: *const MemoryWanted = model.device.memory_is_wanted();
         // SAFETY: the threads are the session's, and the flag the device's, which it keeps: it drops the context first.
         unsafe {
             let raw = context.raw();
