@@ -7,7 +7,7 @@
 use super::graph::nodes::graph_nodes;
 use super::pass_error::PassError;
 use super::pool_estimate::bytes_for;
-use super::tower::Tower;
+use super::tower::{About, Tower};
 use crate::report::{EncoderReport, VisionReport};
 use crate::rewrite::TensorContext;
 use crate::trace::Since;
@@ -56,6 +56,8 @@ pub struct Encoder {
     rows: u64,
     /// That graph has the mask that it came with.
     has_mask: bool,
+    /// What its latest graph is about, as far as compute buffers are concerned.
+    about: Option<About>,
     /// When its pass began, by the trace and by the host's clock, and the bytes of weights that had been copied until then.
     began: Option<(Since, Instant, u64)>,
 }
@@ -142,6 +144,7 @@ impl Encoders {
             blocks: 0,
             rows: 0,
             has_mask: false,
+            about: None,
             began: None,
         };
         self.by_sched.insert(sched, added);
@@ -193,6 +196,11 @@ impl Encoders {
     pub fn note_left(&mut self) {
         let why = "the device does not support an operation on weights: ggml's scheduler places it";
         *self.counts.declined.entry(why.to_owned()).or_default() += 1;
+    }
+
+    /// A graph was split before there was memory for it.
+    pub fn note_split_in_vain(&mut self) {
+        self.counts.split_twice += 1;
     }
 
     /// The language model gave way to an encoder, and lost so many bytes of residents.
@@ -261,6 +269,11 @@ impl Encoders {
         seen.scratch_peak = seen.scratch_peak.max(scratch);
     }
 
+    /// What the latest graph of an encoder is about.
+    pub fn about(&self, sched: usize) -> Option<About> {
+        self.by_sched.get(&sched)?.about
+    }
+
     /// A graph of an encoder is about to be split: rewrites it where that is known to give the same.
     ///
     /// # Safety
@@ -273,6 +286,7 @@ impl Encoders {
         let patch = encoder.shape.as_ref().and_then(|shape| shape.windowed);
         encoder.windows = None;
         encoder.has_mask = false;
+        encoder.about = pixels.as_ref().map(|pixels| pixels.ne);
         encoder.rows = match (encoder.shape.as_ref(), pixels.as_ref()) {
             (Some(shape), Some(pixels)) if shape.kind == Kind::Images => {
                 shape.rows_of_pixels(pixels.ne)

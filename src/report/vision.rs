@@ -18,6 +18,8 @@ pub struct VisionReport {
     pub encode_us: u64,
     /// The most device memory that was held while something was encoded, in bytes: of the language model, too.
     pub phase_peak: u64,
+    /// Graphs that were split once more when there was memory for them: the first time showed how much they need.
+    pub split_twice: u64,
     /// Attentions within windows that were computed side by side, without a mask.
     pub attentions_batched: u64,
     /// Windows of all these.

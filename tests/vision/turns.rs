@@ -15,7 +15,7 @@ fn stock(name: &str, pictures: &[&Path]) -> Encoded {
 }
 
 /// The smallest budget that works for these pictures, as refusals name it.
-fn smallest(pictures: &[&Path]) -> u64 {
+pub(super) fn smallest(pictures: &[&Path]) -> u64 {
     let mut budget = 2 * MIB;
     for _ in 0..12 {
         let tried = within_budget("smallest-turns", pictures, budget);
@@ -98,17 +98,30 @@ fn the_peak_is_that_of_the_larger_phase() {
 /// A language model of 46 MiB, which an encoder has to take memory from.
 const LARGE: &[&str] = &["--layers=24", "--type=f16"];
 
+/// The same where copies take longer than kernels: what is not waited for is not there.
+fn beside_large_slowly(name: &str, pictures: &[&Path], budget: u64) -> Encoded {
+    let sim = format!("vram={budget},delay=3000,seed=7");
+    let vram = budget.to_string();
+    let mut flags = vec!["--pipeshard-sim", &sim, "--pipeshard-vram", &vram];
+    flags.extend(OF_LARGE);
+    beside(&flags, name, pictures)
+}
+
 /// A run of that model in residents of a MiB each, with the usual decisions: weights are resident as far as there is room.
 fn beside_large(name: &str, pictures: &[&Path], budget: u64) -> Encoded {
     let flags = within(budget);
     let mut flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     flags.extend(OF_LARGE);
+    beside(&flags, name, pictures)
+}
+
+fn beside(flags: &[&str], name: &str, pictures: &[&Path]) -> Encoded {
     let env = [
         ("PIPESHARD_DEBUG_CANDIDATE", "usual"),
         ("PIPESHARD_DEBUG_CHUNK_BYTES", "1M"),
     ];
     let language = synthetic("tiny-qwen2vl", LARGE);
-    Encoded::run_with(&language, name, pictures, &flags, &env)
+    Encoded::run_with(&language, name, pictures, flags, &env)
 }
 
 /// A context of which a cache does not take more than weights do, and pictures of 192 tokens.
@@ -150,6 +163,10 @@ fn residents_make_way_for_an_encode_and_come_back() {
         streams += u64::from(report.peak.slots > 0);
         if report.peak.slots == 0 {
             assert!(evicted >= 4 * MIB, "{budget}: {vision:?}");
+            // the prompt waits for residents that come back, though the host does not
+            let slowly = beside_large_slowly("evicted-slowly", &pictures, budget).worked();
+            assert_eq!(stock.finished.stdout, slowly.finished.stdout, "{budget}");
+            assert_eq!(slowly.vision().bytes_restored, evicted, "{budget}");
         }
     }
     assert!(streams < budgets.len() as u64 && streams > 0);
@@ -180,6 +197,12 @@ fn nothing_grows_from_image_to_image() {
         let ours = within_budget("grows", pictures, budget).worked();
         ours.assert_healthy(budget);
         assert_eq!(ours.vision().encodes, pictures.len() as u64);
+        // each of the two sizes once
+        assert!(
+            (1..=2).contains(&ours.vision().split_twice),
+            "{:?}",
+            ours.vision()
+        );
         let report = ours.report();
         (report.peak.vision, report.peak.scratch, report.peak.kv)
     });

@@ -6,7 +6,8 @@
 //! nothing is moved from one image to the next.
 //!
 //! How large compute buffers are is known when a graph is split. So a graph that finds no weights on the device is split in vain
-//! first, [`scratch_grows`] says no, and [`open`] makes room before the scheduler splits it again.
+//! first, [`scratch_grows`] says no, and [`open`] makes room before the scheduler splits it again. For an image of a size that was there
+//! before, that is known ([`foresee`]).
 
 use super::encoder::note_tower;
 use super::graph::{self, Begun};
@@ -36,6 +37,21 @@ const OTHERWISE: u64 = 128;
 pub fn needs_memory(encoders: &Encoders, begun: Begun) -> bool {
     let tower = encoders.tower(begun.sched as usize);
     !begun.measuring && tower.is_some_and(|tower| tower.wanted.is_some())
+}
+
+/// A graph was rewritten and will run. Where a graph like it was seen before, it is known how much memory it needs, and it is split once.
+pub fn foresee(encoders: &mut Encoders, begun: Begun) {
+    let sched = begun.sched as usize;
+    let (about, false) = (encoders.about(sched), begun.measuring) else {
+        return;
+    };
+    let Some(tower) = encoders.tower_mut(sched) else {
+        return;
+    };
+    if tower.residency.carved().is_none() && tower.plan_of_all().is_some() {
+        let known = about.and_then(|about| tower.known.get(&about).copied());
+        tower.wanted = tower.wanted.max(known);
+    }
 }
 
 /// Weights of all encoders that take turns leave the device.
@@ -206,11 +222,16 @@ pub fn scratch_grows(
     let before = accounts.ledger.encoder(sched);
     let others = accounts.spoken_for().saturating_sub(before.scratch);
     let fits = bytes <= before.scratch || others.saturating_add(bytes) <= accounts.budget();
+    let about = encoders.about(sched);
     let Some(tower) = encoders.tower_mut(sched) else {
         return false;
     };
+    if let Some(about) = about {
+        tower.known.insert(about, bytes);
+    }
     if tower.residency.carved().is_none() || !fits {
         tower.wanted = Some(bytes);
+        encoders.note_split_in_vain();
         return false;
     }
     let weights = tower.bytes();
@@ -264,6 +285,7 @@ pub unsafe fn begin(
         return Err(PassError::FileShrunk(shrunk));
     }
     entry.graph.fresh = false;
+    tower.residency.await_uploads(sched, compute);
     if let Some((ring, mut lanes)) = tower.residency.pipeline_of_pass(sched, compute) {
         ring.begin_pass(&entry.graph.uses);
         ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;

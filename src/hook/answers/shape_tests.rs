@@ -2,6 +2,7 @@
 
 use super::shape;
 use crate::arena::unit::LoadedUnit;
+use crate::arena::Uploads;
 use crate::hook::accounts::Accounts;
 use crate::hook::config::Config;
 use crate::hook::gate::NewShape;
@@ -126,7 +127,7 @@ fn memory_of_fetched_experts_is_asked_for_once() {
     let residency = &mut house.tenant.residency;
     let units = house.tenant.weights.units_mut();
     residency
-        .carve(&divided, units, proof)
+        .carve(&divided, units, Uploads::Awaited, proof)
         .expect("it has room");
     let described = house.tenant.weights.described();
     assert!(residency.open_fetcher(&divided, described, proof).is_err());

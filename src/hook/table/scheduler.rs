@@ -70,6 +70,7 @@ pub(super) unsafe extern "C" fn graph_begin(
         let concerns = graph::concerns(config, accounts, tenant, schedulers, telemetry, of);
         let reserved = accounts.reserved();
         encoder::begin(accounts, encoders, schedulers, telemetry, begun);
+        encode::foresee(encoders, begun);
         if encoders.takes_turns(sched as usize) {
             if accounts.reserved() != reserved {
                 // what its backend takes for itself stays, whichever model's turn it is

@@ -13,12 +13,13 @@ use super::gate::NewShape;
 use super::residency::{CarveError, Residency};
 use super::weights::{describe, Weights};
 use crate::arena::unit::LoadedUnit;
+use crate::arena::Uploads;
 use crate::lanes::device::Device;
 use crate::lanes::file_mapping::FileMapping;
 use crate::trace::Recorder;
 use pipeshard_gguf::GgufFile;
 use pipeshard_model::inventory::LoadedTensor;
-use pipeshard_plan::plan::{Plan, Unit, UnitClass};
+use pipeshard_plan::plan::{Plan, PlanError, Unit};
 use pipeshard_sys as ffi;
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -28,6 +29,9 @@ use units::{plan_of_all, plan_within, units_of, Placed, Rounding};
 
 type Tensor = *mut ffi::ggml_tensor;
 
+/// What decides how large a graph's compute buffers are: the size of its pixels.
+pub type About = [i64; 4];
+
 /// An encoder's weights.
 pub struct Tower {
     /// In host memory.
@@ -36,6 +40,8 @@ pub struct Tower {
     pub residency: Residency,
     /// A graph was refused compute buffers of so many bytes until there is room for them.
     pub wanted: Option<u64>,
+    /// Bytes of compute buffers that graphs were seen to want.
+    pub known: HashMap<About, u64>,
     config: Arc<Config>,
     device: Device,
     rounding: Rounding,
@@ -136,6 +142,7 @@ impl Tower {
             weights: Weights::default(),
             residency,
             wanted: None,
+            known: HashMap::new(),
             config: Arc::clone(config),
             device,
             rounding: Rounding {
@@ -211,6 +218,17 @@ impl Tower {
         self.all.as_ref()
     }
 
+    /// The least room that its weights need while it computes, in bytes.
+    ///
+    /// # Errors
+    /// There is no plan for them, whatever the room.
+    pub fn least_room(&self) -> Result<u64, PlanError> {
+        match &self.all {
+            Some(all) => Ok(all.minimum_budget),
+            None => plan_of_all(&self.units(), self.rounding).map(|all| all.minimum_budget),
+        }
+    }
+
     /// The plan that graphs are decided by: the arena's, or where it has none the one with all weights, whose places are none.
     pub fn plan(&self) -> Option<&Plan> {
         self.residency.carved().or(self.all.as_ref())
@@ -244,7 +262,8 @@ impl Tower {
         }
     }
 
-    /// Gives the arena the shape of a plan. What is streamed stays page-locked from here on. Answers why some of it is not.
+    /// Gives the arena the shape of a plan. All weights stay page-locked from here on: the few small ones, too, for locking them for each
+    /// encode anew takes longer than streaming all others. Answers why some are not.
     ///
     /// # Errors
     /// Why it has no shape now, and no memory.
@@ -253,20 +272,11 @@ impl Tower {
             return Err(shrunk.to_string());
         }
         self.residency.drain();
-        let is_small = |small: bool| {
-            let units = self.weights.described().iter();
-            let is = units.map(|unit| (unit.class == UnitClass::Small) == small);
-            is.collect::<Vec<bool>>()
-        };
-        let (streamed, small) = (is_small(false), is_small(true));
+        let all = vec![true; self.weights.described().len()];
         // SAFETY: the lanes were drained.
-        let refused = unsafe { self.weights.lock_for(self.device, &streamed, &small) };
+        let refused = unsafe { self.weights.lock_for(self.device, &all, &[]) };
         let units = self.weights.units_mut();
-        let carved = self.residency.carve(plan, units, proof);
-        if self.residency.waits_for_uploads() {
-            // SAFETY: what was uploaded was waited for, and the ring is empty.
-            unsafe { self.weights.unlock_others(self.device, &streamed) };
-        }
+        let carved = self.residency.carve(plan, units, Uploads::Behind, proof);
         match carved {
             Ok(()) => Ok(refused),
             Err(CarveError::Other(why)) => Err(why),
