@@ -5,7 +5,7 @@
 
 Each row is a llama-server of its own, asked three times with another image each, then twice with as many tokens of text. Stock is held
 to a budget by --fit, which counts the encoder, in three ways: mapped weights, page-locked weights with large ubatches, and page-locked
-with the encoder on the CPU. What a row took of the card is NVML's peak less what was in use before and less a bare CUDA context.
+with the encoder on the CPU (--stock). What a row took of the card is NVML's peak less what was in use before and less a bare CUDA context.
 OUT gets a JSON object per row."""
 import argparse
 import base64
@@ -142,7 +142,7 @@ def main():
     ask.add_argument("--threads", type=int, default=8)
     ask.add_argument("--context", type=int, default=527, help="MiB of a bare CUDA context")
     ask.add_argument("--seconds", type=float, default=560)
-    ask.add_argument("--ours-only", action="store_true")
+    ask.add_argument("--stock", nargs="*", default=["locked", "mapped", "cpu"], choices=["locked", "mapped", "cpu"])
     given = ask.parse_args()
     until = time.monotonic() + given.seconds
     for size in given.sizes:
@@ -154,10 +154,8 @@ def main():
             margin = ["-fitt", str(card("memory.free") - given.context - int(budget * 1024)), "-fitc", "8192"]
             locked = ["-lm", "none", "-b", "2048", "-ub", "2048"]
             ways = [(f"{budget:g} GiB", ["--pipeshard-vram", f"{budget:g}G"])]
-            if not given.ours_only:
-                ways += [(f"{budget:g} GiB stock, mapped", margin), (f"{budget:g} GiB stock, locked", margin + locked)]
-                if size == given.sizes[0]:
-                    ways.append((f"{budget:g} GiB stock, CPU encodes", [*margin, "-lm", "none", "--no-mmproj-offload"]))
+            stock = {"locked": margin + locked, "mapped": margin, "cpu": [*margin, "-lm", "none", "--no-mmproj-offload"]}
+            ways += [(f"{budget:g} GiB stock, {way}", stock[way]) for way in given.stock]
             for label, flags in ways:
                 if time.monotonic() > until:
                     print(f"{size:>10} {label:<24} left out: time was up", flush=True)
