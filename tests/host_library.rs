@@ -185,6 +185,11 @@ fn a_hundred_times_leave_nothing() {
 }
 
 #[test]
+fn closing_waits_for_what_was_just_submitted() {
+    silent(&mut host(&compiled("closes", &[])));
+}
+
+#[test]
 fn a_library_that_is_closed_is_not_mapped_any_more() {
     silent(&mut host(&compiled("unload", &["-DBY_NAME"])));
 }

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 /// Files in C, and the functions of libc that they stand in for, in all of the library.
-const INSTEAD: [(&str, &[&str]); 3] = [
+const INSTEAD: [(&str, &[&str]); 4] = [
     ("environment", &["getenv"]),
+    ("random", &["arc4random"]),
     (
         "threads",
         &[

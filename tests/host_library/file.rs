@@ -14,7 +14,7 @@ const NEEDED: &[&str] = &[
 const NEEDED_WITH_CUDA: &[&str] = &["libcublas.so.12", "libcublas.so.13", "libcuda.so.1"];
 
 /// The newest glibc whose symbols it may use.
-const GLIBC: (u32, u32) = (2, 36);
+const GLIBC: (u32, u32) = (2, 34);
 
 fn header() -> String {
     let path = prefix().join("include/pipeshard.h");

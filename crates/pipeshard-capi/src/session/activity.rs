@@ -4,6 +4,7 @@ use crate::failure::{Code, Failure};
 use crate::locks::locked;
 use crate::model::Model;
 use crate::types::State;
+use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -82,7 +83,7 @@ impl Activity {
         }
         // SAFETY: no preconditions.
         doing.thread = Some(unsafe { libc::pthread_self() });
-        drop(doing);
+        // under the lock, so that it does not undo what somebody cancels or closes from here on
         self.stop.store(false, Ordering::Relaxed);
         Ok(Busy(self))
     }
@@ -127,10 +128,10 @@ impl Activity {
                 .wait(doing)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        let by_this = doing.thread == Some(this);
         let own = doing.own.take();
         drop(doing);
-        if let Some(own) = own.filter(|_| !by_this) {
+        // also where this thread generates, and the session's own one did so before: it may not have ended yet
+        if let Some(own) = own.filter(|own| own.as_pthread_t() != this) {
             let _ = own.join();
         }
     }

@@ -32,6 +32,7 @@ use evaluate::{Place, Work};
 use events::Events;
 use generate::Wish;
 use pipeshard_sys as ffi;
+use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex};
 
 pub use context::{kv_type, BATCH};
@@ -130,8 +131,8 @@ impl Session {
         self.events.begin();
         let session = Arc::clone(self);
         let work = move || {
-            // SAFETY: no preconditions.
-            session.activity.doing().thread = Some(unsafe { libc::pthread_self() });
+            // begins once it is noted
+            drop(session.activity.doing());
             let busy = Busy(&session.activity);
             let generate = || {
                 session.generate(&busy, &wish, &mut |piece| {
@@ -148,13 +149,15 @@ impl Session {
                 ))
             }));
         };
-        // the thread begins once it is noted: who closes meanwhile joins it
+        // noted here, not by the thread itself: it would still be this one where this one closes at once, and closing would wait for
+        // nobody
         let mut doing = self.activity.doing();
         let started = std::thread::Builder::new()
             .name("pipeshard-chat".to_owned())
             .spawn(work);
         match started {
             Ok(thread) => {
+                doing.thread = Some(thread.as_pthread_t());
                 doing.own = Some(thread);
                 Ok(())
             }
