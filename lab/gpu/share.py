@@ -50,11 +50,11 @@ def main():
     server, first, second, total = sys.argv[1:5]
     context = int(sys.argv[5]) if len(sys.argv) > 5 else 527
     before, peak, over = card(), [0, 0], threading.Event()
-    servers = []
+    servers, contexts = [], [1]
 
     def sample():
         while not over.is_set():
-            at = 0 if len(servers) < 2 else 1
+            at = contexts[0] - 1
             peak[at] = max(peak[at], card() - before)
 
     sampler = threading.Thread(target=sample)
@@ -68,7 +68,7 @@ def main():
     try:
         servers.append(start(server, first, PORTS[0], total))
         step(f"first alone, {tokens_per_second(PORTS[0]):.1f} tokens/s")
-        began = time.monotonic()
+        contexts[0], began = 2, time.monotonic()
         servers.append(start(server, second, PORTS[1], total))
         step(f"second started in {time.monotonic() - began:.1f} s")
         for which, port in (("second", PORTS[1]), ("first", PORTS[0]), ("second", PORTS[1])):
