@@ -12,6 +12,7 @@ use common::{
 use pipeshard::report::{Report, VisionReport};
 use pipeshard_lab::synth::PROJECTORS;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What an encoder is given.
 #[derive(Debug, Clone, Copy)]
@@ -240,8 +241,13 @@ impl Tower {
     }
 
     fn run(&self, whose: &str, flags: &[&str]) -> Run {
-        let of_run =
-            |ending: &str| scratch("towers").join(format!("{}.{whose}.{ending}", self.name()));
+        // several tests try the same encoder at the same time
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        let number = RUNS.fetch_add(1, Ordering::Relaxed);
+        let of_run = |ending: &str| {
+            let name = format!("{}.{whose}.{number}.{ending}", self.name());
+            scratch("towers").join(name)
+        };
         let (dump, report) = (of_run("embeddings"), of_run("json"));
         for old in [&dump, &report] {
             let _ = std::fs::remove_file(old);
@@ -273,11 +279,15 @@ impl Tower {
             command
         };
         let finished = finish_text(command);
-        let report = std::fs::read_to_string(&report).ok();
+        let text = std::fs::read_to_string(&report).ok();
+        let embeddings = std::fs::read(&dump).unwrap_or_default();
+        for read in [&dump, &report] {
+            let _ = std::fs::remove_file(read);
+        }
         Run {
             finished,
-            embeddings: std::fs::read(&dump).unwrap_or_default(),
-            report: report.map(|text| serde_json::from_str(&text).expect("a report of this build")),
+            embeddings,
+            report: text.map(|text| serde_json::from_str(&text).expect("a report of this build")),
         }
     }
 
