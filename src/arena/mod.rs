@@ -36,15 +36,6 @@ pub enum ArenaError {
     },
 }
 
-/// Whether the host waits until residents that are new are on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Uploads {
-    /// It does.
-    Awaited,
-    /// Passes wait for them on the device, see [`Arena::hold_until_uploaded`]. Their host memory has to stay as it is until then.
-    Behind,
-}
-
 struct ResidentChunk {
     plan: Chunk,
     buffer: Buffer,
@@ -88,8 +79,6 @@ pub struct Arena {
     chunks: Vec<ResidentChunk>,
     ring: Option<RingMemory>,
     fill_on_carve: bool,
-    /// Recorded when the latest residents are on the device, if nobody has waited for them.
-    uploads: Option<Event>,
     uploaded_bytes: u64,
     streamed_bytes: u64,
     group_copies: u64,
@@ -108,7 +97,6 @@ impl Arena {
             chunks: Vec::new(),
             ring: None,
             fill_on_carve,
-            uploads: None,
             uploaded_bytes: 0,
             streamed_bytes: 0,
             group_copies: 0,
@@ -184,7 +172,6 @@ impl Arena {
         plan: &Plan,
         units: &mut [LoadedUnit],
         copier: &mut Copier,
-        uploads: Uploads,
     ) -> Result<(), ArenaError> {
         let shared = self
             .chunks
@@ -194,7 +181,7 @@ impl Arena {
             .count();
         self.chunks.truncate(shared);
         self.free_ring();
-        let result = self.allocate(plan, units, (copier, uploads), shared);
+        let result = self.allocate(plan, units, copier, shared);
         if result.is_err() {
             self.release();
         }
@@ -205,7 +192,7 @@ impl Arena {
         &mut self,
         plan: &Plan,
         units: &mut [LoadedUnit],
-        (copier, uploads): (&mut Copier, Uploads),
+        copier: &mut Copier,
         shared: usize,
     ) -> Result<(), ArenaError> {
         for chunk in &plan.chunks[shared..] {
@@ -250,16 +237,8 @@ impl Arena {
             self.trace
                 .residents_copied(begin, copier.stream().raw(), uploaded)
         };
-        self.uploads = match uploads {
-            Uploads::Behind if uploaded > 0 => Event::new(self.device),
-            _ => None,
-        };
         if copier.dropped != Some(DroppedWait::Upload) {
-            match &self.uploads {
-                // SAFETY: as above.
-                Some(event) => unsafe { event.record(copier.stream().raw()) },
-                None => copier.stream().synchronize(),
-            }
+            copier.stream().synchronize();
         }
         self.trace.worked(since, HostWork::Upload);
         self.trace.carved(
@@ -349,16 +328,6 @@ impl Arena {
             experts: &mut self.experts,
         };
         Some((&mut memory.ring, lanes))
-    }
-
-    /// What is submitted to `compute` from here on runs when the latest residents are on the device.
-    ///
-    /// # Safety
-    /// `compute` is a live backend of the device.
-    pub unsafe fn hold_until_uploaded(&self, compute: pipeshard_sys::ggml_backend_t) {
-        if let Some(event) = &self.uploads {
-            event.hold(compute);
-        }
     }
 
     /// Copies that a split had to ask for because they had not been submitted ahead.

@@ -163,7 +163,7 @@ fn residents_make_way_for_an_encode_and_come_back() {
         streams += u64::from(report.peak.slots > 0);
         if report.peak.slots == 0 {
             assert!(evicted >= 4 * MIB, "{budget}: {vision:?}");
-            // the prompt waits for residents that come back, though the host does not
+            // residents that come back are there before the prompt reads them
             let slowly = beside_large_slowly("evicted-slowly", &pictures, budget).worked();
             assert_eq!(stock.finished.stdout, slowly.finished.stdout, "{budget}");
             assert_eq!(slowly.vision().bytes_restored, evicted, "{budget}");

@@ -285,7 +285,6 @@ pub unsafe fn begin(
         return Err(PassError::FileShrunk(shrunk));
     }
     entry.graph.fresh = false;
-    tower.residency.await_uploads(sched, compute);
     if let Some((ring, mut lanes)) = tower.residency.pipeline_of_pass(sched, compute) {
         ring.begin_pass(&entry.graph.uses);
         ring.fill_ahead(&mut lanes).map_err(PassError::Ring)?;

@@ -49,7 +49,7 @@ pub fn begin(
 
 /// The same for a graph that uses no shared part: other passes may go on at the same time.
 pub fn begin_shared(
-    tenant: &mut Tenant,
+    tenant: &Tenant,
     schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
     sched: usize,
@@ -79,7 +79,7 @@ fn timed(
 
 /// The scheduler, if it is known, and its graph may run.
 fn begin_graph<'s>(
-    tenant: &mut Tenant,
+    tenant: &Tenant,
     schedulers: &'s mut Schedulers,
     telemetry: &mut Telemetry,
     sched: usize,
@@ -87,12 +87,6 @@ fn begin_graph<'s>(
     let Some(entry) = schedulers.get_mut(sched) else {
         return Ok(None);
     };
-    if entry.graph.refers_to_arena() {
-        for &compute in &entry.device_backends {
-            // SAFETY: a backend of a scheduler that is submitting a pass.
-            unsafe { tenant.residency.await_uploads(sched, compute) };
-        }
-    }
     let now = tenant.residency.generation().addresses();
     if entry.graph.addresses.is_some_and(|of| of != now) {
         return Err(PassError::Stale);

@@ -1,6 +1,6 @@
 //! The arena takes another shape. One order for all: what is in the way gives way, then memory is taken.
 
-use crate::arena::{Arena, Uploads};
+use crate::arena::Arena;
 use crate::hook::accounts::Accounts;
 use crate::hook::gate::NewShape;
 use crate::hook::log;
@@ -18,9 +18,6 @@ pub fn release(accounts: &mut Accounts, tenant: &mut Tenant, proof: NewShape<'_>
 
 /// Gives the arena, and the memory of fetched experts, the shape of the plan for now, if they have another. Where the device refuses
 /// memory that the budget allows (another program took it), plans again with what there is.
-///
-/// What comes back behind an encode is not waited for: the prompt that follows does so on the device, and the host prepares it meanwhile.
-/// Its host memory stays page-locked, for the next image.
 pub fn take(
     accounts: &mut Accounts,
     tenant: &mut Tenant,
@@ -39,13 +36,9 @@ pub fn take(
             }
             let read = read_from_host(&wanted, tenant.weights.described());
             page_lock(accounts, tenant, counters, &wanted, &read);
-            let uploads = match tenant.residency.is_lent() {
-                true => Uploads::Behind,
-                false => Uploads::Awaited,
-            };
             let units = tenant.weights.units_mut();
-            let carved = tenant.residency.carve(&wanted, units, uploads, proof);
-            let uploaded = tenant.residency.waits_for_uploads() && uploads == Uploads::Awaited;
+            let carved = tenant.residency.carve(&wanted, units, proof);
+            let uploaded = tenant.residency.waits_for_uploads();
             if let Some(device) = accounts.device().filter(|_| uploaded) {
                 // SAFETY: what was uploaded was waited for, and the ring is empty.
                 unsafe { tenant.weights.unlock_others(device, &read) };

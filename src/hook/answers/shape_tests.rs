@@ -2,7 +2,6 @@
 
 use super::shape;
 use crate::arena::unit::LoadedUnit;
-use crate::arena::Uploads;
 use crate::hook::accounts::Accounts;
 use crate::hook::config::Config;
 use crate::hook::gate::NewShape;
@@ -127,7 +126,7 @@ fn memory_of_fetched_experts_is_asked_for_once() {
     let residency = &mut house.tenant.residency;
     let units = house.tenant.weights.units_mut();
     residency
-        .carve(&divided, units, Uploads::Awaited, proof)
+        .carve(&divided, units, proof)
         .expect("it has room");
     let described = house.tenant.weights.described();
     assert!(residency.open_fetcher(&divided, described, proof).is_err());

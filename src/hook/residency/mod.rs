@@ -8,7 +8,7 @@ mod generation;
 
 use crate::arena::ledger::Holdings;
 use crate::arena::unit::LoadedUnit;
-use crate::arena::{Arena, ArenaError, Lanes, Uploads};
+use crate::arena::{Arena, ArenaError, Lanes};
 use crate::hook::config::Config;
 use crate::hook::gate::NewShape;
 use crate::lanes::copy::{Copier, CopyCounters, DroppedWait};
@@ -46,10 +46,6 @@ pub struct Residency {
     generation: Generation,
     /// Times the arena took another shape while it was in use.
     recarvings: u64,
-    /// Some of its memory was lent and not taken back yet.
-    lent: bool,
-    /// Schedulers whose passes have waited for the latest residents.
-    awaited: Vec<usize>,
 }
 
 impl Residency {
@@ -70,8 +66,6 @@ impl Residency {
             passes: HashMap::new(),
             generation: Generation::default(),
             recarvings: 0,
-            lent: false,
-            awaited: Vec::new(),
         }
     }
 
@@ -208,22 +202,14 @@ impl Residency {
         let gone = self.arena.as_mut().map_or(0, |arena| arena.shrink(keep));
         units.iter_mut().for_each(LoadedUnit::unplace);
         self.carved = None;
-        self.lent = true;
         self.generation.change_addresses();
         gone
-    }
-
-    /// Reports whether some of its memory was lent, and will be when it is taken back.
-    pub fn is_lent(&self) -> bool {
-        self.lent
     }
 
     /// The same for good: the plan's shape is given up, which counts as another one.
     pub fn give_up(&mut self, units: &mut [LoadedUnit], keep: u64, proof: NewShape<'_>) -> u64 {
         self.recarvings += u64::from(self.carved.is_some());
-        let gone = self.lend(units, keep, proof);
-        self.lent = false;
-        gone
+        self.lend(units, keep, proof)
     }
 
     /// The same where nothing that is known can be relied on.
@@ -256,18 +242,14 @@ impl Residency {
         }
     }
 
-    /// Gives the arena the shape of `plan`. On error it has none, nor has any unit a place. `uploads`: where nobody waits for residents
-    /// here, passes do, see [`Self::await_uploads`].
+    /// Gives the arena the shape of `plan`. On error it has none, nor has any unit a place.
     pub fn carve(
         &mut self,
         plan: &Plan,
         units: &mut [LoadedUnit],
-        uploads: Uploads,
         _: NewShape<'_>,
     ) -> Result<(), CarveError> {
         self.drain();
-        self.lent = false;
-        self.awaited.clear();
         if self.carved.take().is_some() {
             self.recarvings += 1;
         }
@@ -282,7 +264,7 @@ impl Residency {
             copier.prepare_staging().map_err(CarveError::Other)?;
         }
         let since = self.trace.since();
-        let result = arena.carve(plan, units, copier, uploads);
+        let result = arena.carve(plan, units, copier);
         self.trace.worked(since, HostWork::Carve);
         match result {
             Ok(()) => {
@@ -293,19 +275,6 @@ impl Residency {
                 units.iter_mut().for_each(LoadedUnit::unplace);
                 Err(CarveError::Refused(refused))
             }
-        }
-    }
-
-    /// A pass of `sched` is about to be submitted to `compute`: it runs when the latest residents are on the device.
-    ///
-    /// # Safety
-    /// `compute` is a live backend of the device.
-    pub unsafe fn await_uploads(&mut self, sched: usize, compute: ffi::ggml_backend_t) {
-        if self.waits_for_uploads() && !self.awaited.contains(&sched) {
-            if let Some(arena) = &self.arena {
-                arena.hold_until_uploaded(compute);
-            }
-            self.awaited.push(sched);
         }
     }
 
@@ -407,7 +376,6 @@ impl Residency {
     /// A scheduler is gone. Its owner has waited for its work.
     pub fn forget_sched(&mut self, sched: usize) {
         self.passes.remove(&sched);
-        self.awaited.retain(|&of| of != sched);
         if self.ring_reader == Some(sched) {
             self.ring_reader = None;
         }
@@ -416,7 +384,6 @@ impl Residency {
     /// All schedulers are gone.
     pub fn forget_scheds(&mut self) {
         self.passes.clear();
-        self.awaited.clear();
         self.ring_reader = None;
     }
 

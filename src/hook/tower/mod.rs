@@ -13,7 +13,6 @@ use super::gate::NewShape;
 use super::residency::{CarveError, Residency};
 use super::weights::{describe, Weights};
 use crate::arena::unit::LoadedUnit;
-use crate::arena::Uploads;
 use crate::lanes::device::Device;
 use crate::lanes::file_mapping::FileMapping;
 use crate::trace::Recorder;
@@ -276,7 +275,7 @@ impl Tower {
         // SAFETY: the lanes were drained.
         let refused = unsafe { self.weights.lock_for(self.device, &all, &[]) };
         let units = self.weights.units_mut();
-        let carved = self.residency.carve(plan, units, Uploads::Behind, proof);
+        let carved = self.residency.carve(plan, units, proof);
         match carved {
             Ok(()) => Ok(refused),
             Err(CarveError::Other(why)) => Err(why),
