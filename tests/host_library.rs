@@ -339,6 +339,33 @@ fn a_device_that_fails_is_survived() {
 }
 
 #[test]
+fn memory_of_the_hosts_is_counted_and_may_be_refused() {
+    let mut command = host(&compiled("memory", &[]));
+    command
+        .arg(format!("chat={}", synthetic("tiny-qwen2vl", &[]).display()))
+        .arg(format!(
+            "mmproj={}",
+            synthetic("tiny-qwen2vl-mmproj", &[]).display()
+        ));
+    silent(&mut command);
+}
+
+/// There is no GPU here: the driver is a stand-in.
+#[test]
+fn the_hosts_cuda_context_is_current_in_the_library_and_nowhere_else() {
+    let driver = scratch("host_library").join("driver");
+    std::fs::create_dir_all(&driver).expect("a folder");
+    let driver = driver.join("libcuda.so.1");
+    let mut cc = cc();
+    cc.args(["-std=gnu11", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]);
+    done(cc.arg("-o").arg(&driver).arg(sources().join("libcuda.c")));
+    let folder = driver.parent().expect("a folder").display();
+    let path = format!("-Wl,-rpath,{folder}");
+    let program = compiled("context", &[&driver.display().to_string(), &path]);
+    silent(&mut host(&program));
+}
+
+#[test]
 fn images_are_seen_as_by_llama_mtmd_cli() {
     let picture = scratch("host_library").join("picture.bmp");
     std::fs::write(&picture, bitmap(224, 224)).expect("a picture");

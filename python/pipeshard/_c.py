@@ -24,6 +24,9 @@ LogFn = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_char_p)
 ProgressFn = ctypes.CFUNCTYPE(c_int, c_void_p, c_float)
 PieceFn = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 WakeupFn = ctypes.CFUNCTYPE(None, c_void_p)
+AllocateFn = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_int, c_size_t, c_size_t)
+ReleaseFn = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_void_p, c_size_t)
+ThreadFn = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)
 
 
 class DeviceConfig(ctypes.Structure):
@@ -37,6 +40,12 @@ class DeviceConfig(ctypes.Structure):
         ("profile", c_char_p),
         ("threads", c_int32),
         ("reserved", c_int32),
+        ("allocate", AllocateFn),
+        ("release", ReleaseFn),
+        ("allocate_host", AllocateFn),
+        ("release_host", ReleaseFn),
+        ("memory_user", c_void_p),
+        ("cuda_context", c_void_p),
     ]
 
 
@@ -207,9 +216,11 @@ FUNCTIONS: List[Tuple[str, Any, List[Any]]] = [
     ("pipeshard_build_id", c_char_p, []),
     ("pipeshard_free", None, [c_void_p]),
     ("pipeshard_set_log", None, [LogFn, c_void_p, c_int]),
+    ("pipeshard_set_thread_hooks", None, [ThreadFn, ThreadFn, c_void_p]),
     ("pipeshard_devices", c_void_p, []),
     ("pipeshard_device_open", c_int, [POINTER(DeviceConfig), _HANDLE, _ERROR]),
     ("pipeshard_device_close", None, [c_void_p]),
+    ("pipeshard_streams", c_int, [c_void_p, POINTER(c_void_p), c_size_t, POINTER(c_size_t), _ERROR]),
     ("pipeshard_set_budget", c_int, [c_void_p, POINTER(BudgetRequest), POINTER(CLimits), _ERROR]),
     ("pipeshard_get_limits", c_int, [c_void_p, POINTER(CLimits), _ERROR]),
     ("pipeshard_sleep", c_int, [c_void_p, _ERROR]),

@@ -10,6 +10,7 @@ pub mod unit;
 use crate::lanes::copy::{Copier, CopyTask, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::experts::run_bytes;
+use crate::lanes::purpose::{during, Purpose};
 use crate::lanes::ring::{CopyLane, Experts, GroupId, Place, Ring};
 use crate::trace::record::{GroupName, HostWork};
 use crate::trace::Recorder;
@@ -88,6 +89,8 @@ pub struct Arena {
     chunks: Vec<ResidentChunk>,
     ring: Option<RingMemory>,
     fill_on_carve: bool,
+    /// It is an encoder's.
+    pub of_encoder: bool,
     /// Recorded when the latest residents are on the device, if nobody has waited for them.
     uploads: Option<Event>,
     uploaded_bytes: u64,
@@ -108,6 +111,7 @@ impl Arena {
             chunks: Vec::new(),
             ring: None,
             fill_on_carve,
+            of_encoder: false,
             uploads: None,
             uploaded_bytes: 0,
             streamed_bytes: 0,
@@ -209,14 +213,14 @@ impl Arena {
         shared: usize,
     ) -> Result<(), ArenaError> {
         for chunk in &plan.chunks[shared..] {
-            let buffer = self.buffer(chunk.bytes)?;
+            let buffer = self.buffer(chunk.bytes, Purpose::Weights)?;
             self.chunks.push(ResidentChunk {
                 plan: chunk.clone(),
                 buffer,
             });
         }
         let ring_buffer = (plan.ring.bytes > 0)
-            .then(|| self.buffer(plan.ring.bytes))
+            .then(|| self.buffer(plan.ring.bytes, Purpose::Ring))
             .transpose()?;
         let mut group_tasks = vec![Vec::new(); plan.ring.groups.len()];
         for (index, location) in plan.locations().into_iter().enumerate() {
@@ -319,8 +323,15 @@ impl Arena {
         })
     }
 
-    fn buffer(&self, bytes: u64) -> Result<Buffer, ArenaError> {
-        let buffer = Buffer::allocate(self.device.memory_type(), bytes)
+    fn buffer(&self, bytes: u64, purpose: Purpose) -> Result<Buffer, ArenaError> {
+        let purpose = match self.of_encoder {
+            true => Purpose::Vision,
+            false => purpose,
+        };
+        let buffer = during(purpose, || {
+            Buffer::allocate(self.device.memory_type(), bytes)
+        });
+        let buffer = buffer
             .ok_or_else(|| ArenaError::Refused {
                 device: self.device.name(),
                 wanted: ByteSize(bytes),

@@ -47,6 +47,8 @@ mod boundary;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/chat.rs"]
 mod chat;
+#[path = "../../pipeshard-capi/src/cuda_context.rs"]
+mod cuda_context;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/device.rs"]
 mod device;
@@ -56,6 +58,8 @@ mod failure;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/handles.rs"]
 mod handles;
+#[path = "../../pipeshard-capi/src/host_memory.rs"]
+mod host_memory;
 #[path = "../../pipeshard-capi/src/locks.rs"]
 mod locks;
 #[allow(dead_code)]
@@ -73,6 +77,9 @@ mod process;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/session/mod.rs"]
 mod session;
+#[allow(dead_code)]
+#[path = "../../pipeshard-capi/src/threads.rs"]
+mod threads;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/types.rs"]
 mod types;
