@@ -350,6 +350,32 @@ fn memory_of_the_hosts_is_counted_and_may_be_refused() {
     silent(&mut command);
 }
 
+/// There is no GPU here: CUDA's runtime is a stand-in, and the files of the library are linked as build.rs has it.
+#[test]
+fn what_ggml_cuda_takes_comes_from_the_host() {
+    let build = repository().join("crates/pipeshard-capi/build.rs");
+    let build = std::fs::read_to_string(build).expect("build.rs");
+    let source = repository().join("crates/pipeshard-capi/src");
+    let program = scratch("host_library").join("cuda_calls");
+    let mut cc = cc();
+    cc.arg("-std=gnu11").arg("-o").arg(&program);
+    for file in ["cuda", "memory"] {
+        let (_, functions) = build
+            .split_once(&format!("\"{file}\",\n"))
+            .expect("the file");
+        let (functions, _) = functions.split_once(']').expect("a list");
+        for function in functions.split('"').skip(1).step_by(2) {
+            cc.arg(format!("-Wl,--wrap={function}"));
+        }
+        cc.arg(source.join(format!("{file}.c")));
+    }
+    for file in ["cuda_calls.c", "cuda_caller.c"] {
+        cc.arg(sources().join(file));
+    }
+    done(&mut cc);
+    silent(&mut Command::new(program));
+}
+
 /// There is no GPU here: the driver is a stand-in.
 #[test]
 fn the_hosts_cuda_context_is_current_in_the_library_and_nowhere_else() {
