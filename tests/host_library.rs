@@ -7,6 +7,8 @@ mod file;
 mod installed;
 #[path = "host_library/python.rs"]
 mod python;
+#[path = "host_library/split.rs"]
+mod split;
 
 use common::media::bitmap;
 use common::server::Server;
@@ -347,6 +349,25 @@ fn memory_of_the_hosts_is_counted_and_may_be_refused() {
             "mmproj={}",
             synthetic("tiny-qwen2vl-mmproj", &[]).display()
         ));
+    silent(&mut command);
+}
+
+#[test]
+fn models_come_from_the_hosts_memory() {
+    let folder = scratch("host_library").join("pieces");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let count = 3;
+    split::split(&model(), &folder, count);
+    let mut command = host(&compiled("files", &[]));
+    command
+        .arg(format!("chat={}", synthetic("tiny-qwen2vl", &[]).display()))
+        .arg(format!(
+            "mmproj={}",
+            synthetic("tiny-qwen2vl-mmproj", &[]).display()
+        ))
+        .arg(format!("pieces={}", folder.display()))
+        .arg(format!("count={count}"));
     silent(&mut command);
 }
 

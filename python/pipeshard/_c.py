@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import os
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, List, Optional, Tuple, Type, TypeVar
 
@@ -26,6 +26,8 @@ PieceFn = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 WakeupFn = ctypes.CFUNCTYPE(None, c_void_p)
 AllocateFn = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_int, c_size_t, c_size_t)
 ReleaseFn = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_void_p, c_size_t)
+SizeFn = ctypes.CFUNCTYPE(c_int64, c_void_p, c_char_p)
+ReadFn = ctypes.CFUNCTYPE(c_int64, c_void_p, c_char_p, c_uint64, c_void_p, c_uint64)
 ThreadFn = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)
 
 
@@ -114,6 +116,9 @@ class ModelConfig(ctypes.Structure):
         ("progress_user", c_void_p),
         ("image_max_tokens", c_int32),
         ("reserved", c_int32),
+        ("file_size", SizeFn),
+        ("read_file", ReadFn),
+        ("files_user", c_void_p),
     ]
 
 

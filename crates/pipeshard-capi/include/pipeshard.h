@@ -288,6 +288,15 @@ PIPESHARD_API int pipeshard_predict(pipeshard_device * device, const pipeshard_p
 /* How far loading is, from 0 to 1. Return 0 to go on, anything else to stop (PIPESHARD_E_CANCELLED). */
 typedef int (*pipeshard_progress_fn)(void * user, float done);
 
+/* Files of the host's own: an archive, a network, memory. `path` is that of the config, or of a further piece of a model in several
+ * files, whose names follow from the first ("NAME-00002-of-00003.gguf"). Both are called on the thread that opens the model, and not
+ * afterwards. */
+/* The file's bytes; negative: there is none. */
+typedef int64_t (*pipeshard_size_fn)(void * user, const char * path);
+/* Reads up to `size` bytes from byte `offset` on. Returns how many, at least 1; negative: it cannot be read (PIPESHARD_E_FILE), or, with
+ * PIPESHARD_E_CANCELLED, loading is to end. `progress` is asked before each call. */
+typedef int64_t (*pipeshard_read_fn)(void * user, const char * path, uint64_t offset, void * into, uint64_t size);
+
 typedef struct {
     uint32_t              size;
     uint32_t              flags;            /* none yet */
@@ -298,6 +307,10 @@ typedef struct {
     void *                progress_user;
     int32_t               image_max_tokens; /* of an image; 0: as many as the model allows */
     int32_t               reserved;
+    pipeshard_size_fn     file_size;        /* how path and mmproj are read; NULL: by the system. Linux only. What is read stays in memory
+                                             * until the model is closed, once, and the system can not take it back as it can a file's */
+    pipeshard_read_fn     read_file;
+    void *                files_user;       /* first argument of the two */
 } pipeshard_model_config;
 
 PIPESHARD_API int  pipeshard_model_open(pipeshard_device * device, const pipeshard_model_config * config, pipeshard_model ** model,

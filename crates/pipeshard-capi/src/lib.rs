@@ -14,6 +14,7 @@
 //! | | [`cuda_context`] | the CUDA context that is current |
 //! | what can be opened | [`device`] | a runtime that is attached, and its budget |
 //! | | [`model`], [`chat`], [`media`] | a model, its chat template, its images and sound |
+//! | | [`files`] | files that the host reads |
 //! | | [`session`] | conversations and answers |
 //! | before | [`predict`] | what a model would do within a budget, by its file's header |
 //!
@@ -26,6 +27,7 @@ mod chat;
 mod cuda_context;
 mod device;
 mod failure;
+mod files;
 mod handles;
 mod host_memory;
 mod locks;

@@ -27,7 +27,7 @@ sized!(
     Prediction,
     BudgetRequest,
     Limits,
-    ModelConfig,
+    ModelConfig from std::mem::offset_of!(ModelConfig, file_size),
     SessionConfig,
     Media,
     State,
@@ -40,6 +40,8 @@ pub type ProgressFn = unsafe extern "C" fn(*mut c_void, f32) -> c_int;
 pub type PieceFn = unsafe extern "C" fn(*mut c_void, *const c_char, usize) -> c_int;
 pub type AllocateFn = unsafe extern "C" fn(*mut c_void, c_int, usize, usize) -> *mut c_void;
 pub type ReleaseFn = unsafe extern "C" fn(*mut c_void, c_int, *mut c_void, usize);
+pub type SizeFn = unsafe extern "C" fn(*mut c_void, *const c_char) -> i64;
+pub type ReadFn = unsafe extern "C" fn(*mut c_void, *const c_char, u64, *mut c_void, u64) -> i64;
 pub type ThreadFn = unsafe extern "C" fn(*mut c_void, *const c_char);
 pub type WakeupFn = unsafe extern "C" fn(*mut c_void);
 
@@ -139,6 +141,9 @@ pub struct ModelConfig {
     pub progress_user: *mut c_void,
     pub image_max_tokens: i32,
     pub reserved: i32,
+    pub file_size: Option<SizeFn>,
+    pub read_file: Option<ReadFn>,
+    pub files_user: *mut c_void,
 }
 
 #[repr(C)]

@@ -55,6 +55,8 @@ mod device;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/failure.rs"]
 mod failure;
+#[path = "../../pipeshard-capi/src/files.rs"]
+mod files;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/handles.rs"]
 mod handles;
