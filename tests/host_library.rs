@@ -7,6 +7,8 @@ mod file;
 mod installed;
 #[path = "host_library/python.rs"]
 mod python;
+#[path = "host_library/split.rs"]
+mod split;
 
 use common::media::bitmap;
 use common::server::Server;
@@ -336,6 +338,78 @@ fn sleep_gives_everything_back_and_loses_nothing() {
 fn a_device_that_fails_is_survived() {
     let finished = succeeds(&mut host(&compiled("faults", &[])));
     eprint!("{}", finished.stderr);
+}
+
+#[test]
+fn memory_of_the_hosts_is_counted_and_may_be_refused() {
+    let mut command = host(&compiled("memory", &[]));
+    command
+        .arg(format!("chat={}", synthetic("tiny-qwen2vl", &[]).display()))
+        .arg(format!(
+            "mmproj={}",
+            synthetic("tiny-qwen2vl-mmproj", &[]).display()
+        ));
+    silent(&mut command);
+}
+
+#[test]
+fn models_come_from_the_hosts_memory() {
+    let folder = scratch("host_library").join("pieces");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let count = 3;
+    split::split(&model(), &folder, count);
+    let mut command = host(&compiled("files", &[]));
+    command
+        .arg(format!("chat={}", synthetic("tiny-qwen2vl", &[]).display()))
+        .arg(format!(
+            "mmproj={}",
+            synthetic("tiny-qwen2vl-mmproj", &[]).display()
+        ))
+        .arg(format!("pieces={}", folder.display()))
+        .arg(format!("count={count}"));
+    silent(&mut command);
+}
+
+/// There is no GPU here: CUDA's runtime is a stand-in, and the files of the library are linked as build.rs has it.
+#[test]
+fn what_ggml_cuda_takes_comes_from_the_host() {
+    let build = repository().join("crates/pipeshard-capi/build.rs");
+    let build = std::fs::read_to_string(build).expect("build.rs");
+    let source = repository().join("crates/pipeshard-capi/src");
+    let program = scratch("host_library").join("cuda_calls");
+    let mut cc = cc();
+    cc.arg("-std=gnu11").arg("-o").arg(&program);
+    for file in ["cuda", "memory"] {
+        let (_, functions) = build
+            .split_once(&format!("\"{file}\",\n"))
+            .expect("the file");
+        let (functions, _) = functions.split_once(']').expect("a list");
+        for function in functions.split('"').skip(1).step_by(2) {
+            cc.arg(format!("-Wl,--wrap={function}"));
+        }
+        cc.arg(source.join(format!("{file}.c")));
+    }
+    for file in ["cuda_calls.c", "cuda_caller.c"] {
+        cc.arg(sources().join(file));
+    }
+    done(&mut cc);
+    silent(&mut Command::new(program));
+}
+
+/// There is no GPU here: the driver is a stand-in.
+#[test]
+fn the_hosts_cuda_context_is_current_in_the_library_and_nowhere_else() {
+    let driver = scratch("host_library").join("driver");
+    std::fs::create_dir_all(&driver).expect("a folder");
+    let driver = driver.join("libcuda.so.1");
+    let mut cc = cc();
+    cc.args(["-std=gnu11", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]);
+    done(cc.arg("-o").arg(&driver).arg(sources().join("libcuda.c")));
+    let folder = driver.parent().expect("a folder").display();
+    let path = format!("-Wl,-rpath,{folder}");
+    let program = compiled("context", &[&driver.display().to_string(), &path]);
+    silent(&mut host(&program));
 }
 
 #[test]

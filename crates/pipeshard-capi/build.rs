@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-/// Files in C, and the functions of libc that they stand in for, in all of the library.
-const INSTEAD: [(&str, &[&str]); 4] = [
+/// Files in C, and the functions that they stand in for, in all of the library.
+const INSTEAD: &[(&str, &[&str])] = &[
     ("environment", &["getenv"]),
-    ("random", &["arc4random"]),
     (
         "threads",
         &[
@@ -20,7 +19,29 @@ const INSTEAD: [(&str, &[&str]); 4] = [
             "fprintf", "printf", "fputs", "puts", "fwrite", "fputc", "putc", "putchar",
         ],
     ),
+    ("random", &["arc4random"]),
+    (
+        "memory",
+        &[
+            "ggml_backend_buft_alloc_buffer",
+            "ggml_gallocr_reserve_n",
+            "ggml_gallocr_alloc_graph",
+        ],
+    ),
 ];
+
+/// Those of builds with CUDA.
+const INSTEAD_OF_CUDA: (&str, &[&str]) = (
+    "cuda",
+    &[
+        "cudaMalloc",
+        "cudaFree",
+        "cudaMallocHost",
+        "cudaFreeHost",
+        "cudaStreamCreateWithFlags",
+        "cudaStreamDestroy",
+    ],
+);
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -53,7 +74,8 @@ pub fn compile_and_link(of: &str) {
         .cpp_link_stdlib(None)
         .file(format!("{of}/chat.cpp"))
         .compile("pipeshard-chat");
-    for (name, functions) in INSTEAD {
+    let cuda = std::env::var_os("CARGO_FEATURE_CUDA").map(|_| INSTEAD_OF_CUDA);
+    for (name, functions) in INSTEAD.iter().copied().chain(cuda) {
         let file = format!("{of}/{name}.c");
         println!("cargo:rerun-if-changed={file}");
         for function in functions {

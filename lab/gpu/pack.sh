@@ -38,6 +38,8 @@ if [ -n "${HOST:-}" ]; then
     cp -L "$HOST" "$stage/bin/host/libpipeshard.so.0"
     cc -O2 -Wall -Icrates/pipeshard-capi/include lab/gpu/host.c -o "$stage/bin/host/host" "$stage/bin/host/libpipeshard.so.0" \
         -Wl,-rpath,'$ORIGIN' -Wl,--allow-shlib-undefined -ldl
+    cc -O2 -Wall -Icrates/pipeshard-capi/include lab/gpu/host_memory.c -o "$stage/bin/host/host_memory" "$stage/bin/host/libpipeshard.so.0" \
+        -Wl,-rpath,'$ORIGIN' -Wl,--allow-shlib-undefined -ldl -lpthread
 fi
 if [ -n "${CUPTI:-}" ]; then
     cupti=$(basename "$(ls "$CUPTI"/lib/libcupti.so.* | head -n 1)")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [hosttps] [vision [again [only]]] [encodes] [turns] [independent] [twoservers] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [hostmemory] [hosttps] [vision [again [only]]] [encodes] [turns] [independent] [twoservers] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard-lab grids` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -496,6 +496,12 @@ if [[ " $what " == *" host "* ]]; then
     synth 8b llama3-8b --type f16
     HOST_CACHE=$HOME/host-cache timeout 500 "$bin/host/host" "$models/8b.gguf" ${HOST_SIZES:-8192 4096} "${HOST_CHANGES:-40}" 2> "$OUT/host.log" | tee -a "$OUT/host.txt"
     note "host: $(tail -n 1 "$OUT/host.txt")"
+fi
+if [[ " $what " == *" hostmemory "* ]]; then
+    # the host's allocators and CUDA context
+    synth 8b llama3-8b --type f16
+    HOST_CACHE=$HOME/host-cache timeout 200 "$bin/host/host_memory" "$models/8b.gguf" ${HOST_SIZES:-8192 4096} 2>> "$OUT/host.log" | tee -a "$OUT/hostmemory.txt"
+    note "hostmemory: $(tail -n 1 "$OUT/hostmemory.txt")"
 fi
 if [[ $what == *hosttps* ]]; then
     # the same model, context and budget in the library for hosts, and in the plug-in set, whose CPU backend uses OpenMP

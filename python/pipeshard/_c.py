@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import os
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, List, Optional, Tuple, Type, TypeVar
 
@@ -24,6 +24,11 @@ LogFn = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_char_p)
 ProgressFn = ctypes.CFUNCTYPE(c_int, c_void_p, c_float)
 PieceFn = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 WakeupFn = ctypes.CFUNCTYPE(None, c_void_p)
+AllocateFn = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_int, c_size_t, c_size_t)
+ReleaseFn = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_void_p, c_size_t)
+SizeFn = ctypes.CFUNCTYPE(c_int64, c_void_p, c_char_p)
+ReadFn = ctypes.CFUNCTYPE(c_int64, c_void_p, c_char_p, c_uint64, c_void_p, c_uint64)
+ThreadFn = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)
 
 
 class DeviceConfig(ctypes.Structure):
@@ -37,6 +42,12 @@ class DeviceConfig(ctypes.Structure):
         ("profile", c_char_p),
         ("threads", c_int32),
         ("reserved", c_int32),
+        ("allocate", AllocateFn),
+        ("release", ReleaseFn),
+        ("allocate_host", AllocateFn),
+        ("release_host", ReleaseFn),
+        ("memory_user", c_void_p),
+        ("cuda_context", c_void_p),
     ]
 
 
@@ -105,6 +116,9 @@ class ModelConfig(ctypes.Structure):
         ("progress_user", c_void_p),
         ("image_max_tokens", c_int32),
         ("reserved", c_int32),
+        ("file_size", SizeFn),
+        ("read_file", ReadFn),
+        ("files_user", c_void_p),
     ]
 
 
@@ -207,9 +221,11 @@ FUNCTIONS: List[Tuple[str, Any, List[Any]]] = [
     ("pipeshard_build_id", c_char_p, []),
     ("pipeshard_free", None, [c_void_p]),
     ("pipeshard_set_log", None, [LogFn, c_void_p, c_int]),
+    ("pipeshard_set_thread_hooks", None, [ThreadFn, ThreadFn, c_void_p]),
     ("pipeshard_devices", c_void_p, []),
     ("pipeshard_device_open", c_int, [POINTER(DeviceConfig), _HANDLE, _ERROR]),
     ("pipeshard_device_close", None, [c_void_p]),
+    ("pipeshard_streams", c_int, [c_void_p, POINTER(c_void_p), c_size_t, POINTER(c_size_t), _ERROR]),
     ("pipeshard_set_budget", c_int, [c_void_p, POINTER(BudgetRequest), POINTER(CLimits), _ERROR]),
     ("pipeshard_get_limits", c_int, [c_void_p, POINTER(CLimits), _ERROR]),
     ("pipeshard_sleep", c_int, [c_void_p, _ERROR]),

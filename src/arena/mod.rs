@@ -10,6 +10,7 @@ pub mod unit;
 use crate::lanes::copy::{Copier, CopyTask, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::experts::run_bytes;
+use crate::lanes::purpose::{during, Purpose};
 use crate::lanes::ring::{CopyLane, Experts, GroupId, Place, Ring};
 use crate::trace::record::{GroupName, HostWork};
 use crate::trace::Recorder;
@@ -79,6 +80,8 @@ pub struct Arena {
     chunks: Vec<ResidentChunk>,
     ring: Option<RingMemory>,
     fill_on_carve: bool,
+    /// It is an encoder's.
+    pub of_encoder: bool,
     uploaded_bytes: u64,
     streamed_bytes: u64,
     group_copies: u64,
@@ -97,6 +100,7 @@ impl Arena {
             chunks: Vec::new(),
             ring: None,
             fill_on_carve,
+            of_encoder: false,
             uploaded_bytes: 0,
             streamed_bytes: 0,
             group_copies: 0,
@@ -196,14 +200,14 @@ impl Arena {
         shared: usize,
     ) -> Result<(), ArenaError> {
         for chunk in &plan.chunks[shared..] {
-            let buffer = self.buffer(chunk.bytes)?;
+            let buffer = self.buffer(chunk.bytes, Purpose::Weights)?;
             self.chunks.push(ResidentChunk {
                 plan: chunk.clone(),
                 buffer,
             });
         }
         let ring_buffer = (plan.ring.bytes > 0)
-            .then(|| self.buffer(plan.ring.bytes))
+            .then(|| self.buffer(plan.ring.bytes, Purpose::Ring))
             .transpose()?;
         let mut group_tasks = vec![Vec::new(); plan.ring.groups.len()];
         for (index, location) in plan.locations().into_iter().enumerate() {
@@ -298,8 +302,15 @@ impl Arena {
         })
     }
 
-    fn buffer(&self, bytes: u64) -> Result<Buffer, ArenaError> {
-        let buffer = Buffer::allocate(self.device.memory_type(), bytes)
+    fn buffer(&self, bytes: u64, purpose: Purpose) -> Result<Buffer, ArenaError> {
+        let purpose = match self.of_encoder {
+            true => Purpose::Vision,
+            false => purpose,
+        };
+        let buffer = during(purpose, || {
+            Buffer::allocate(self.device.memory_type(), bytes)
+        });
+        let buffer = buffer
             .ok_or_else(|| ArenaError::Refused {
                 device: self.device.name(),
                 wanted: ByteSize(bytes),

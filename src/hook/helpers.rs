@@ -4,6 +4,7 @@
 //! is awake takes the next part, and a late one finds nothing left.
 
 use parking_lot::{Condvar, Mutex};
+use pipeshard_model::threads::named;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -117,7 +118,7 @@ impl Helpers {
         }
         self.board.posted.lock().over = false;
         let one = || {
-            let named = std::thread::Builder::new().name("pipeshard-helper".to_owned());
+            let named = named("pipeshard-help");
             named.spawn(|| self.board.wait_and_help()).ok()
         };
         running.extend((0..most).map_while(|_| one()));

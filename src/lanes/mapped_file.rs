@@ -86,9 +86,13 @@ impl MappedFiles {
         files
     }
 
-    /// Their paths.
-    pub fn paths(&self) -> impl Iterator<Item = &str> {
-        self.watched.iter().map(|watched| watched.path.as_str())
+    /// Where the first of them can be opened.
+    pub fn first(&self) -> Option<String> {
+        let first = self.watched.iter().min_by_key(|watched| &watched.path)?;
+        Some(match first.path.starts_with(NAMELESS) {
+            true => format!("/proc/self/fd/{}", first.file.as_raw_fd()),
+            false => first.path.clone(),
+        })
     }
 
     fn add(&mut self, piece: Piece) {
@@ -97,7 +101,7 @@ impl MappedFiles {
             return;
         }
         // one that is deleted already cannot be opened, nor can anyone else shorten it
-        let Ok(file) = File::open(&piece.path) else {
+        let Some(file) = open(&piece.path) else {
             return;
         };
         let Ok(metadata) = file.metadata() else {
@@ -173,6 +177,23 @@ impl Watched {
     }
 }
 
+/// What names of files in memory begin with, which no folder has.
+const NAMELESS: &str = "/memfd:";
+
+/// A file that is mapped, by the name that the system has of it.
+fn open(path: &str) -> Option<File> {
+    if !path.starts_with(NAMELESS) {
+        return File::open(path).ok();
+    }
+    // whoever keeps it has a descriptor
+    let mut descriptors = std::fs::read_dir("/proc/self/fd").ok()?;
+    descriptors.find_map(|entry| {
+        let entry = entry.ok()?.path();
+        let is_it = std::fs::read_link(&entry).ok()?.as_os_str() == path;
+        is_it.then(|| File::open(&entry).ok())?
+    })
+}
+
 /// Reports whether a file system keeps its files in memory.
 fn in_memory(file: &File) -> bool {
     const KINDS: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6]; // tmpfs, ramfs, hugetlbfs
@@ -212,7 +233,7 @@ fn piece(line: &str) -> Option<Piece> {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsRawFd, FromRawFd};
 
     #[test]
     fn lines_about_files_are_understood() {
@@ -263,6 +284,45 @@ mod tests {
         assert!(shrunk.to_string().contains("196618 bytes left"), "{shrunk}");
         // SAFETY: mapped above, and not yet visible to other code.
         unsafe { libc::munmap(base, 4 * page) };
+    }
+
+    #[test]
+    fn a_file_in_memory_is_found_by_its_descriptor() {
+        let page = 4096 * 16;
+        let made = |name: &std::ffi::CStr, byte| {
+            // SAFETY: a name that lives through the call; the descriptor is new. A fresh mapping at an address of the kernel's choice.
+            let (file, base) = unsafe {
+                let mut file = File::from_raw_fd(libc::memfd_create(name.as_ptr(), 0));
+                file.write_all(&vec![byte; page]).expect("room");
+                let base = libc::mmap(
+                    std::ptr::null_mut(),
+                    page,
+                    libc::PROT_READ,
+                    libc::MAP_SHARED,
+                    file.as_raw_fd(),
+                    0,
+                );
+                (file, base)
+            };
+            assert_ne!(base, libc::MAP_FAILED);
+            (file, base)
+        };
+        // which of them is the first is said by their names, not by their descriptors
+        let (second, at_second) = made(c"of-a-test-2", 2);
+        let (first, at_first) = made(c"of-a-test-1", 1);
+        let ranges = [(at_second as usize, page), (at_first as usize, page)];
+        let files = MappedFiles::of(&ranges);
+        assert_eq!(files.watched.len(), 2);
+        drop((first, second));
+        let opened = files.first().expect("the first");
+        assert_eq!(std::fs::read(opened).expect("bytes"), vec![1; page]);
+        assert!(!files.reclaimable(at_first.cast(), page));
+        assert_eq!(files.shrunk(), None);
+        // SAFETY: mapped above, and not visible to other code.
+        unsafe {
+            libc::munmap(at_first, page);
+            libc::munmap(at_second, page);
+        }
     }
 
     #[test]

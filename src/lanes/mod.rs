@@ -16,6 +16,7 @@ pub mod hand_over;
 pub mod host_memory;
 pub mod mapped_file;
 pub mod matrix_library;
+pub mod purpose;
 pub mod ring;
 pub mod run_ahead;
 pub mod staging;

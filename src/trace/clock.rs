@@ -6,6 +6,7 @@
 
 use super::record::{DeviceLane, Stamp, StampTimes, Stretch};
 use crate::lanes::device::{Device, Event};
+use pipeshard_model::threads::named;
 use pipeshard_sim as sim;
 use pipeshard_sys as ffi;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -56,8 +57,7 @@ impl Watched {
             let (pool, seen) = (Arc::clone(&pool), Arc::clone(&seen));
             move || watch(&points, &pool, &times, &seen, origin)
         };
-        let name = "pipeshard-trace".to_string();
-        let watcher = std::thread::Builder::new().name(name).spawn(watcher).ok()?;
+        let watcher = named("pipeshard-trace").spawn(watcher).ok()?;
         Some(Watched {
             pool,
             queue: Some(queue),

@@ -103,3 +103,58 @@ fn the_plug_in_set_is_attached_in_python() {
     assert!(finished.stdout.contains("attached"), "{}", finished.stdout);
     eprint!("{}", finished.stdout);
 }
+
+/// A Python with llama-cpp-python: the one that is named, else the system's.
+const WITH_LLAMA_CPP: &str = "PIPESHARD_LLAMA_CPP_PYTHON";
+
+#[test]
+fn llama_cpp_python_answers_as_stock_llama_cpp_does() {
+    let named = std::env::var_os(WITH_LLAMA_CPP);
+    let program = named.clone().unwrap_or_else(|| "python3".into());
+    // without importing it: it would load libraries of its own
+    let there = "import importlib.metadata; print(importlib.metadata.version('llama_cpp_python'))";
+    let found = Command::new(&program).args(["-c", there]).output();
+    if !found.is_ok_and(|found| found.status.success()) {
+        assert!(
+            named.is_none(),
+            "{WITH_LLAMA_CPP} has no llama-cpp-python: docs/development.md says how to install it"
+        );
+        eprintln!(
+            "skipped: python3 has no llama-cpp-python; docs/development.md says how to install it, and {WITH_LLAMA_CPP} names a Python \
+             that has it"
+        );
+        return;
+    }
+    macro_rules! sizes {
+        ($($name:ident),*) => {
+            [$(format!("{}={}", stringify!($name), size_of::<pipeshard_sys::$name>())),*]
+        };
+    }
+    let sizes = sizes![
+        llama_model_params,
+        llama_context_params,
+        llama_batch,
+        llama_sampler_chain_params,
+        llama_chat_message,
+        llama_token_data,
+        llama_token_data_array,
+        llama_logit_bias
+    ];
+    let package = repository().join("python");
+    let mut generate = Command::new(program);
+    host_environment(&mut generate);
+    generate
+        .env("PYTHONPATH", &package)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("TEST_PROMPT", PROMPT)
+        .env("TEST_TOKENS", TOKENS.to_string())
+        .env("TEST_EXPECTED", expected())
+        .env("TEST_SIZES", sizes.join(" "))
+        .arg(package.join("tests/llama_cpp_python.py"))
+        .arg(tools())
+        .arg(model())
+        .arg("vram=1G");
+    let finished = finish(&mut generate);
+    assert!(finished.succeeded(), "{}", finished.stderr);
+    eprint!("{}", finished.stdout);
+}

@@ -127,7 +127,31 @@ typedef void (*pipeshard_log_fn)(void * user, int level, const char * text);
 /* Messages up to `level` go to `log`; NULL: nowhere, which is how it begins. For the whole process. */
 PIPESHARD_API void pipeshard_set_log(pipeshard_log_fn log, void * user, int level);
 
+/* `name` is the thread's, such as "pipeshard-cpu". */
+typedef void (*pipeshard_thread_fn)(void * user, const char * name);
+
+/* Calls `started` on each thread that the library starts from now on, before it does anything, and `ending` when it has done all: for
+ * priorities, affinity, and what an engine keeps by thread. Those of CUDA's own libraries are not known. From these two nothing of
+ * pipeshard may be called. NULL: nobody is called, which is how it begins; threads that `started` was called on end as they began. For
+ * the whole process. */
+PIPESHARD_API void pipeshard_set_thread_hooks(pipeshard_thread_fn started, pipeshard_thread_fn ending, void * user);
+
 /* ----------------------------------------------------------------------------------------------------------------- device */
+
+/* What memory is for. The first six are the classes of pipeshard_limits. */
+#define PIPESHARD_MEMORY_WEIGHTS 1 /* weights that stay */
+#define PIPESHARD_MEMORY_KV      2 /* KV caches and recurrent states */
+#define PIPESHARD_MEMORY_RING    3 /* what weights are streamed through */
+#define PIPESHARD_MEMORY_BUFFERS 4 /* compute buffers */
+#define PIPESHARD_MEMORY_VISION  5 /* encoders of images and sound */
+#define PIPESHARD_MEMORY_OTHER   6 /* pools and work spaces of ggml-cuda, experts that are fetched */
+
+/* Returns `size` bytes at a multiple of `alignment`, or NULL: there is no memory, and what needed it fails with an error or does
+ * without. `release` gets it back once, with the same numbers, when all work of the GPU on it is done; nothing is left when the device
+ * and all on it are closed. Both are called on any thread, also on several at once, and with locks held: they may call nothing of
+ * pipeshard. */
+typedef void * (*pipeshard_allocate_fn)(void * user, int memory, size_t size, size_t alignment);
+typedef void   (*pipeshard_release_fn)(void * user, int memory, void * address, size_t size);
 
 #define PIPESHARD_DEVICE_NO_PAGE_LOCK 1u /* never page-lock weights: less host memory that cannot be swapped, slower copies */
 
@@ -142,6 +166,20 @@ typedef struct {
     const char * profile;   /* a file that `pipeshard profile` wrote, in place of measuring; NULL: none */
     int32_t      threads;   /* of the CPU; 0: one for each physical core */
     int32_t      reserved;
+
+    /* In place of cudaMalloc and cudaFree; NULL: those. It has to be ordinary device memory of the context that is current, not managed.
+     * For a simulated GPU it is memory that the CPU can use. What CUDA's own libraries allocate for themselves does not come from here.
+     * Where PIPESHARD_MEMORY_OTHER is refused that ggml-cuda would end the process for, cudaMalloc is asked, and the log says so. */
+    pipeshard_allocate_fn allocate;
+    pipeshard_release_fn  release;
+    /* In place of cudaMallocHost and cudaFreeHost: page-locked memory of the host. Where it is refused, other memory is used, which is
+     * slower. Weights are not copied there: they are page-locked where they lie. */
+    pipeshard_allocate_fn allocate_host;
+    pipeshard_release_fn  release_host;
+    void *                memory_user;  /* first argument of these four */
+    void *                cuda_context; /* a CUcontext of the GPU that computes: current on each thread that comes into the library, while
+                                         * it is there, and on the library's own. Keep it until the device and all on it are closed.
+                                         * NULL: the primary context, which CUDA makes current on threads that come in */
 } pipeshard_device_config;
 
 /* The GPUs that can be used, as a JSON array of {"name", "description", "vram", "free"}, in bytes. */
@@ -151,6 +189,12 @@ PIPESHARD_API char * pipeshard_devices(void);
  * `config` NULL: all defaults. */
 PIPESHARD_API int  pipeshard_device_open(const pipeshard_device_config * config, pipeshard_device ** device, pipeshard_error ** error);
 PIPESHARD_API void pipeshard_device_close(pipeshard_device * device);
+
+/* The CUDA streams that the library has now, as CUstream: their number in `count`, and the first `room` of them in `streams`, which
+ * may be NULL for none. All work of the library is on these and, for copies that it waits for at once, on the per-thread default
+ * stream. ggml-cuda makes streams when it first needs them: ask again after an answer. A stream is valid until the session that uses
+ * it, or the device, is closed. Those of a simulated GPU are numbers that say nothing. */
+PIPESHARD_API int  pipeshard_streams(pipeshard_device * device, void ** streams, size_t room, size_t * count, pipeshard_error ** error);
 
 /* ----------------------------------------------------------------------------------------------------------------- budget */
 
@@ -244,6 +288,15 @@ PIPESHARD_API int pipeshard_predict(pipeshard_device * device, const pipeshard_p
 /* How far loading is, from 0 to 1. Return 0 to go on, anything else to stop (PIPESHARD_E_CANCELLED). */
 typedef int (*pipeshard_progress_fn)(void * user, float done);
 
+/* Files of the host's own: an archive, a network, memory. `path` is that of the config, or of a further piece of a model in several
+ * files, whose names follow from the first ("NAME-00002-of-00003.gguf"). Both are called on the thread that opens the model, and not
+ * afterwards. */
+/* The file's bytes; negative: there is none. */
+typedef int64_t (*pipeshard_size_fn)(void * user, const char * path);
+/* Reads up to `size` bytes from byte `offset` on. Returns how many, at least 1; negative: it cannot be read (PIPESHARD_E_FILE), or, with
+ * PIPESHARD_E_CANCELLED, loading is to end. `progress` is asked before each call. */
+typedef int64_t (*pipeshard_read_fn)(void * user, const char * path, uint64_t offset, void * into, uint64_t size);
+
 typedef struct {
     uint32_t              size;
     uint32_t              flags;            /* none yet */
@@ -254,6 +307,10 @@ typedef struct {
     void *                progress_user;
     int32_t               image_max_tokens; /* of an image; 0: as many as the model allows */
     int32_t               reserved;
+    pipeshard_size_fn     file_size;        /* how path and mmproj are read; NULL: by the system. Linux only. What is read stays in memory
+                                             * until the model is closed, once, and the system can not take it back as it can a file's */
+    pipeshard_read_fn     read_file;
+    void *                files_user;       /* first argument of the two */
 } pipeshard_model_config;
 
 PIPESHARD_API int  pipeshard_model_open(pipeshard_device * device, const pipeshard_model_config * config, pipeshard_model ** model,

@@ -1,5 +1,6 @@
 //! What comes from C and goes to it: calls, structs that state their size, texts.
 
+use crate::cuda_context;
 use crate::failure::{CError, Code, Failure};
 use crate::types::Sized32;
 use std::ffi::{c_char, c_int, CStr, CString};
@@ -17,6 +18,7 @@ pub unsafe fn call(error: *mut *mut CError, work: impl FnOnce() -> Result<(), Fa
     if let Some(error) = error.as_mut() {
         *error = std::ptr::null_mut();
     }
+    let _context = cuda_context::enter();
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         Err(Failure::new(
             Code::Internal,
@@ -36,6 +38,7 @@ pub unsafe fn call(error: *mut *mut CError, work: impl FnOnce() -> Result<(), Fa
 
 /// The same for functions that have nothing to return but a text, which C frees with pipeshard_free; null where it fails.
 pub fn text(work: impl FnOnce() -> Option<String>) -> *mut c_char {
+    let _context = cuda_context::enter();
     let made = catch_unwind(AssertUnwindSafe(work)).ok().flatten();
     made.map_or(std::ptr::null_mut(), |text| to_c(text.as_bytes()))
 }
@@ -78,14 +81,16 @@ pub unsafe fn read<T: Sized32>(from: *const T, name: &str) -> Result<T, Failure>
         return Ok(value.assume_init());
     }
     let size = from.cast::<u32>().read() as usize;
-    if size < known || size > LARGEST {
+    if size < T::FIRST || size > LARGEST {
         return Err(Failure::invalid(format!(
             "{name}.size is {size}, which no version of the struct has: begin it with PIPESHARD_INIT({name})"
         )));
     }
     let bytes = from.cast::<u8>();
-    std::ptr::copy_nonoverlapping(bytes, value.as_mut_ptr().cast(), known);
-    let newer = std::slice::from_raw_parts(bytes.add(known), size - known);
+    // what an older header does not have is zero
+    std::ptr::copy_nonoverlapping(bytes, value.as_mut_ptr().cast(), known.min(size));
+    let newer = size.saturating_sub(known);
+    let newer = std::slice::from_raw_parts(bytes.add(size - newer), newer);
     if newer.iter().any(|&byte| byte != 0) {
         return Err(Failure::new(
             Code::Version,

@@ -1,8 +1,10 @@
 //! The device of the process, and its budget.
 
 use crate::boundary::{call, handle, optional, read, text, write};
+use crate::cuda_context;
 use crate::failure::{CError, Code, Failure};
 use crate::handles::Table;
+use crate::host_memory::{self, HostMemory};
 use crate::locks::locked;
 use crate::process::{self, Use};
 use crate::types::{BudgetRequest, DeviceConfig, Limits, NO_PAGE_LOCK};
@@ -20,7 +22,7 @@ use runtime::lanes::device::Device as Gpu;
 use runtime::plan_cache::Place;
 use runtime::profile::default_threads;
 use runtime::report::MemoryHeld;
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -41,9 +43,9 @@ unsafe impl Send for Simulated {}
 unsafe impl Sync for Simulated {}
 
 impl Simulated {
-    fn make(spec: sim::SimSpec) -> Result<Self, Failure> {
+    fn make(spec: sim::SimSpec, supply: Arc<dyn sim::Supply>) -> Result<Self, Failure> {
         sim::compute_alone();
-        let registry = sim::registry(spec);
+        let registry = sim::registry_with(spec, Some(supply));
         if registry.is_null() {
             let why = "there is no address space for the memory of the simulated GPU; state a smaller vram";
             return Err(Failure::new(Code::NoMemory, why));
@@ -103,6 +105,8 @@ pub struct Device {
     sessions: Mutex<Vec<Weak<dyn Sleeper>>>,
     /// One context is made at a time.
     making: Mutex<()>,
+    _memory: host_memory::InUse,
+    _context: cuda_context::InUse,
     _use: Use,
 }
 
@@ -145,14 +149,27 @@ impl Device {
             1.. => config.threads,
             _ => return Err(Failure::invalid("threads is negative")),
         };
+        let memory = HostMemory::of(config)?;
+        host_memory::check(&memory, spec.is_some())?;
         let in_use = Use::take()?;
         process::begin();
         process::allow_page_lock(config.flags & NO_PAGE_LOCK == 0);
-        let simulated = spec.map(Simulated::make).transpose()?;
+        // ggml-cuda has looked at the GPUs by now, which makes another context current
+        let context = cuda_context::InUse::begin(config.cuda_context)?;
+        let _here = cuda_context::enter();
+        let memory = host_memory::InUse::begin(memory);
+        let is_simulated = spec.is_some();
+        let simulated = spec
+            .map(|spec| Simulated::make(spec, memory.supply()))
+            .transpose()?;
         let attached = log::after(|| Attached::attach(settings));
         let attached = attached.map_err(|why| Failure::invalid(why.to_string()))?;
         let opened = log::after(|| control::open_device(attached.gate()));
         opened.map_err(|why| Failure::new(Code::NoDevice, why))?;
+        let gpu = attached.gate().plain().accounts.device();
+        if let Some(gpu) = gpu.filter(|_| !is_simulated) {
+            cuda_context::check_device(&gpu.name())?;
+        }
         Ok(Device {
             attached,
             _simulated: simulated,
@@ -160,6 +177,8 @@ impl Device {
             ubatch_is_free,
             sessions: Mutex::new(Vec::new()),
             making: Mutex::new(()),
+            _memory: memory,
+            _context: context,
             _use: in_use,
         })
     }
@@ -360,6 +379,31 @@ pub unsafe extern "C" fn pipeshard_device_close(device: *mut CDevice) {
         drop(DEVICES.close(device));
         Ok(())
     });
+}
+
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_streams(
+    device: *mut CDevice,
+    streams: *mut *mut c_void,
+    room: usize,
+    count: *mut usize,
+    error: *mut *mut CError,
+) -> c_int {
+    call(error, || {
+        let count = count.as_mut();
+        let count = count.ok_or_else(|| Failure::invalid("count is NULL"))?;
+        *count = 0;
+        if streams.is_null() && room > 0 {
+            return Err(Failure::invalid("streams is NULL, and room is not 0"));
+        }
+        DEVICES.get(device, "device")?;
+        let all = host_memory::streams();
+        for (at, &stream) in all.iter().take(room).enumerate() {
+            *streams.add(at) = stream as *mut c_void;
+        }
+        *count = all.len();
+        Ok(())
+    })
 }
 
 #[cfg_attr(feature = "exports", no_mangle)]

@@ -9,8 +9,12 @@
 //! | | [`handles`] | what handles stand for |
 //! | | [`locks`] | locks whose keeper panicked |
 //! | process | [`process`] | the log, and the right to have a device |
+//! | | [`threads`] | what is done where a thread starts or ends |
+//! | the host's own | [`host_memory`] | allocators, and which streams there are |
+//! | | [`cuda_context`] | the CUDA context that is current |
 //! | what can be opened | [`device`] | a runtime that is attached, and its budget |
 //! | | [`model`], [`chat`], [`media`] | a model, its chat template, its images and sound |
+//! | | [`files`] | files that the host reads |
 //! | | [`session`] | conversations and answers |
 //! | before | [`predict`] | what a model would do within a budget, by its file's header |
 //!
@@ -20,13 +24,17 @@
 
 mod boundary;
 mod chat;
+mod cuda_context;
 mod device;
 mod failure;
+mod files;
 mod handles;
+mod host_memory;
 mod locks;
 mod media;
 mod model;
 mod predict;
 mod process;
 mod session;
+mod threads;
 mod types;

@@ -6,6 +6,7 @@ use crate::process::with_errors;
 use crate::types::Media;
 use pipeshard_llama::{Context, Model};
 use pipeshard_sys as ffi;
+use runtime::lanes::purpose::{during, Purpose};
 use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::ptr::NonNull;
@@ -247,7 +248,9 @@ impl Encoder {
             if image_max_tokens > 0 {
                 params.image_max_tokens = image_max_tokens;
             }
-            ffi::mtmd_init_from_file(path.as_ptr(), model.raw(), params)
+            during(Purpose::Vision, || {
+                ffi::mtmd_init_from_file(path.as_ptr(), model.raw(), params)
+            })
         });
         NonNull::new(made).map(Encoder).ok_or(errors)
     }

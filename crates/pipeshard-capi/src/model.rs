@@ -4,6 +4,7 @@ use crate::boundary::{c_text, call, handle, optional, read, required, text};
 use crate::chat::Chat;
 use crate::device::{CDevice, Device, DEVICES};
 use crate::failure::{CError, Code, Failure};
+use crate::files::{HostFile, HostFiles, Reader};
 use crate::handles::Table;
 use crate::locks::locked;
 use crate::media::Encoder;
@@ -12,7 +13,7 @@ use crate::types::{ModelConfig, ProgressFn};
 use pipeshard_llama as llama;
 use pipeshard_sys as ffi;
 use std::ffi::{c_char, c_int, c_void};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 /// C's name for a handle.
@@ -35,6 +36,8 @@ pub struct Model {
     /// None where the model has no template: it is not for conversations.
     pub chat: Option<Chat>,
     pub llama: llama::Model,
+    /// What the two were loaded from, if the host read it.
+    _files: Option<HostFiles>,
     pub device: Arc<Device>,
 }
 
@@ -43,13 +46,30 @@ struct Loading {
     progress: ProgressFn,
     user: *mut c_void,
     stopped: bool,
+    /// What was done ahead of loading, of 1.
+    ahead: f32,
+}
+
+impl Loading {
+    /// False ends it.
+    unsafe fn tell(&mut self, done: f32) -> bool {
+        self.stopped = (self.progress)(self.user, done) != 0;
+        !self.stopped
+    }
 }
 
 unsafe extern "C" fn loading(done: f32, user: *mut c_void) -> bool {
     let loading = &mut *user.cast::<Loading>();
-    loading.stopped = (loading.progress)(loading.user, done) != 0;
-    !loading.stopped
+    let rest = 1.0 - loading.ahead;
+    let done = match done >= 1.0 {
+        true => 1.0,
+        false => loading.ahead + rest * done,
+    };
+    loading.tell(done)
 }
+
+/// What of the way to a model that the host reads is reading.
+const READING: f32 = 0.9;
 
 fn readable(path: &str, what: &str) -> Result<(), Failure> {
     std::fs::File::open(path)
@@ -68,15 +88,37 @@ impl Model {
         let path = required(config.path, "path")?;
         let mmproj = optional(config.mmproj, "mmproj")?;
         let template = optional(config.chat_template, "chat_template")?;
-        readable(path, "the model")?;
-        if let Some(mmproj) = mmproj {
-            readable(mmproj, "the encoder")?;
-        }
         let mut asks = config.progress.map(|progress| Loading {
             progress,
             user: config.progress_user,
             stopped: false,
+            ahead: 0.0,
         });
+        let files = match Reader::of(config)? {
+            Some(reader) => {
+                let mut told = |done: f64| match &mut asks {
+                    Some(asks) => asks.tell(done as f32 * READING),
+                    None => true,
+                };
+                Some(reader.read(path, mmproj, &mut told)?)
+            }
+            None => {
+                readable(path, "the model")?;
+                if let Some(mmproj) = mmproj {
+                    readable(mmproj, "the encoder")?;
+                }
+                None
+            }
+        };
+        if let (Some(asks), Some(_)) = (&mut asks, &files) {
+            asks.ahead = READING;
+        }
+        let paths: Vec<PathBuf> = match &files {
+            Some(files) => files.model.iter().map(HostFile::path).collect(),
+            None => vec![path.into()],
+        };
+        let encoder = files.as_ref().and_then(|files| files.encoder.as_ref());
+        let encoder = encoder.map(HostFile::path).or(mmproj.map(PathBuf::from));
         let options = llama::ModelOptions {
             gpu_layers: -1,
             progress: asks.as_mut().map(|asks| llama::Progress {
@@ -86,7 +128,7 @@ impl Model {
             ..llama::ModelOptions::default()
         };
         let (loaded, errors, device_failed) =
-            with_errors_and_their_source(|| llama::Model::load(Path::new(path), &options));
+            with_errors_and_their_source(|| llama::Model::load_pieces(&paths, &options));
         let llama = loaded.map_err(|_| match asks {
             Some(Loading { stopped: true, .. }) => {
                 Failure::new(Code::Cancelled, "the progress callback ended loading")
@@ -102,13 +144,14 @@ impl Model {
         let chat = Chat::open(&llama, template)
             .map_err(|why| Failure::invalid(format!("the chat template cannot be used: {why}")))?;
         Ok(Model {
-            projector: mmproj.map(|path| Projector {
-                path: path.into(),
+            projector: encoder.map(|path| Projector {
+                path,
                 image_max_tokens: config.image_max_tokens,
                 encoder: Mutex::new(None),
             }),
             chat: chat.is_explicit().then_some(chat),
             llama,
+            _files: files,
             device,
         })
     }

@@ -1,7 +1,9 @@
 //! What there is one of in a process: llama.cpp's log, and whether a device is open.
 
 use crate::failure::{Code, Failure};
+use crate::host_memory;
 use crate::locks::locked;
+use crate::threads;
 use crate::types::LogFn;
 use pipeshard_sys as ffi;
 use runtime::hook::{log, stopping};
@@ -137,6 +139,8 @@ pub fn begin() {
         // of this library's own copy of Rust's standard library: where it panics, the log says so
         std::panic::set_hook(Box::new(|panic| log::error(&panic.to_string())));
         log::forward();
+        threads::listen();
+        host_memory::listen();
         // SAFETY: the callbacks are plain functions, which stay as long as this library and the llama.cpp in it do.
         unsafe {
             pipeshard_quiet_tell(Some(printed));

@@ -7,11 +7,12 @@
 //  * the destructor of a pthread key is called after the library is gone.
 //
 // So what belongs to the host's threads hangs on a key of ours, and keys are deleted when the library goes. build.rs has the linker
-// bring all calls here (--wrap).
+// bring all calls here (--wrap). So each thread of this library, whoever starts it, has a name, and the host is told of it.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 
 int __real_pthread_create(pthread_t * thread, const pthread_attr_t * attributes, void * (*run)(void *), void * argument);
 int __real_pthread_key_create(pthread_key_t * key, void (*destroy)(void *));
@@ -25,16 +26,48 @@ static __thread int is_ours;
 
 // ---------------------------------------------------------------------------------------------------------------- threads
 
+// As long as Linux has them, with the zero at the end.
+enum { NAME_SIZE = 16 };
+
+// The name of the thread that this one is about to start.
+static __thread char next_name[NAME_SIZE];
+
+void pipeshard_threads_next(const char * name, size_t length);
+void pipeshard_threads_tell(void * (*started)(const char *), void (*ending)(void *));
+
+void pipeshard_threads_next(const char * name, size_t length) {
+    length = length < NAME_SIZE - 1 ? length : NAME_SIZE - 1;
+    memcpy(next_name, name, length);
+    next_name[length] = 0;
+}
+
+// Called on each thread of this library, before all else and behind it. What the first one returns goes to the second. Set once, before
+// there is a thread.
+static void * (*told_started)(const char *);
+static void (*told_ending)(void *);
+
+void pipeshard_threads_tell(void * (*started)(const char *), void (*ending)(void *)) {
+    told_started = started;
+    told_ending  = ending;
+}
+
 struct start {
     void * (*run)(void *);
     void * argument;
+    char   name[NAME_SIZE];
 };
 
 static void * begin(void * given) {
     struct start start = *(struct start *) given;
     free(given);
     is_ours = 1;
-    return start.run(start.argument);
+    pthread_setname_np(pthread_self(), start.name);
+    void * noted  = told_started != NULL ? told_started(start.name) : NULL;
+    void * result = start.run(start.argument);
+    if (noted != NULL) {
+        told_ending(noted);
+    }
+    return result;
 }
 
 int __wrap_pthread_create(pthread_t * thread, const pthread_attr_t * attributes, void * (*run)(void *), void * argument) {
@@ -44,6 +77,9 @@ int __wrap_pthread_create(pthread_t * thread, const pthread_attr_t * attributes,
     }
     start->run      = run;
     start->argument = argument;
+    // ggml's and the standard libraries' say no name
+    strcpy(start->name, next_name[0] ? next_name : "pipeshard-cpu");
+    next_name[0] = 0;
     int failed      = __real_pthread_create(thread, attributes, begin, start);
     if (failed) {
         free(start);

@@ -8,21 +8,26 @@ use std::ffi::{c_char, c_int, c_void};
 ///
 /// # Safety
 /// `repr(C)`, begins with a `u32`, has no padding that matters, and is valid with every bit zero.
-pub unsafe trait Sized32: Copy {}
+pub unsafe trait Sized32: Copy {
+    /// Its size in the first version of the header that this library fits, in bytes.
+    const FIRST: usize = size_of::<Self>();
+}
 
 macro_rules! sized {
-    ($($name:ident),*) => {$(
+    ($($name:ident $(from $first:expr)?),*) => {$(
         // SAFETY: see the definition below: numbers and nullable pointers behind a u32.
-        unsafe impl Sized32 for $name {}
+        unsafe impl Sized32 for $name {
+            $(const FIRST: usize = $first;)?
+        }
     )*};
 }
 sized!(
-    DeviceConfig,
+    DeviceConfig from std::mem::offset_of!(DeviceConfig, allocate),
     PredictionQuery,
     Prediction,
     BudgetRequest,
     Limits,
-    ModelConfig,
+    ModelConfig from std::mem::offset_of!(ModelConfig, file_size),
     SessionConfig,
     Media,
     State,
@@ -33,6 +38,11 @@ sized!(
 pub type LogFn = unsafe extern "C" fn(*mut c_void, c_int, *const c_char);
 pub type ProgressFn = unsafe extern "C" fn(*mut c_void, f32) -> c_int;
 pub type PieceFn = unsafe extern "C" fn(*mut c_void, *const c_char, usize) -> c_int;
+pub type AllocateFn = unsafe extern "C" fn(*mut c_void, c_int, usize, usize) -> *mut c_void;
+pub type ReleaseFn = unsafe extern "C" fn(*mut c_void, c_int, *mut c_void, usize);
+pub type SizeFn = unsafe extern "C" fn(*mut c_void, *const c_char) -> i64;
+pub type ReadFn = unsafe extern "C" fn(*mut c_void, *const c_char, u64, *mut c_void, u64) -> i64;
+pub type ThreadFn = unsafe extern "C" fn(*mut c_void, *const c_char);
 pub type WakeupFn = unsafe extern "C" fn(*mut c_void);
 
 pub const NO_PAGE_LOCK: u32 = 1;
@@ -53,6 +63,12 @@ pub struct DeviceConfig {
     pub profile: *const c_char,
     pub threads: i32,
     pub reserved: i32,
+    pub allocate: Option<AllocateFn>,
+    pub release: Option<ReleaseFn>,
+    pub allocate_host: Option<AllocateFn>,
+    pub release_host: Option<ReleaseFn>,
+    pub memory_user: *mut c_void,
+    pub cuda_context: *mut c_void,
 }
 
 #[repr(C)]
@@ -125,6 +141,9 @@ pub struct ModelConfig {
     pub progress_user: *mut c_void,
     pub image_max_tokens: i32,
     pub reserved: i32,
+    pub file_size: Option<SizeFn>,
+    pub read_file: Option<ReadFn>,
+    pub files_user: *mut c_void,
 }
 
 #[repr(C)]

@@ -3,7 +3,7 @@
 use super::LlamaError;
 use pipeshard_sys as ffi;
 use std::ffi::{c_void, CString};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// How a file is brought into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -107,6 +107,17 @@ impl Model {
     /// # Errors
     /// [`LlamaError::Model`] when llama.cpp or pipeshard refuses it.
     pub fn load(path: &Path, options: &ModelOptions) -> Result<Self, LlamaError> {
+        Self::load_pieces(&[path], options)
+    }
+
+    /// Loads the pieces of a file, in order; llama.cpp finds those of a single path by its name.
+    ///
+    /// # Errors
+    /// As for [`Model::load`].
+    pub fn load_pieces<P: AsRef<Path>>(
+        paths: &[P],
+        options: &ModelOptions,
+    ) -> Result<Self, LlamaError> {
         // SAFETY: no preconditions.
         let mut params = unsafe { ffi::llama_model_default_params() };
         params.use_extra_bufts = false;
@@ -146,11 +157,26 @@ impl Model {
             });
             params.tensor_buft_overrides = overrides.as_ptr();
         }
-        let text = path_text(path)?;
-        // SAFETY: text, devices and overrides live through the call, and the lists end with null.
-        let model = unsafe { ffi::llama_model_load_from_file(text.as_ptr(), params) };
+        let texts = paths.iter().map(|path| path_text(path.as_ref()));
+        let texts: Vec<CString> = texts.collect::<Result<_, _>>()?;
+        let mut pointers: Vec<_> = texts.iter().map(|text| text.as_ptr()).collect();
+        // SAFETY: texts, devices and overrides live through the call, and the lists end with null, or with their length.
+        let model = unsafe {
+            match pointers[..] {
+                [one] => ffi::llama_model_load_from_file(one, params),
+                _ => {
+                    let list = pointers.as_mut_ptr();
+                    ffi::llama_model_load_from_splits(list, pointers.len(), params)
+                }
+            }
+        };
         match model.is_null() {
-            true => Err(LlamaError::Model(PathBuf::from(path))),
+            true => Err(LlamaError::Model(
+                paths
+                    .first()
+                    .map(|path| path.as_ref().to_path_buf())
+                    .unwrap_or_default(),
+            )),
             false => Ok(Model(model)),
         }
     }

@@ -14,6 +14,7 @@ use crate::session::exports::{
     pipeshard_session_get_state, pipeshard_session_truncate, CSession,
 };
 use crate::types::State;
+use pipeshard_model::threads::named;
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::{size_of, zeroed};
 use std::os::unix::thread::JoinHandleExt;
@@ -297,20 +298,18 @@ fn start(job: Job) -> Result<(), Refusal> {
     let job = Arc::new(Mutex::new(Some(job)));
     let of_thread = Arc::clone(&job);
     let mut running = instance.running();
-    let started = std::thread::Builder::new()
-        .name("pipeshard-gpt".to_owned())
-        .spawn(move || {
-            let job = locked(&of_thread).take();
-            let Some(job) = job else {
-                return;
-            };
-            // who started it has noted it then
-            drop(job.instance().running());
-            match job.run() {
-                Err(why) if why.code != result::CANCELLED => note(&why),
-                _ => {}
-            }
-        });
+    let started = named("pipeshard-gpt").spawn(move || {
+        let job = locked(&of_thread).take();
+        let Some(job) = job else {
+            return;
+        };
+        // who started it has noted it then
+        drop(job.instance().running());
+        match job.run() {
+            Err(why) if why.code != result::CANCELLED => note(&why),
+            _ => {}
+        }
+    });
     match started {
         Ok(thread) => {
             running.by = Some(thread.as_pthread_t());

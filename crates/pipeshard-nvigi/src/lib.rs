@@ -47,15 +47,21 @@ mod boundary;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/chat.rs"]
 mod chat;
+#[path = "../../pipeshard-capi/src/cuda_context.rs"]
+mod cuda_context;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/device.rs"]
 mod device;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/failure.rs"]
 mod failure;
+#[path = "../../pipeshard-capi/src/files.rs"]
+mod files;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/handles.rs"]
 mod handles;
+#[path = "../../pipeshard-capi/src/host_memory.rs"]
+mod host_memory;
 #[path = "../../pipeshard-capi/src/locks.rs"]
 mod locks;
 #[allow(dead_code)]
@@ -73,6 +79,9 @@ mod process;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/session/mod.rs"]
 mod session;
+#[allow(dead_code)]
+#[path = "../../pipeshard-capi/src/threads.rs"]
+mod threads;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/types.rs"]
 mod types;

@@ -72,6 +72,12 @@ fn open(wanted: &Wanted, budget: u64) -> Result<*mut CDevice, Refusal> {
         profile: at(&texts[3]),
         threads: wanted.threads,
         reserved: 0,
+        allocate: None,
+        release: None,
+        allocate_host: None,
+        release_host: None,
+        memory_user: std::ptr::null_mut(),
+        cuda_context: std::ptr::null_mut(),
     };
     let mut device = std::ptr::null_mut();
     // SAFETY: texts live through the call.

@@ -12,6 +12,7 @@ use super::guard::{abort, guard};
 use super::memory::ALIGNMENT;
 use super::meter::LinkCopy;
 use super::pins::Coverage;
+use super::supply::Supplied;
 
 /// Quantised rows take room for a multiple of this many elements, as CUDA's kernels want them.
 const ROW_PADDING: i64 = 512;
@@ -389,6 +390,20 @@ fn map_pinned(device: &Device, size: usize) -> Option<*mut c_void> {
         log::debug!("unlocked memory in place of page-locked: {error}");
         return None;
     }
+    if let Some(supply) = &device.supply {
+        match supply.host(size) {
+            Supplied::Own => {}
+            Supplied::Refused => return None,
+            Supplied::Memory(memory) => {
+                if let Err(error) = device.pin(memory.cast(), size) {
+                    log::debug!("unlocked memory in place of page-locked: {error}");
+                    supply.release_host(memory);
+                    return None;
+                }
+                return Some(memory.cast());
+            }
+        }
+    }
     // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no existing one.
     let memory = unsafe {
         libc::mmap(
@@ -417,8 +432,13 @@ unsafe extern "C" fn host_free(buffer: ffi::ggml_backend_buffer_t) {
         // SAFETY: ggml frees a buffer of this library once; its context is the mapping, which is as long as the buffer.
         unsafe {
             let (memory, size) = ((*buffer).context, (*buffer).size);
-            if let Err(error) = device_of((*buffer).buft).unpin(memory, size) {
+            let device = device_of((*buffer).buft);
+            if let Err(error) = device.unpin(memory, size) {
                 log::error!("page-locked memory of the simulated GPU: {error}");
+            }
+            let supply = device.supply.as_ref();
+            if supply.is_some_and(|supply| supply.release_host(memory.cast())) {
+                return;
             }
             libc::munmap(memory, size);
         }

@@ -13,6 +13,7 @@ use super::memory::{DeviceMemory, MemoryConfig, MemoryError};
 use super::meter::Meter;
 use super::pins::{Coverage, PinError, Pins};
 use super::spec::SimSpec;
+use super::supply::Supply;
 
 /// A stream, to the device that it belongs to.
 pub(super) trait Lane: Send + Sync {
@@ -32,6 +33,8 @@ pub(super) struct Device {
     pub health: Health,
     pub description: CString,
     pub offload_min_batch: i64,
+    /// Where its memory comes from, if that is not its own.
+    pub supply: Option<Arc<dyn Supply>>,
     handles: OnceLock<Handles>,
 }
 
@@ -63,18 +66,19 @@ static DEVICES: RwLock<Vec<&'static Device>> = RwLock::new(Vec::new());
 impl Device {
     /// A device, which ggml gets to know by what `handles` makes of it.
     pub fn new(
-        spec: SimSpec,
+        (spec, supply): (SimSpec, Option<Arc<dyn Supply>>),
         description: CString,
         offload_min_batch: i64,
         handles: impl FnOnce(&'static Self) -> Handles,
     ) -> Result<&'static Self, MemoryError> {
-        let memory = DeviceMemory::new(MemoryConfig {
+        let config = MemoryConfig {
             capacity: spec.vram,
             context: spec.context,
             granularity: spec.granularity,
             poison: spec.poison,
             fail_alloc: spec.fail_alloc,
-        })?;
+        };
+        let memory = DeviceMemory::new(config, supply.clone())?;
         let device: &'static Self = Box::leak(Box::new(Self {
             memory,
             meter: Mutex::new(Meter::new()),
@@ -83,6 +87,7 @@ impl Device {
             health: Health::new(spec.lost, spec.fail_event),
             description,
             offload_min_batch,
+            supply,
             handles: OnceLock::new(),
             spec,
         }));

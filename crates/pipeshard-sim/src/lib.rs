@@ -32,6 +32,7 @@ mod queue;
 mod registry;
 mod spec;
 mod stream;
+mod supply;
 mod sync;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
@@ -41,6 +42,7 @@ mod values;
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 
 use pipeshard_sys as ffi;
 
@@ -52,6 +54,7 @@ pub use faults::Faults;
 pub use pins::PinError;
 pub use pins::PinPolicy;
 pub use spec::SimSpec;
+pub use supply::{Supplied, Supply};
 
 /// Makes a simulated GPU, called `SIM0`, and the registry that ggml finds it in. Both live as long as the process, or until
 /// [`forget`].
@@ -61,7 +64,12 @@ pub use spec::SimSpec;
 ///
 /// Null, with a message in the log, when the host refuses the address space.
 pub fn registry(spec: SimSpec) -> ffi::ggml_backend_reg_t {
-    match registry::create(spec) {
+    registry_with(spec, None)
+}
+
+/// The same, with memory from elsewhere.
+pub fn registry_with(spec: SimSpec, supply: Option<Arc<dyn Supply>>) -> ffi::ggml_backend_reg_t {
+    match registry::create(spec, supply) {
         Ok(device) => device.handles().registry,
         Err(error) => {
             log::error!("{error}");

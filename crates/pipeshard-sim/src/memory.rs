@@ -8,12 +8,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ptr;
+use std::sync::Arc;
 
 use parking_lot::RwLock;
 
 use pipeshard_model::size::ByteSize;
 
 use super::faults::Faults;
+use super::supply::{Supplied, Supply};
 
 /// Alignment of everything that is allocated, in bytes.
 pub(super) const ALIGNMENT: usize = 256;
@@ -32,6 +34,8 @@ pub(super) enum MemoryError {
     OutOfMemory { asked: u64, free: u64, total: u64 },
     #[error("allocation {0} fails because the specification says so (failalloc)")]
     Injected(u64),
+    #[error("{asked} bytes asked for ({}), which the program that has the GPU refuses to give", ByteSize(*.asked))]
+    Refused { asked: u64 },
     #[error("the host has no memory left to simulate {} with: {source}", ByteSize(*.bytes as u64))]
     Host { bytes: usize, source: io::Error },
     #[error("{len} bytes at device address {address:#x} are not within an allocation")]
@@ -44,7 +48,7 @@ struct Allocation {
     size: usize,
     /// What it counts for against the capacity.
     charged: u64,
-    /// Address space taken, guard page included.
+    /// Address space taken, guard page included; none of what came from elsewhere, whose address is where it really is.
     span: usize,
 }
 
@@ -83,9 +87,10 @@ pub(super) struct MemoryConfig {
     pub fail_alloc: Option<Faults>,
 }
 
-#[derive(Debug)]
 pub(super) struct DeviceMemory {
     config: MemoryConfig,
+    /// Who gives memory in its place.
+    supply: Option<Arc<dyn Supply>>,
     base: usize,
     /// Length of each of the two ranges.
     span: usize,
@@ -94,7 +99,7 @@ pub(super) struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    pub fn new(config: MemoryConfig) -> Result<Self, MemoryError> {
+    pub fn new(config: MemoryConfig, supply: Option<Arc<dyn Supply>>) -> Result<Self, MemoryError> {
         let page = page_size();
         let capacity = usize::try_from(config.capacity).unwrap_or(usize::MAX);
         let span = capacity
@@ -124,6 +129,7 @@ impl DeviceMemory {
         state.holes.insert(base, span);
         Ok(Self {
             config,
+            supply,
             base,
             span,
             page,
@@ -178,6 +184,14 @@ impl DeviceMemory {
         let Some(allocation) = state.live.remove(&address) else {
             return Err(MemoryError::BadAddress { address, len: 0 });
         };
+        if allocation.span == 0 {
+            if let Some(supply) = &self.supply {
+                supply.release_device(address as *mut u8);
+            }
+            state.used -= allocation.charged;
+            state.frees += 1;
+            return Ok(());
+        }
         let shadow = (address + self.span) as *mut libc::c_void;
         // SAFETY: the range is part of this object's own mapping and no allocation uses it any more. Mapping it anew
         // gives the memory back and takes the access away in one step.
@@ -206,23 +220,21 @@ impl DeviceMemory {
     /// Reports whether an address is one of this device's, allocated or not.
     pub fn owns(&self, address: usize) -> bool {
         (self.base..self.base + self.span).contains(&address)
+            || self.supply.is_some() && self.translate(address, 0).is_ok()
     }
 
     /// Where the `len` bytes at a device address really are. They must lie within one allocation.
     pub fn translate(&self, address: usize, len: usize) -> Result<*mut u8, MemoryError> {
         let state = self.state.read();
-        let inside = state
-            .live
-            .range(..=address)
-            .next_back()
-            .is_some_and(|(start, allocation)| {
-                let offset = address - start;
-                offset <= allocation.size && len <= allocation.size - offset
-            });
-        if inside {
-            Ok((address + self.span) as *mut u8)
-        } else {
-            Err(MemoryError::BadAddress { address, len })
+        let before = state.live.range(..=address).next_back();
+        let inside = before.filter(|(start, allocation)| {
+            let offset = address - **start;
+            offset <= allocation.size && len <= allocation.size - offset
+        });
+        match inside {
+            Some((_, allocation)) if allocation.span == 0 => Ok(address as *mut u8),
+            Some(_) => Ok((address + self.span) as *mut u8),
+            None => Err(MemoryError::BadAddress { address, len }),
         }
     }
 
@@ -253,6 +265,18 @@ impl DeviceMemory {
             Some(charged) if charged <= free => charged,
             _ => return Err(out_of_memory),
         };
+        match self.supply.as_ref().map(|supply| supply.device(size)) {
+            None | Some(Supplied::Own) => {}
+            Some(Supplied::Refused) => return Err(MemoryError::Refused { asked: size as u64 }),
+            Some(Supplied::Memory(memory)) => {
+                if self.config.poison {
+                    // SAFETY: as large as was asked for, and not yet known to anyone else.
+                    unsafe { ptr::write_bytes(memory, POISON, size) };
+                }
+                state.note(memory as usize, size, charged, 0);
+                return Ok(memory as usize);
+            }
+        }
         // No more than the capacity, so neither of these overflows.
         let accessible = size.next_multiple_of(self.page);
         let span = accessible + self.page;
@@ -266,16 +290,7 @@ impl DeviceMemory {
                 source,
             });
         }
-        state.used += charged;
-        state.peak = state.peak.max(state.used);
-        state.live.insert(
-            address,
-            Allocation {
-                size,
-                charged,
-                span,
-            },
-        );
+        state.note(address, size, charged, span);
         Ok(address)
     }
 
@@ -308,6 +323,17 @@ impl Drop for DeviceMemory {
 }
 
 impl State {
+    fn note(&mut self, address: usize, size: usize, charged: u64, span: usize) {
+        self.used += charged;
+        self.peak = self.peak.max(self.used);
+        let allocation = Allocation {
+            size,
+            charged,
+            span,
+        };
+        self.live.insert(address, allocation);
+    }
+
     /// The lowest hole that is large enough: addresses come back, as they do on a real card.
     fn take_hole(&mut self, span: usize) -> Option<usize> {
         let (&start, &len) = self.holes.iter().find(|(_, len)| **len >= span)?;
@@ -357,7 +383,7 @@ mod tests {
     }
 
     fn memory(config: MemoryConfig) -> DeviceMemory {
-        DeviceMemory::new(config).expect("address space for a small device")
+        DeviceMemory::new(config, None).expect("address space for a small device")
     }
 
     fn bytes(memory: &DeviceMemory, address: usize, len: usize) -> Vec<u8> {

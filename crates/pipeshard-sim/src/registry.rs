@@ -15,6 +15,7 @@ use super::guard::{guard, log_once};
 use super::memory::MemoryError;
 use super::spec::SimSpec;
 use super::stream::quiesce_at_exit;
+use super::supply::Supply;
 
 /// Operations on batches below this stay with weights that lie on the host, as with CUDA.
 const OFFLOAD_MIN_BATCH: i64 = 32;
@@ -23,12 +24,15 @@ const OFFLOAD_MIN_BATCH: i64 = 32;
 const NAME: &CStr = c"SIM0";
 
 /// Makes a device that ggml can be told of.
-pub(super) fn create(spec: SimSpec) -> Result<&'static Device, MemoryError> {
+pub(super) fn create(
+    spec: SimSpec,
+    supply: Option<Arc<dyn Supply>>,
+) -> Result<&'static Device, MemoryError> {
     let offload_min_batch = std::env::var("GGML_OP_OFFLOAD_MIN_BATCH")
         .ok()
         .map_or(OFFLOAD_MIN_BATCH, |text| text.trim().parse().unwrap_or(0));
     let description = CString::new(spec.to_string()).unwrap_or_default();
-    Device::new(spec, description, offload_min_batch, make_handles)
+    Device::new((spec, supply), description, offload_min_batch, make_handles)
 }
 
 /// Lets streams finish what they carry out before the process ends.

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use pipeshard_model::threads::named;
+
 use super::compute::{GraphCopy, DEFAULT_THREADS};
 use super::device::{Device, Lane};
 use super::fence::Fence;
@@ -104,14 +106,16 @@ impl Stream {
         });
         let worker = {
             let stream = Arc::clone(&stream);
-            thread::Builder::new()
-                .name(format!("SIM0.{}", stream.id))
+            named(&format!("SIM0.{}", stream.id))
                 .stack_size(8 << 20)
                 .spawn(move || stream.run())?
         };
         *stream.worker.lock() = Some(worker);
         let lane: Weak<Self> = Arc::downgrade(&stream);
         device.add_stream(lane);
+        if let Some(supply) = &device.supply {
+            supply.stream_opened(Arc::as_ptr(&stream) as usize);
+        }
         Ok(stream)
     }
 
@@ -136,6 +140,9 @@ impl Stream {
 
     /// Lets the thread finish what was submitted, and ends it.
     pub fn stop(&self) {
+        if let Some(supply) = &self.device.supply {
+            supply.stream_closed(ptr::from_ref(self) as usize);
+        }
         self.queue.close();
         let worker = self.worker.lock().take().filter(|_| !exiting());
         if let Some(worker) = worker {

@@ -14,6 +14,7 @@ use crate::hook::gate::NewShape;
 use crate::lanes::copy::{Copier, CopyCounters, DroppedWait};
 use crate::lanes::device::{Buffer, Device, Event};
 use crate::lanes::fetch::{ExpertFetcher, FetchCounters};
+use crate::lanes::purpose::{during, Purpose};
 use crate::lanes::ring::Ring;
 use crate::trace::record::HostWork;
 use crate::trace::Recorder;
@@ -27,6 +28,8 @@ use std::sync::Arc;
 pub struct Residency {
     config: Arc<Config>,
     trace: Recorder,
+    /// It is an encoder's.
+    of_encoder: bool,
     device: Option<Device>,
     arena: Option<Arena>,
     copier: Option<Copier>,
@@ -54,6 +57,7 @@ impl Residency {
         Residency {
             config,
             trace,
+            of_encoder: false,
             device: None,
             arena: None,
             copier: None,
@@ -66,6 +70,14 @@ impl Residency {
             passes: HashMap::new(),
             generation: Generation::default(),
             recarvings: 0,
+        }
+    }
+
+    /// The same for an encoder of images or sound.
+    pub fn of_encoder(config: Arc<Config>) -> Self {
+        Residency {
+            of_encoder: true,
+            ..Self::new(config, Recorder::default())
         }
     }
 
@@ -86,13 +98,18 @@ impl Residency {
         }
         if self.placeholder.is_none() {
             let refused = || format!("{} refused the smallest allocation", device.name());
-            let buffer =
-                Buffer::allocate(device.memory_type(), device.alignment()).ok_or_else(refused)?;
+            let purpose = match self.of_encoder {
+                true => Purpose::Vision,
+                false => Purpose::Other,
+            };
+            let (memory, bytes) = (device.memory_type(), device.alignment());
+            let buffer = during(purpose, || Buffer::allocate(memory, bytes)).ok_or_else(refused)?;
             self.placeholder = Some(buffer.holds_weights());
         }
         if self.arena.is_none() {
             let mut arena = Arena::new(device, self.config.debug.fill);
             arena.trace = self.trace.clone();
+            arena.of_encoder = self.of_encoder;
             self.arena = Some(arena);
         }
         Ok(())

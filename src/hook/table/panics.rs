@@ -6,6 +6,7 @@
 
 use super::shared::Shared;
 use crate::hook::log;
+use crate::lanes::purpose::{During, Purpose};
 use std::any::Any;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
@@ -35,6 +36,8 @@ impl Shared {
             }
             work()
         };
+        // what allocates here says what for
+        let _during = During::begin(Purpose::Other);
         log::after(|| match catch_unwind(AssertUnwindSafe(checked)) {
             Ok(answer) => answer,
             Err(panic) => {

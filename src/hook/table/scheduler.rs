@@ -8,6 +8,7 @@ use crate::hook::graph::nodes::graph_nodes;
 use crate::hook::log;
 use crate::hook::runtime::Runtime;
 use crate::hook::schedulers::computes_on;
+use crate::lanes::purpose::{compute_buffers_are, Purpose};
 use crate::trace::record::HostWork;
 use pipeshard_sys as ffi;
 use std::ffi::c_void;
@@ -327,6 +328,7 @@ pub(super) unsafe extern "C" fn scratch_wanted(
                 }
                 _ => context::scratch_measured(accounts, tenant, wanted, proof),
             };
+            compute_buffers_are(of_compute_buffers(encoders.knows(wanted.0)));
             if granted {
                 runtime.begin_preparing(sched as usize);
             }
@@ -355,12 +357,20 @@ pub(super) unsafe extern "C" fn scratch_wanted(
                     }
                     _ => context::scratch_grows(accounts, tenant, telemetry, wanted, proof),
                 };
+            compute_buffers_are(of_compute_buffers(encoders.knows(wanted.0)));
             if !granted {
                 runtime.end_preparing();
             }
             granted
         }
     })
+}
+
+fn of_compute_buffers(of_encoder: bool) -> Purpose {
+    match of_encoder {
+        true => Purpose::Vision,
+        false => Purpose::Buffers,
+    }
 }
 
 pub(super) unsafe extern "C" fn scratch_failed(

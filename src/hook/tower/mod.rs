@@ -15,7 +15,6 @@ use super::weights::{describe, Weights};
 use crate::arena::unit::LoadedUnit;
 use crate::lanes::device::Device;
 use crate::lanes::file_mapping::FileMapping;
-use crate::trace::Recorder;
 use pipeshard_gguf::GgufFile;
 use pipeshard_model::inventory::LoadedTensor;
 use pipeshard_plan::plan::{Plan, PlanError, Unit};
@@ -130,7 +129,7 @@ impl Tower {
             mapping: &mapping,
         };
         let places = places.of(&tensors)?;
-        let mut residency = Residency::new(Arc::clone(config), Recorder::default());
+        let mut residency = Residency::of_encoder(Arc::clone(config));
         residency.attach(device);
         residency.open(device)?;
         let buffer = mapping.buffer().ok_or("ggml refused a buffer over it")?;

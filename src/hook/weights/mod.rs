@@ -111,8 +111,7 @@ pub unsafe fn describe(tensors: &[*mut ffi::ggml_tensor]) -> Result<Described, S
 
 /// The metadata of a model that is mapped from these files: that of the only one, or of the first piece.
 fn header(files: &MappedFiles) -> Option<GgufFile> {
-    let first = files.paths().min()?;
-    GgufFile::open(Path::new(first)).ok()
+    GgufFile::open(Path::new(&files.first()?)).ok()
 }
 
 impl Weights {

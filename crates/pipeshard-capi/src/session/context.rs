@@ -11,6 +11,7 @@ use pipeshard_llama::{Context, ContextOptions};
 use pipeshard_model::inventory::DType;
 use pipeshard_sys as ffi;
 use runtime::hook::stopping::{is_wanted, MemoryWanted};
+use runtime::lanes::purpose::{during, Purpose};
 use std::ffi::{c_char, c_void};
 use std::ptr::NonNull;
 
@@ -80,7 +81,7 @@ fn make_context(
         }
     }
     let (made, errors) = device.make_context(ubatch_is_free, || {
-        with_errors(|| Context::new(&model.llama, options))
+        with_errors(|| during(Purpose::Kv, || Context::new(&model.llama, options)))
     });
     let context = made.map_err(|_| refused(&said(&errors, "the context cannot be made")))?;
     if let Some(projector) = &model.projector {

@@ -31,6 +31,7 @@ use conversation::Conversation;
 use evaluate::{Place, Work};
 use events::Events;
 use generate::Wish;
+use pipeshard_model::threads::named;
 use pipeshard_sys as ffi;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex};
@@ -152,9 +153,7 @@ impl Session {
         // noted here, not by the thread itself: it would still be this one where this one closes at once, and closing would wait for
         // nobody
         let mut doing = self.activity.doing();
-        let started = std::thread::Builder::new()
-            .name("pipeshard-chat".to_owned())
-            .spawn(work);
+        let started = named("pipeshard-chat").spawn(work);
         match started {
             Ok(thread) => {
                 doing.thread = Some(thread.as_pthread_t());

@@ -26,7 +26,7 @@ impl Card {
     fn new(spec: &str) -> Self {
         load_cpu();
         let spec = SimSpec::parse(spec).expect("a valid specification");
-        let device = super::registry::create(spec).expect("address space for a small device");
+        let device = super::registry::create(spec, None).expect("address space for a small device");
         Self {
             device,
             handle: device.handles().device,
