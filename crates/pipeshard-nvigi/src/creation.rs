@@ -181,6 +181,9 @@ fn open_model(share: &Share, found: &Found, template: Option<&str>) -> Result<Op
             progress_user: std::ptr::null_mut(),
             image_max_tokens: 0,
             reserved: 0,
+            file_size: None,
+            read_file: None,
+            files_user: std::ptr::null_mut(),
         };
         let mut model = std::ptr::null_mut();
         // SAFETY: texts live through the call.
