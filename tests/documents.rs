@@ -27,6 +27,10 @@ const EXCLUDED: &[(&str, &str)] = &[
     ("pipeshard bench ", "takes minutes; tests/bench.rs"),
     ("pipeshard top ", "watches servers; tests/top.rs"),
     (
+        "llama-server --models-preset ",
+        "its models are the user's; tests/control.rs has a router",
+    ),
+    (
         "pipeshard-lab grids ",
         "needs a real GPU and minutes; tests/bench.rs",
     ),

@@ -63,7 +63,8 @@ impl Operands {
     pub fn turns(&self, tokens: u32) -> usize {
         let whole = self.op.operand_bytes() as f64;
         let read = self.op.work(tokens).bytes.clamp(1.0, whole.max(1.0));
-        (self.copies as f64 * whole / read).ceil() as usize
+        // once where there are no weights to go round in
+        ((self.copies as f64 * whole / read).ceil() as usize).max(1)
     }
 }
 
