@@ -63,7 +63,8 @@ impl Operands {
     pub fn turns(&self, tokens: u32) -> usize {
         let whole = self.op.operand_bytes() as f64;
         let read = self.op.work(tokens).bytes.clamp(1.0, whole.max(1.0));
-        (self.copies as f64 * whole / read).ceil() as usize
+        // once where there are no weights to go round in
+        ((self.copies as f64 * whole / read).ceil() as usize).max(1)
     }
 }
 
@@ -103,6 +104,7 @@ impl<'b> Place<'b> {
             Op::Product { type_name, .. } | Op::Experts { type_name, .. } => {
                 (vec![(0, op.operand_bytes(), type_name)], 0)
             }
+            Op::Sum { .. } => (Vec::new(), 0),
             Op::Attention {
                 type_k,
                 type_v,
@@ -231,6 +233,19 @@ impl<'b> Place<'b> {
                     let stack = graph.tensor(dtype.id, shape, self.weights.buffer, at)?;
                     let to = (output.buffer, output.offset);
                     nodes.push(graph.experts(stack, x, ids[index % choices], to)?);
+                }
+            }
+            Op::Sum { columns } => {
+                let bytes = 4 * columns * u64::from(tokens);
+                if !fits(up(bytes) + bytes, bytes, 0) {
+                    return Ok(None);
+                }
+                let shape = [*columns as i64, t, 1];
+                let at = |index: u64| input.offset + index * up(bytes);
+                let x = graph.tensor(float, shape, input.buffer, at(0))?;
+                let y = graph.tensor(float, shape, input.buffer, at(1))?;
+                for _ in 0..count {
+                    nodes.push(graph.sum(x, y, (output.buffer, output.offset))?);
                 }
             }
             Op::Attention {

@@ -137,6 +137,26 @@ fn every_kind_is_measured_and_everything_is_given_back() {
 }
 
 #[test]
+fn what_an_encoder_consists_of_is_measured_on_both_processors() {
+    let device = card("vram=1G");
+    // heads as wide as an encoder's, and an operation without weights
+    let mut attends = attention(80, "f16");
+    if let Op::Attention { kv_heads, .. } = &mut attends {
+        *kv_heads = 4;
+    }
+    let ops = [product("f16", 160, 320), attends, Op::Sum { columns: 160 }];
+    let curves = measure_operations(device, &ops, &little(16 * MIB), &|_, _| {}).unwrap();
+    let points: Vec<usize> = curves.iter().map(|curve| curve.points.len()).collect();
+    assert_eq!(points, [2; 6]);
+    let seconds = curves
+        .iter()
+        .flat_map(|curve| &curve.points)
+        .map(|p| p.seconds);
+    assert!(seconds.into_iter().all(|seconds| seconds > 0.0));
+    assert_eq!(counters(device).current_bytes, 0);
+}
+
+#[test]
 fn what_cannot_be_measured_has_a_curve_without_points() {
     let device = card("vram=1G");
     let settings = little(16 * MIB);

@@ -2,12 +2,12 @@
 //! them, so that the plan of the language model leaves them room.
 
 use super::projectors::facts;
-use super::shape::Work;
 pub use super::shape::{EncoderShape, Kind};
+use super::shape::{Matrix, Work};
 use super::stages::{most_rows, Sizes, Stages};
 use super::windows::{Order, Windowed};
 use pipeshard_gguf::{GgufFile, InventoryError};
-use pipeshard_model::inventory::{KeyValues, LoadedTensor};
+use pipeshard_model::inventory::{DType, KeyValues, LoadedTensor};
 use std::path::Path;
 
 /// Rows that are planned for where the user has set no limit: 4,096 tokens of four patches, which is the limit of most models. Some
@@ -185,9 +185,45 @@ fn work(tensors: &[LoadedTensor], sizes: &Sizes, pattern: u64) -> Work {
         false => elements(tensor),
     });
     let of_row = of_row.fold(0, u64::saturating_add).saturating_mul(2);
+    let mut shapes: Vec<Matrix> = Vec::new();
+    for tensor in tensors {
+        let flat = tensor.ne[1] > 1 && tensor.ne[2..] == [1, 1];
+        let dtype = DType::from_id(tensor.ggml_type);
+        let (true, Some(dtype), false) = (
+            flat && tensor.name.ends_with(".weight"),
+            dtype,
+            tensor.name.contains("embd"),
+        ) else {
+            continue;
+        };
+        let positive = |n: i64| u64::try_from(n).unwrap_or(0);
+        let found = Matrix {
+            type_name: dtype.name,
+            from_to: (positive(tensor.ne[0]), positive(tensor.ne[1])),
+            merged: match tensor.name.starts_with("mm.") {
+                true => (sizes.merge * sizes.merge).max(1),
+                false => 1,
+            },
+            of_network: tensor.name.contains("ffn"),
+            count: 0,
+        };
+        let same = |known: &&mut Matrix| {
+            **known
+                == Matrix {
+                    count: known.count,
+                    ..found.clone()
+                }
+        };
+        match shapes.iter_mut().find(same) {
+            Some(known) => known.count += 1,
+            None => shapes.push(Matrix { count: 1, ..found }),
+        }
+    }
     let is_layer = |tensor: &&LoadedTensor| tensor.name.ends_with("attn_out.weight");
     let layers = tensors.iter().filter(is_layer).count() as u64;
     Work {
+        matrices: shapes,
+        heads: sizes.heads,
         of_row,
         of_pair: 4 * sizes.width * layers,
         layers,

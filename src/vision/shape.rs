@@ -4,7 +4,11 @@ use super::limits::Limits;
 use super::projectors::{facts, is_one_square, is_scaled_within, Most};
 use super::stages::Stages;
 use super::windows::Windowed;
+use pipeshard_plan::cost::Times;
+use pipeshard_plan::profile::Op;
 
+/// Rows that are looked at where attention is measured.
+const SEEN: u64 = 4096;
 /// Tokens of the image that llama.cpp reserves compute buffers for when it loads such an encoder.
 const WARM_UP_TOKENS: u64 = 46 * 46;
 
@@ -78,9 +82,28 @@ pub struct EncoderShape {
     pub(super) work: Work,
 }
 
+/// Matrices of weights of one shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Matrix {
+    /// ggml's name of their type.
+    pub(super) type_name: &'static str,
+    /// Values in a row that goes in, and in what comes out.
+    pub(super) from_to: (u64, u64),
+    /// Rows of patches that become one that goes in.
+    pub(super) merged: u64,
+    /// They belong to feed-forward networks, which are computed in pieces.
+    pub(super) of_network: bool,
+    /// How many there are.
+    pub(super) count: u64,
+}
+
 /// What one pass computes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Work {
+    /// Matrices that rows are multiplied with.
+    pub(super) matrices: Vec<Matrix>,
+    /// Heads of attention.
+    pub(super) heads: u64,
     /// Products of each row with matrices, in operations.
     pub(super) of_row: u64,
     /// Attention of a pair of rows in all layers, in operations.
@@ -88,6 +111,16 @@ pub(super) struct Work {
     /// Layers, and of how many one looks at all rows where others look at a window only (0 or 1: all do).
     pub(super) layers: u64,
     pub(super) pattern: u64,
+}
+
+impl Matrix {
+    fn op(&self) -> Op {
+        Op::Product {
+            type_name: self.type_name.to_owned(),
+            columns: self.from_to.0,
+            rows: self.from_to.1,
+        }
+    }
 }
 
 impl EncoderShape {
@@ -146,7 +179,7 @@ impl EncoderShape {
 
     /// Floating-point operations of a pass over so many rows.
     pub fn operations(&self, rows: u64) -> f64 {
-        let (rows, work) = (rows as f64, self.work);
+        let (rows, work) = (rows as f64, &self.work);
         let seen = match (self.windowed, work.pattern) {
             (Some(windowed), 2..) => {
                 let side = f64::from(windowed.window / windowed.patch.max(1));
@@ -162,6 +195,85 @@ impl EncoderShape {
     pub fn kernels(&self, rows: u64) -> u64 {
         let pieces = super::rows::count(i64::try_from(rows).unwrap_or(i64::MAX)) as u64;
         self.work.layers * (14 + 6 * pieces) + 8
+    }
+
+    fn attention(&self, seen: u64) -> Op {
+        let heads = self.work.heads.max(1);
+        Op::Attention {
+            head: u32::try_from(self.width / heads).unwrap_or(0),
+            heads: u32::try_from(heads).unwrap_or(1),
+            kv_heads: u32::try_from(heads).unwrap_or(1),
+            type_k: "f16".to_owned(),
+            type_v: "f16".to_owned(),
+            kv_tokens: seen,
+        }
+    }
+
+    /// What is worth measuring for a prediction: the largest products of its layers, attention, and sums of activations.
+    pub fn measurable(&self) -> Vec<Op> {
+        let mut matrices: Vec<&Matrix> = self.work.matrices.iter().collect();
+        let weight = |m: &Matrix| m.from_to.0 * m.from_to.1 * m.count;
+        matrices.sort_by_key(|matrix| std::cmp::Reverse(weight(matrix)));
+        let products = matrices.iter().take(2).map(|matrix| matrix.op());
+        products
+            .chain([
+                self.attention(SEEN),
+                Op::Sum {
+                    columns: self.width,
+                },
+            ])
+            .collect()
+    }
+
+    /// Products and attention of a pass over so many rows, and bytes of activations that everything else reads and writes.
+    pub fn passes(&self, rows: u64) -> (Vec<Times>, f64) {
+        let pieces = super::rows::count(i64::try_from(rows).unwrap_or(i64::MAX)) as u64;
+        let counted = |rows: u64| u32::try_from(rows.max(1)).unwrap_or(u32::MAX);
+        let mut moved = 0.0;
+        let mut products: Vec<Times> = Vec::new();
+        for matrix in &self.work.matrices {
+            let (from, to) = matrix.from_to;
+            let rows = rows / matrix.merged.max(1);
+            let pieces = if matrix.of_network { pieces } else { 1 };
+            products.push(Times {
+                op: matrix.op(),
+                rows: counted(rows / pieces),
+                times: (matrix.count * pieces) as f64,
+            });
+            // made 16 bits wide and 32 again, and a bias is added
+            moved += (matrix.count * rows * (6 * from + 14 * to)) as f64;
+        }
+        let (width, layers, inner) = (self.width, self.work.layers, self.inner);
+        // two norms, two sums, queries and keys are turned, keys and values become 16 bits wide, and what is between a network's products
+        moved += (layers * rows * (16 * width + 24 * width + 16 * width + 12 * width)) as f64;
+        moved += (layers * rows * 12 * inner) as f64;
+        let of_windows = match (self.windowed, self.work.pattern) {
+            (Some(windowed), 2..) => {
+                let side = u64::from(windowed.window / windowed.patch.max(1));
+                Some((side * side).min(rows))
+            }
+            _ => None,
+        };
+        let all = match of_windows {
+            Some(_) => layers / self.work.pattern,
+            None => layers,
+        };
+        let mut look = |seen: u64, layers: u64| {
+            // as often as what a measured length of keys takes
+            let share = seen as f64 / SEEN as f64;
+            products.push(Times {
+                op: self.attention(SEEN),
+                rows: counted(rows),
+                times: layers as f64 * share,
+            });
+        };
+        look(rows, all);
+        if let Some(seen) = of_windows {
+            look(seen, layers - all);
+            // queries, keys and values of a window are read once
+            moved += ((layers - all) * rows * 14 * width) as f64;
+        }
+        (products, moved)
     }
 
     /// The side of the square that each image is scaled to, if it is.

@@ -33,9 +33,6 @@ pub mod machine {
     pub const MEMBW_SHARE: f64 = 0.9;
     /// Of a card's dense f16 arithmetic, in products of prompts.
     pub const FLOPS_SHARE: f64 = 0.6;
-    /// Of a card's arithmetic rate in products of prompts, what an encoder of images reaches: norms, activations in 32 bits and heads
-    /// of 80 take their time. Measured: second encodes of Cosmos-Reason1's tower from 868×476 to 2560×1440 (H200, 2026-12-01).
-    pub const ENCODER_SHARE: f64 = 0.2;
     /// Bytes of weights that a CPU reads per second: a desktop with two channels of memory.
     pub const ASSUMED_CPU: f64 = 50e9;
     /// What CPU and link read of the host's memory together, as a multiple of what the CPU reads alone.

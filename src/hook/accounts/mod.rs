@@ -20,6 +20,7 @@ use crate::share::shares::Sharing;
 use backend_reserve::{BackendReserve, Seen, LOOKS};
 use device_check::DeviceCheck;
 use expected::Expected;
+use pipeshard_plan::profile::Op;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -66,6 +67,8 @@ pub struct Accounts {
     pub reserve: BackendReserve,
     /// Encoders of images and sound that are about to be loaded.
     pub expected: Expected,
+    /// Operations of an encoder that was announced, which are measured with the language model's.
+    pub of_encoder: Vec<Op>,
     /// Bytes of the weights of encoders that the device addresses in host memory, or will.
     pub addressed_of_encoders: u64,
     own: u64,
@@ -107,6 +110,7 @@ impl Accounts {
             ledger: Ledger::default(),
             reserve,
             expected: Expected::default(),
+            of_encoder: Vec::new(),
             addressed_of_encoders: 0,
             own: 0,
             check: DeviceCheck::default(),

@@ -67,6 +67,10 @@ pub fn expected(
         alignment: device.alignment(),
     };
     accounts.expected = expected_of(&file, announced.limit, rounding, real);
+    let of_images = file.encoder(Kind::Images);
+    accounts.of_encoder = of_images
+        .map(|shape| shape.measurable())
+        .unwrap_or_default();
 }
 
 /// What encoders of a file are expected to hold. `limit`: the user's on the tokens of an image, 0 for none; `real`: a real device's

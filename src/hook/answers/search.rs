@@ -356,13 +356,14 @@ fn profile(
     let name = |id| DType::from_id(id).map_or("f16", |dtype| dtype.name);
     // what is measured with is freed before anything else takes its place
     let device_memory = accounts.unused();
-    let operations = operations(
+    let mut operations = operations(
         inventory,
         name(wanted.type_k),
         name(wanted.type_v),
         device_memory,
         Effort::Quick,
     );
+    operations.extend_from_slice(&accounts.of_encoder);
     let cache = config.profile_place.profiles();
     if let (Err(why), None) = (&cache, &config.sim) {
         log::warn(&format!("the profile of this machine was not saved: {why}"));

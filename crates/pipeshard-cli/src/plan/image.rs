@@ -284,7 +284,10 @@ impl Encoder {
             ttft: 0.0,
             ttft_on_cpu: 0.0,
         };
+        let (products, moved) = self.shape.passes(rows);
         let mut work = EncodeWork {
+            products,
+            moved,
             operations: self.shape.operations(rows),
             kernels: self.shape.kernels(rows),
             ..EncodeWork::default()

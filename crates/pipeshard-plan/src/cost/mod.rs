@@ -37,7 +37,7 @@ mod types;
 mod tests;
 
 pub use calibration::{Calibration, Lane, PassSeconds};
-pub use encode::{EncodeCost, EncodeWork};
+pub use encode::{EncodeCost, EncodeWork, Times};
 pub use forecast::Forecast;
 pub use learning::{learn, Observed};
 pub use table::Costs;

@@ -234,7 +234,7 @@ impl Steps {
                 used,
                 ..
             } => (*columns as f64, *rows as f64 * f64::from(*used)),
-            Op::Attention { .. } => return,
+            Op::Attention { .. } | Op::Sum { .. } => return,
         };
         self.steps.push(Step {
             layer: tensor.layer,

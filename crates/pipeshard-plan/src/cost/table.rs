@@ -120,7 +120,7 @@ impl<'a> Costs<'a> {
         let leaves = match op {
             Op::Product { rows, .. } => *rows as f64,
             Op::Experts { rows, used, .. } => *rows as f64 * f64::from(*used),
-            Op::Attention { .. } => 0.0,
+            Op::Attention { .. } | Op::Sum { .. } => 0.0,
         };
         let times = self.times(op, rows, leaves);
         known.push((rows, times));

@@ -41,6 +41,11 @@ impl Op {
                     * expected_distinct(*experts, *used, tokens),
                 flops: 2.0 * *columns as f64 * *rows as f64 * tokens_f * f64::from(*used),
             },
+            // activations are in caches or not: no figure of weights may come from them
+            Op::Sum { columns } => Work {
+                bytes: 0.0,
+                flops: *columns as f64 * tokens_f,
+            },
             Op::Attention {
                 head,
                 heads,
@@ -81,6 +86,7 @@ impl Op {
                     ..
                 },
             ) => (h, k, v) == (head, type_k, type_v),
+            (Op::Sum { .. }, Op::Sum { .. }) => true,
             _ => false,
         }
     }
@@ -160,6 +166,23 @@ impl Profile {
             return wanted * slower;
         }
         wanted / efficiency(&mut like)
+    }
+
+    /// Bytes of activations that the device reads and writes per second where it adds them, and the like. Where that was not measured, half
+    /// of what it reads of weights.
+    pub fn activations(&self) -> f64 {
+        let mut curves = self.curves.iter().filter(|c| c.on == Processor::Gpu);
+        let sums = curves.find_map(|curve| match (&curve.op, curve.points.last()) {
+            (Op::Sum { columns }, Some(point)) => Some((*columns, *point)),
+            _ => None,
+        });
+        match sums {
+            // two are read, one is written, in 4 bytes
+            Some((columns, point)) => {
+                12.0 * columns as f64 * f64::from(point.rows) / point.seconds.max(1e-9)
+            }
+            None => self.gpu.bytes / 2.0,
+        }
     }
 
     /// How much longer the CPU takes to read its weights while the copy lane is busy.

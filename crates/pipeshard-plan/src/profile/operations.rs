@@ -54,6 +54,7 @@ impl Op {
                 experts,
                 ..
             } => matrix(type_name, [*columns, *rows, u64::from(*experts), 1]),
+            Op::Sum { .. } => 0,
             Op::Attention {
                 head,
                 kv_heads,
@@ -85,6 +86,7 @@ impl Op {
                 *experts = u64::from(*experts).min(share(u64::from(*experts))) as u32;
                 (*experts >= *used).then_some(op)
             }
+            Op::Sum { .. } => Some(op),
             Op::Attention { kv_tokens, .. } => {
                 if *kv_tokens > share(*kv_tokens) {
                     *kv_tokens = share(*kv_tokens) / 256 * 256;
@@ -99,6 +101,7 @@ impl Op {
             Op::Product { type_name, .. } => (0, type_name),
             Op::Experts { type_name, .. } => (1, type_name),
             Op::Attention { .. } => (2, ""),
+            Op::Sum { .. } => (3, ""),
         }
     }
 }

@@ -181,6 +181,12 @@ pub enum Op {
         /// Tokens in the cache.
         kv_tokens: u64,
     },
+    /// Two matrices of activations are added: what most operations of an encoder are like that are no products. `rows` of a [`Point`] are
+    /// rows of both.
+    Sum {
+        /// Values in a row.
+        columns: u64,
+    },
 }
 
 impl fmt::Display for Op {
@@ -201,6 +207,7 @@ impl fmt::Display for Op {
                 f,
                 "{used} of {experts} experts {type_name} {columns}×{rows}"
             ),
+            Op::Sum { columns } => write!(f, "sum of rows of {columns}"),
             Op::Attention {
                 head,
                 heads,
