@@ -9,6 +9,7 @@ with the encoder on the CPU (--stock). What a row took of the card is NVML's pea
 OUT gets a JSON object per row."""
 import argparse
 import base64
+import ctypes
 import json
 import random
 import statistics
@@ -31,6 +32,25 @@ def bitmap(width, height, seed):
 def card(what="memory.used"):
     out = subprocess.run(["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"], capture_output=True, text=True).stdout
     return int(out.split()[0])
+
+
+class Used:
+    """What is in use on the first GPU, in bytes, by NVML, which answers in less than a millisecond."""
+
+    class Memory(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+
+    def __init__(self):
+        self.nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        self.gpu = ctypes.c_void_p()
+        if self.nvml.nvmlInit_v2() or self.nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self.gpu)):
+            raise OSError("NVML knows no GPU")
+
+    def now(self):
+        memory = self.Memory()
+        if self.nvml.nvmlDeviceGetMemoryInfo(self.gpu, ctypes.byref(memory)):
+            raise OSError("NVML does not answer")
+        return memory.used
 
 
 def get(path):
@@ -70,11 +90,16 @@ def encodes():
 
 def row(given, label, size, flags):
     width, height = map(int, size.split("x"))
-    before, peak, over = card(), [0], threading.Event()
+    nvml, over = Used(), threading.Event()
+    before, began = nvml.now(), time.monotonic()
+    # what was in use, in MiB, and since when, in milliseconds
+    history = [(0, 0)]
 
     def sample():
-        while not over.is_set():
-            peak[0] = max(peak[0], card())
+        while not over.wait(0.003):
+            used = (nvml.now() - before) >> 20
+            if used != history[-1][1]:
+                history.append((round((time.monotonic() - began) * 1e3), used))
 
     log = open(given.out + ".log", "a")
     print("---", label, size, flags, file=log, flush=True)
@@ -94,7 +119,9 @@ def row(given, label, size, flags):
             except OSError:
                 time.sleep(0.1)
         image, text, encode = [], [], []
+        asked = []
         for turn in range(3):
+            asked.append(round((time.monotonic() - began) * 1e3))
             url = "data:image/bmp;base64," + base64.b64encode(bitmap(width, height, turn)).decode()
             parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
             count, seconds = encodes()
@@ -105,7 +132,7 @@ def row(given, label, size, flags):
         for turn in range(2):
             tokens = [random.Random(turn).randrange(10, 200) for _ in range(image[0][2])]
             text.append(streamed("/completion", {"prompt": tokens, "n_predict": TOKENS}))
-        found |= {"ttft_ms": [round(i[0] * 1e3) for i in image], "per_token_ms": [round(i[1] * 1e3, 2) for i in image],
+        found |= {"asked_ms": asked, "ttft_ms": [round(i[0] * 1e3) for i in image], "per_token_ms": [round(i[1] * 1e3, 2) for i in image],
                   "prompt_tokens": image[0][2], "text_ttft_ms": [round(t[0] * 1e3) for t in text],
                   "text_per_token_ms": [round(t[1] * 1e3, 2) for t in text], "encode_ms": [round(e, 1) for e in encode]}
     except (OSError, RuntimeError, ValueError) as why:
@@ -120,7 +147,7 @@ def row(given, label, size, flags):
         over.set()
         sampler.join()
         log.close()
-    found["peak_mib"] = peak[0] - before
+    found |= {"peak_mib": max(used for _, used in history), "history": history}
     return found
 
 
@@ -153,7 +180,8 @@ def main():
             # --fit counts what is free, so the context that is made first is not in its margin
             margin = ["-fitt", str(card("memory.free") - given.context - int(budget * 1024)), "-fitc", "8192"]
             locked = ["-lm", "none", "-b", "2048", "-ub", "2048"]
-            ways = [(f"{budget:g} GiB", ["--pipeshard-vram", f"{budget:g}G"])]
+            report = f"{given.out}-{size}-{budget:g}.report.json"
+            ways = [(f"{budget:g} GiB", ["--pipeshard-vram", f"{budget:g}G", "--pipeshard-report", report])]
             stock = {"locked": margin + locked, "mapped": margin, "cpu": [*margin, "-lm", "none", "--no-mmproj-offload"]}
             ways += [(f"{budget:g} GiB stock, {way}", stock[way]) for way in given.stock]
             for label, flags in ways:

@@ -554,6 +554,14 @@ if [[ $what == *turns* ]]; then
     synth cosmos-mmproj cosmos-reason1-7b-mmproj
     PIPESHARD_LIBRARY="$bin/libpipeshard.so" python3 turns.py "$bin/llama-server" "$models/cosmos-f16.gguf" "$models/cosmos-mmproj.gguf" "$OUT/turns.jsonl" \
         --threads $((threads / 2)) ${TURNS_ARGS:-} 2>&1 | tee "$OUT/turns.txt"
+    # what was predicted for them, by the profile that the servers measured
+    for report in "$OUT"/turns.jsonl-*.report.json; do
+        [[ $report =~ turns.jsonl-([0-9]+x[0-9]+)-([0-9.]+).report.json ]] || continue
+        "$bin/pipeshard" plan "$models/cosmos-f16.gguf" --mmproj "$models/cosmos-mmproj.gguf" --image "${BASH_REMATCH[1]}" --vram "${BASH_REMATCH[2]}G" \
+            -c 8192 -t $((threads / 2)) > "$OUT/predicted-${BASH_REMATCH[1]}-${BASH_REMATCH[2]}.txt" 2>&1
+        note "predicted ${BASH_REMATCH[1]}, ${BASH_REMATCH[2]} GiB: $(grep -iE 'encode|first token' "$OUT/predicted-${BASH_REMATCH[1]}-${BASH_REMATCH[2]}.txt" | tr -s ' ' | paste -sd ';')"
+    done
+    cp "$HOME"/.cache/pipeshard/*.json "$XDG_CACHE_HOME"/pipeshard/*.json "$OUT" 2>/dev/null
 fi
 
 if [[ $what == *vision* ]]; then
