@@ -27,6 +27,10 @@ const EXCLUDED: &[(&str, &str)] = &[
     ("pipeshard bench ", "takes minutes; tests/bench.rs"),
     ("pipeshard top ", "watches servers; tests/top.rs"),
     (
+        "CMAKE_ARGS=-DLLAMA_BUILD=OFF pip install ",
+        "installs a package; tests/host_library/python.rs",
+    ),
+    (
         "llama-server --models-preset ",
         "its models are the user's; tests/control.rs has a router",
     ),

@@ -1,19 +1,15 @@
 """The plug-in for llama.cpp, in llama-cpp-python."""
 
 import ctypes
-import importlib.metadata
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
 from ._errors import INVALID, Error
 from ._handles import Size, bytes_of
-
-#: The version of llama-cpp-python whose structs are those of the llama.cpp here: python/tests/llama_cpp_python.py compares them.
-TRIED = "0.3.36"
+from ._structs import fit
 
 
 class Attached:
@@ -63,8 +59,8 @@ def attach_llama_cpp(
     """Lets llama-cpp-python run inside a budget of `vram`. To be called before llama_cpp is imported for the first time.
 
     `folder` is the one with libllama.so and libpipeshard.so, such as target/release after `make build`: llama_cpp uses the libraries in
-    it in place of its own. They have to be of the llama.cpp version that the installed llama_cpp was made for: another one than TRIED is
-    warned about. `simulated`: a simulated GPU, such as "vram=8G". `report`: a file for the report, which is written at the end.
+    it in place of its own. Where the installed llama-cpp-python is not the release that is known to fit, Error says which one is.
+    `simulated`: a simulated GPU, such as "vram=8G". `report`: a file for the report, which is written at the end.
     """
     if "llama_cpp" in sys.modules:
         raise RuntimeError("llama_cpp was imported already: call attach_llama_cpp before")
@@ -72,16 +68,7 @@ def attach_llama_cpp(
     for name in ("libllama.so", "libggml.so", "libggml-base.so", "libpipeshard.so"):
         if not (place / name).exists():
             raise FileNotFoundError(f"{place} has no {name}: it is the folder that `make build` fills, target/release")
-    try:
-        found = importlib.metadata.version("llama_cpp_python")
-    except importlib.metadata.PackageNotFoundError:
-        found = None
-    if found is not None and found != TRIED:
-        warnings.warn(
-            f"llama-cpp-python {found} is installed, and {TRIED} was tried with this llama.cpp: where structs of the two differ, answers "
-            "are wrong or the process crashes",
-            stacklevel=2,
-        )
+    fit()
     os.environ["LLAMA_CPP_LIB_PATH"] = str(place)
     os.environ["MTMD_CPP_LIB"] = str(place / "libmtmd.so")
     os.environ["PIPESHARD_LIBRARY"] = str(place / "libpipeshard.so")

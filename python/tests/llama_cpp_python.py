@@ -7,7 +7,6 @@ llama.cpp in FOLDER: TEST_SIZES has their sizes in bytes, as "llama_model_params
 import ctypes
 import os
 import sys
-import warnings
 
 import pipeshard
 
@@ -16,10 +15,7 @@ MIB = 1 << 20
 folder, path, simulated = sys.argv[1:4]
 prompt, expected, count = os.environ["TEST_PROMPT"], os.environ["TEST_EXPECTED"], int(os.environ["TEST_TOKENS"])
 
-with warnings.catch_warnings():
-    # a version that was not tried is no surprise here: this is the trial
-    warnings.simplefilter("ignore")
-    attached = pipeshard.attach_llama_cpp(folder, vram="120M", simulated=simulated)
+attached = pipeshard.attach_llama_cpp(folder, vram="120M", simulated=simulated)
 
 import llama_cpp  # noqa: E402
 
@@ -48,11 +44,11 @@ def same(text: str, what: str) -> None:
 
 
 same(says([]), "120 MiB")
-same(says([34, 120, 60, 40]), "budgets that change")
-attached.set_budget(34 * MIB)
-same(says([]), "34 MiB")
+same(says([44, 120, 60, 50]), "budgets that change")
+attached.set_budget(44 * MIB)
+same(says([]), "44 MiB")
 report = attached.report
-assert report["engaged"] and report["budget"] == 34 * MIB, report
+assert report["engaged"] and report["budget"] == 44 * MIB, report
 # the plug-in streams: the answers above are not those of a model that lies on the GPU as a whole
 assert report["bytes_streamed"] > 0 and report["budget_changes"] > 3 and report["not_resident"], report
 print(f"llama_cpp {llama_cpp.__version__}: {count} tokens three times")

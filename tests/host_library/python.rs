@@ -105,7 +105,7 @@ fn the_plug_in_set_is_attached_in_python() {
 }
 
 /// A Python with llama-cpp-python: the one that is named, else the system's.
-const WITH_LLAMA_CPP: &str = "PIPESHARD_LLAMA_CPP_PYTHON";
+const WITH_LLAMA_CPP: &str = "PIPESHARD_TEST_PYTHON";
 
 #[test]
 fn llama_cpp_python_answers_as_stock_llama_cpp_does() {

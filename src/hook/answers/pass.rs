@@ -454,8 +454,9 @@ unsafe fn end_lanes(
 }
 
 /// Where the backend of a real device took more on its own account than was kept for it, residents make room before the next batch.
-/// Where what it was thought to hold was another program's, and is given back, they come back.
-fn look_at_backend(accounts: &mut Accounts, tenant: &mut Tenant, sched: usize) {
+/// Where what it was thought to hold was another program's, and is given back, they come back. To be called while all is held that the
+/// pass of `sched` took.
+pub fn look_at_backend(accounts: &mut Accounts, tenant: &mut Tenant, sched: usize) {
     let holds = accounts.look_at_backend(sched);
     if let BackendHolds::Unknown = holds {
         return;

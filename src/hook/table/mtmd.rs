@@ -1,8 +1,8 @@
 //! What llama.cpp's multimodal library asks about encoders of images and sound.
 
 use super::shared::shared_of;
-use crate::hook::answers::encode;
 use crate::hook::answers::encoder::{self, Announced, Loaded, Loading};
+use crate::hook::answers::{encode, pass};
 use crate::hook::runtime::Runtime;
 use crate::vision::header::Kind;
 use pipeshard_sys as ffi;
@@ -105,10 +105,12 @@ pub(super) unsafe extern "C" fn encode_done(user: *mut c_void, sched: ffi::ggml_
         let mut runtime = shared.gate.plain();
         let Runtime {
             accounts,
+            tenant,
             encoders,
             telemetry,
             ..
         } = &mut *runtime;
+        pass::look_at_backend(accounts, tenant, sched as usize);
         encode::done(accounts, encoders, telemetry, sched as usize);
         runtime.end_preparing_of(sched as usize);
     };

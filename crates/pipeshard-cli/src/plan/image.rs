@@ -17,7 +17,7 @@ use pipeshard::vision::header::{EncoderFile, EncoderShape, Kind};
 use pipeshard_gguf::InventoryError;
 use pipeshard_model::inventory::LoadedTensor;
 use pipeshard_model::size::ByteSize;
-use pipeshard_plan::cost::{EncodeCost, EncodeWork};
+use pipeshard_plan::cost::{Costs, EncodeCost, EncodeWork, Workload};
 use pipeshard_plan::plan::PlanError;
 use pipeshard_plan::profile::Profile;
 
@@ -116,7 +116,9 @@ pub struct ImageAnswer {
     pub minimum_budget: u64,
     /// Seconds.
     pub encode: EncodeCost,
-    /// Seconds to the first token of a prompt that contains it.
+    /// What llama.cpp evaluates for a question about it, one by one, in tokens: the text ahead of it, the image, the text behind it.
+    pub prompts: Vec<u32>,
+    /// Seconds to the first token of such a question, without reading and scaling the image.
     pub ttft: f64,
     /// The same where the CPU encodes, by the plan at hand.
     pub ttft_on_cpu: f64,
@@ -281,6 +283,7 @@ impl Encoder {
             peak: language_peak,
             minimum_budget,
             encode: EncodeCost::default(),
+            prompts: prompts(tokens, solved.workload.prompt),
             ttft: 0.0,
             ttft_on_cpu: 0.0,
         };
@@ -319,7 +322,16 @@ impl Encoder {
             work.first = tower.ring.groups.first().map_or(0, |group| group.bytes);
         }
         answer.encode = work.cost(profile);
-        let prompt = solved.prediction.ttft;
+        let costs = Costs::new(question.request.shape(), profile);
+        let evaluated = |&prompt: &u32| {
+            let workload = Workload {
+                prompt,
+                sequences: 1,
+                ..solved.workload
+            };
+            costs.first_token(&solved.plan, workload)
+        };
+        let prompt: f64 = answer.prompts.iter().map(evaluated).sum();
         answer.ttft_on_cpu = answer.encode.on_cpu + prompt;
         answer.ttft = match self.on_cpu {
             true => answer.ttft_on_cpu,
@@ -371,6 +383,15 @@ impl Encoder {
             fewer.unwrap_or_default()
         )
     }
+}
+
+/// What is evaluated for a question about an image, one by one. `most`: the prompt that the plan is for, which is all that is known of an
+/// image that llama.cpp cuts into parts.
+fn prompts(tokens: Option<u64>, most: u32) -> Vec<u32> {
+    /// What chat templates have ahead of an image, or a short question and the head of the answer behind it.
+    const TEXT: u32 = 16;
+    let tokens = tokens.and_then(|tokens| u32::try_from(tokens).ok());
+    tokens.map_or(vec![most], |tokens| vec![TEXT, tokens, TEXT])
 }
 
 fn shown(path: &Path) -> String {

@@ -2,13 +2,12 @@
 
 use std::fmt::Write;
 
-use super::answer::Answer;
 use super::image::{ImageAnswer, Pixels};
 use super::style::{heading, line, time, wrapped, WIDTH};
 use pipeshard_model::size::ByteSize;
 
 /// The answer's part about images, in words.
-pub fn render(text: &mut String, answer: &Answer, image: &ImageAnswer) -> std::fmt::Result {
+pub fn render(text: &mut String, image: &ImageAnswer) -> std::fmt::Result {
     let title = match (image.image, image.tokens) {
         (Some(Pixels { width, height }), Some(tokens)) => {
             format!("Image of {width}x{height}, {tokens} tokens")
@@ -54,8 +53,9 @@ pub fn render(text: &mut String, answer: &Answer, image: &ImageAnswer) -> std::f
             image.encode.seconds
         }),
     )?;
-    let prompt = answer.workload.prompt;
-    row(&format!("first token, after {prompt}"), time(image.ttft))?;
+    let evaluated: Vec<String> = image.prompts.iter().map(u32::to_string).collect();
+    let label = format!("first token, after {}", evaluated.join(" + "));
+    row(&label, time(image.ttft))?;
     if !image.on_cpu {
         row(
             "  with --no-mmproj-offload",

@@ -46,7 +46,7 @@ fn write_all(text: &mut String, answer: &Answer) -> std::fmt::Result {
         Some(other) => comparison(text, answer, other)?,
     }
     if let Some(image) = &answer.image {
-        image_text::render(text, answer, image)?;
+        image_text::render(text, image)?;
     }
     phases::render(text, answer)?;
     let memory = answer.plan.explain_memory();
