@@ -103,7 +103,7 @@ pub fn take_back(gate: &Gate<Runtime>, patience: Option<Duration>) -> Result<(),
         return Ok(());
     }
     let taken = graph::prepare_run(accounts, tenant, telemetry, proof);
-    taken.map_err(|why| BudgetError::Failed(why).into())
+    taken.map_err(|why| BudgetError::Failed(why.text).into())
 }
 
 /// Share of the deadline in which passes may end by themselves; after it, those that may be repeated are ended.

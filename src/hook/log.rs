@@ -1,5 +1,6 @@
 //! Messages in the place where the tool's own messages go. Anybody may call this.
 
+use super::refusal::Refusal;
 use pipeshard_sys as ffi;
 use std::cell::Cell;
 use std::ffi::CString;
@@ -21,6 +22,11 @@ thread_local! {
     /// What the calling thread says when it is done with what it does: a list on its stack, see [`after`]. A value with a destructor
     /// would keep the library in memory for as long as the thread lives.
     static LATER: Cell<*mut Vec<Message>> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+thread_local! {
+    /// See [`take_minimum`].
+    static MINIMUM: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Nothing goes to standard error: all is for the log of a program that has its own use for standard error, or has closed it.
@@ -107,6 +113,25 @@ pub fn error(message: &str) {
         true => send(ffi::GGML_LOG_LEVEL_ERROR, message),
         false => to_stderr(&format!("pipeshard: {message}")),
     }
+}
+
+/// Why something is not done; programs can ask for the budget that would be enough ([`take_minimum`]).
+pub fn refusal(why: &Refusal) {
+    note_minimum(why);
+    error(&why.text);
+}
+
+/// The budget that would be enough, of a refusal that is not said again.
+pub fn note_minimum(why: &Refusal) {
+    if let Some(minimum) = why.minimum {
+        MINIMUM.set(minimum);
+    }
+}
+
+/// The smallest budget, in bytes, with which what this thread was refused last would work, and forgets it. 0: nothing was refused for want
+/// of a budget since it was asked last.
+pub fn take_minimum() -> u64 {
+    MINIMUM.take()
 }
 
 /// A line on standard error. Without a reader the line is lost, and the process goes on.

@@ -43,6 +43,7 @@ pub mod pass_error;
 pub mod planning;
 pub mod pool_estimate;
 pub mod publish;
+pub mod refusal;
 pub mod residency;
 pub mod runtime;
 pub mod schedulers;

@@ -47,6 +47,10 @@ static inline uint64_t returns(const char * file, int line, const char * what, i
     if (pipeshard_error_code(error) != code) {
         fail(file, line, "%s: the error says %d, the call %d", what, pipeshard_error_code(error), code);
     }
+    /* flags of the tools mean nothing to programs */
+    if (strstr(pipeshard_error_text(error), " --") || strstr(pipeshard_error_text(error), "(-ub)") || strstr(pipeshard_error_text(error), "(-c)")) {
+        fail(file, line, "%s: the error's text names flags: %s", what, pipeshard_error_text(error));
+    }
     if ((code == PIPESHARD_OK) != (error == NULL) || (code != PIPESHARD_OK && strlen(pipeshard_error_text(error)) < 8)) {
         fail(file, line, "%s: the error's text is '%s'", what, pipeshard_error_text(error));
     }

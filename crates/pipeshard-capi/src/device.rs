@@ -6,7 +6,7 @@ use crate::failure::{CError, Code, Failure};
 use crate::handles::Table;
 use crate::host_memory::{self, HostMemory};
 use crate::locks::locked;
-use crate::process::{self, Use};
+use crate::process::{self, Errors, Use};
 use crate::types::{BudgetRequest, DeviceConfig, Limits, NO_PAGE_LOCK};
 use pipeshard_sim as sim;
 use pipeshard_sys as ffi;
@@ -200,21 +200,23 @@ impl Device {
         make()
     }
 
-    /// Why something was not done that llama.cpp refused with this text.
-    pub fn refused(&self, otherwise: Code, text: String) -> Failure {
+    /// Why something was not done that llama.cpp refused with these errors.
+    pub fn refused(&self, otherwise: Code, errors: Errors) -> Failure {
         let runtime = self.gate().plain();
         if let Some(why) = runtime.accounts.device_failure() {
             return Failure::new(Code::DeviceLost, why);
         }
         drop(runtime);
-        if let Some(minimum) = named_budget(&text) {
-            return Failure {
-                code: Code::BudgetTooSmall,
-                text,
-                minimum,
-            };
+        let Errors { text, minimum, .. } = errors;
+        let code = match minimum {
+            0 => otherwise,
+            _ => Code::BudgetTooSmall,
+        };
+        Failure {
+            code,
+            text,
+            minimum,
         }
-        Failure::new(otherwise, text)
     }
 
     /// A session was opened.
@@ -275,7 +277,13 @@ impl Device {
         let changed =
             log::after(|| control::change_budget(self.gate(), request.budget, patience, wanted));
         let changed = changed.map_err(|why| match failure_of(&why) {
-            failure if failure.code == Code::Internal => self.refused(failure.code, failure.text),
+            failure if failure.code == Code::Internal => {
+                let errors = Errors {
+                    text: failure.text,
+                    ..Errors::default()
+                };
+                self.refused(failure.code, errors)
+            }
             failure => failure,
         })?;
         let peak = self.gate().plain().accounts.ledger.peak_total();
@@ -286,14 +294,6 @@ impl Device {
             ..limits_for_c(&changed.now, peak)
         })
     }
-}
-
-/// The budget that a refusal of the planner's names: "a budget of … the smallest that works is 23M (23583232 bytes): …".
-pub fn named_budget(text: &str) -> Option<u64> {
-    let (before, _) = text
-        .rsplit_once(" bytes)")
-        .filter(|_| text.contains("budget"))?;
-    before.rsplit('(').next()?.parse().ok()
 }
 
 fn failure_of(why: &ControlError) -> Failure {

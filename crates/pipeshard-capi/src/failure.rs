@@ -1,5 +1,6 @@
 //! Why a function fails, as C gets it.
 
+use crate::words::for_programs;
 use std::ffi::{c_char, c_int, CString};
 
 /// The codes of pipeshard.h.
@@ -77,7 +78,7 @@ impl From<&Failure> for CError {
     fn from(failure: &Failure) -> Self {
         CError {
             code: failure.code as c_int,
-            text: CString::new(failure.text.replace('\0', " ")).unwrap_or_default(),
+            text: CString::new(for_programs(&failure.text).replace('\0', " ")).unwrap_or_default(),
             minimum: failure.minimum,
         }
     }

@@ -7,6 +7,7 @@
 //! | | [`failure`] | codes and errors |
 //! | | [`boundary`] | calls, structs and texts on their way in and out; panics end here |
 //! | | [`handles`] | what handles stand for |
+//! | | [`words`] | what the tools' flags are called here |
 //! | | [`locks`] | locks whose keeper panicked |
 //! | process | [`process`] | the log, and the right to have a device |
 //! | | [`threads`] | what is done where a thread starts or ends |
@@ -38,3 +39,4 @@ mod process;
 mod session;
 mod threads;
 mod types;
+mod words;

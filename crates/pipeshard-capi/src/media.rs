@@ -2,7 +2,7 @@
 
 use crate::boundary::c_text;
 use crate::failure::{Code, Failure};
-use crate::process::with_errors;
+use crate::process::{with_errors, Errors};
 use crate::types::Media;
 use pipeshard_llama::{Context, Model};
 use pipeshard_sys as ffi;
@@ -83,9 +83,9 @@ impl Bitmap {
             )
         });
         let made = NonNull::new(made.bitmap).ok_or_else(|| {
-            let detail = match errors.is_empty() {
+            let detail = match errors.text.is_empty() {
                 true => String::new(),
-                false => format!(": {errors}"),
+                false => format!(": {}", errors.text),
             };
             Failure::new(
                 Code::File,
@@ -236,7 +236,7 @@ impl Encoder {
         model: &Model,
         threads: i32,
         image_max_tokens: i32,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Errors> {
         let path = c_text(&path.to_string_lossy());
         // SAFETY: no preconditions; the texts live through the call, the model as long as the encoder.
         let (made, errors) = with_errors(|| unsafe {
@@ -293,7 +293,10 @@ impl Encoder {
                 ))),
                 _ => Err(Failure::new(
                     Code::File,
-                    format!("an image or sound cannot be used by this model: {errors}"),
+                    format!(
+                        "an image or sound cannot be used by this model: {}",
+                        errors.text
+                    ),
                 )),
             };
             ffi::mtmd_input_chunks_free(chunks.as_ptr());

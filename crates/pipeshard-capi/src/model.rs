@@ -8,7 +8,7 @@ use crate::files::{HostFile, HostFiles, Reader};
 use crate::handles::Table;
 use crate::locks::locked;
 use crate::media::Encoder;
-use crate::process::with_errors_and_their_source;
+use crate::process::with_errors;
 use crate::types::{ModelConfig, ProgressFn};
 use pipeshard_llama as llama;
 use pipeshard_sys as ffi;
@@ -127,18 +127,17 @@ impl Model {
             }),
             ..llama::ModelOptions::default()
         };
-        let (loaded, errors, device_failed) =
-            with_errors_and_their_source(|| llama::Model::load_pieces(&paths, &options));
+        let (loaded, errors) = with_errors(|| llama::Model::load_pieces(&paths, &options));
         let llama = loaded.map_err(|_| match asks {
             Some(Loading { stopped: true, .. }) => {
                 Failure::new(Code::Cancelled, "the progress callback ended loading")
             }
             _ => {
-                let code = match device_failed {
+                let code = match errors.of_runtime {
                     true => Code::NoMemory,
                     false => Code::File,
                 };
-                device.refused(code, said(&errors, "the model cannot be loaded"))
+                device.refused(code, errors.or("the model cannot be loaded"))
             }
         })?;
         let chat = Chat::open(&llama, template)
@@ -228,14 +227,6 @@ impl Model {
             "chat_template": self.chat.is_some(),
         })
         .to_string()
-    }
-}
-
-/// What was logged, or a sentence where nothing was.
-pub fn said(errors: &str, otherwise: &str) -> String {
-    match errors.is_empty() {
-        true => otherwise.to_owned(),
-        false => errors.to_owned(),
     }
 }
 

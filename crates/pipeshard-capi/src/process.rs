@@ -5,6 +5,7 @@ use crate::host_memory;
 use crate::locks::locked;
 use crate::threads;
 use crate::types::LogFn;
+use crate::words::for_programs;
 use pipeshard_sys as ffi;
 use runtime::hook::{log, stopping};
 use std::cell::Cell;
@@ -49,14 +50,32 @@ thread_local! {
 /// What messages of the runtime begin with.
 const OF_RUNTIME: &str = "pipeshard: ";
 
-/// Does `work`, and returns what was logged as an error on this thread meanwhile: llama.cpp says there why it fails.
-pub fn with_errors<T>(work: impl FnOnce() -> T) -> (T, String) {
-    let (result, error, _) = with_errors_and_their_source(work);
-    (result, error)
+/// What was logged as an error.
+#[derive(Debug, Clone, Default)]
+pub struct Errors {
+    /// In words; empty where nothing was.
+    pub text: String,
+    /// The runtime said so, and not llama.cpp.
+    pub of_runtime: bool,
+    /// The smallest budget that would have been enough, in bytes; 0 where that is not why.
+    pub minimum: u64,
 }
 
-/// The same, and whether it was the runtime that said so, and not llama.cpp.
-pub fn with_errors_and_their_source<T>(work: impl FnOnce() -> T) -> (T, String, bool) {
+impl Errors {
+    /// The same with a sentence where nothing was said.
+    pub fn or(self, otherwise: &str) -> Self {
+        match self.text.is_empty() {
+            true => Errors {
+                text: otherwise.to_owned(),
+                ..self
+            },
+            false => self,
+        }
+    }
+}
+
+/// Does `work`, and returns what was logged as an error on this thread meanwhile: llama.cpp says there why it fails.
+pub fn with_errors<T>(work: impl FnOnce() -> T) -> (T, Errors) {
     /// Also where `work` panics.
     struct Restore(*mut Vec<String>);
     impl Drop for Restore {
@@ -67,15 +86,20 @@ pub fn with_errors_and_their_source<T>(work: impl FnOnce() -> T) -> (T, String, 
     let mut errors: Vec<String> = Vec::new();
     let list: *mut Vec<String> = &mut errors;
     let restore = Restore(COLLECTED.replace(list));
+    log::take_minimum();
     let result = work();
+    let minimum = log::take_minimum();
     drop(restore);
     // the runtime says what is the matter with the device; else the first one is of what found it, and those behind it say that they
     // did not succeed either
     let of_runtime = errors.iter().find_map(|e| e.strip_prefix(OF_RUNTIME));
-    match (of_runtime, errors.first()) {
-        (Some(text), _) => (result, text.to_owned(), true),
-        (None, first) => (result, first.cloned().unwrap_or_default(), false),
-    }
+    let text = of_runtime.or(errors.first().map(String::as_str));
+    let said = Errors {
+        text: text.unwrap_or_default().to_owned(),
+        of_runtime: of_runtime.is_some(),
+        minimum,
+    };
+    (result, said)
 }
 
 /// PIPESHARD_LOG_DEBUG
@@ -116,7 +140,7 @@ unsafe extern "C" fn log(level: ffi::ggml_log_level, text: *const c_char, _: *mu
     let Some(sink) = sink.filter(|sink| level <= sink.level) else {
         return;
     };
-    if let Ok(text) = CString::new(said.replace('\0', " ")) {
+    if let Ok(text) = CString::new(for_programs(said).replace('\0', " ")) {
         (sink.log)(sink.user as *mut c_void, level, text.as_ptr());
     }
 }

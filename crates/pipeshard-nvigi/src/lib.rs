@@ -85,3 +85,5 @@ mod threads;
 #[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/types.rs"]
 mod types;
+#[path = "../../pipeshard-capi/src/words.rs"]
+mod words;

@@ -152,7 +152,7 @@ pub fn change(
     let why = match moved {
         Ok(()) if held <= bytes => return Ok(()),
         Ok(()) => format!("{held} bytes are held that no plan can move"),
-        Err(why) => why,
+        Err(why) => why.text,
     };
     accounts.set_budget(before);
     tenant.planner.replan();

@@ -146,7 +146,7 @@ fn wanted(
     measuring: bool,
 ) -> Wanted {
     if let Some(why) = tenant.planner.followed.refusal() {
-        let why = why.to_string();
+        let why = why.into();
         tenant.planner.attempts.fail(why);
         return Wanted::Refused;
     }
@@ -241,12 +241,13 @@ fn say_why_refused(tenant: &Tenant, telemetry: &mut Telemetry, known: u64) {
     let Some(reason) = tenant.planner.attempts.error_here() else {
         return;
     };
-    let why = format!(
+    let why = reason.saying(format!(
         "this batch fails: it wants more compute buffers than the {} that were reserved. {reason}",
         ByteSize(known)
-    );
-    if telemetry.counters.note_error(why.clone()) {
-        log::error(&why);
+    ));
+    log::note_minimum(&why);
+    if telemetry.counters.note_error(why.text.clone()) {
+        log::error(&why.text);
     }
 }
 
@@ -288,12 +289,12 @@ pub fn failed(
         }
         Failed::ForGood { error, .. } => {
             accounts.reserve.nothing_comes();
-            log::error(&error);
+            log::refusal(&error);
             match in_use {
                 true => {
-                    telemetry.counters.note_error(error);
+                    telemetry.counters.note_error(error.text);
                 }
-                false => telemetry.counters.off(&error),
+                false => telemetry.counters.off(&error.text),
             }
             false
         }

@@ -19,6 +19,7 @@ use crate::hook::gate::{NewShape, NoPass};
 use crate::hook::graph::bind::Binder;
 use crate::hook::graph::nodes::{graph_nodes, Backends};
 use crate::hook::pass_error::PassError;
+use crate::hook::refusal::Refusal;
 use crate::hook::schedulers::Schedulers;
 use crate::hook::telemetry::Telemetry;
 use crate::hook::tenant::Tenant;
@@ -92,7 +93,7 @@ pub fn open(
     encoders: &mut Encoders,
     telemetry: &mut Telemetry,
     (sched, proof): (usize, NewShape<'_>),
-) -> Result<(), String> {
+) -> Result<(), Refusal> {
     close(accounts, encoders, proof);
     let Some(tower) = encoders.tower_mut(sched) else {
         return Ok(());
@@ -129,7 +130,7 @@ pub fn open(
             minimum: accounts.rounded(minimum.saturating_add(minimum / OTHERWISE)),
             contributors: Vec::new(),
         };
-        return Err(refused.sentence(budget, &error));
+        return Err(refused.refusal(budget, &error));
     }
     let mut evicted = None;
     let mut lend = |accounts: &mut Accounts, tenant: &mut Tenant, keep: u64| {
@@ -177,7 +178,7 @@ pub unsafe fn bind(
     schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
     begun: Begun,
-) -> Result<(), String> {
+) -> Result<(), Refusal> {
     let sched = begun.sched as usize;
     let (Some(tower), Some(entry)) = (encoders.tower_mut(sched), schedulers.get_mut(sched)) else {
         return Ok(());

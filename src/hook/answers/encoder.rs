@@ -214,13 +214,13 @@ pub unsafe fn wanted(
                 coming: coming.saturating_sub(room),
                 image: None,
             };
-            let why = refused.sentence(accounts.budget(), &error);
+            let why = refused.refusal(accounts.budget(), &error);
             encoders.remove(sched);
+            log::note_minimum(&why);
             // llama.cpp asks twice, for it looks first how much would be taken
-            if !telemetry.counters.errors().contains(&why) {
-                log::error(&why);
+            if telemetry.counters.note_error(why.text.clone()) {
+                log::error(&why.text);
             }
-            telemetry.counters.note_error(why);
             Loaded::Refused
         }
     }
@@ -463,9 +463,9 @@ fn scratch(
         needed: holds.scratch,
         ..Refused::compute_buffers(encoders.get(sched), "")
     };
-    let why = refused.sentence(accounts.budget(), &error);
-    log::error(&why);
-    telemetry.counters.note_error(why);
+    let why = refused.refusal(accounts.budget(), &error);
+    log::refusal(&why);
+    telemetry.counters.note_error(why.text);
     false
 }
 

@@ -10,6 +10,7 @@ use crate::hook::graph::nodes::{graph_nodes, sources, Backends};
 use crate::hook::graph::rewrite;
 use crate::hook::graph::split_graph::SplitGraph;
 use crate::hook::log;
+use crate::hook::refusal::Refusal;
 use crate::hook::residency::Residency;
 use crate::hook::schedulers::Schedulers;
 use crate::hook::telemetry::Telemetry;
@@ -76,7 +77,7 @@ pub fn prepare_measuring(
     accounts: &Accounts,
     tenant: &mut Tenant,
     _: NoPass<'_>,
-) -> Result<(), String> {
+) -> Result<(), Refusal> {
     tenant.plan_for_measuring(accounts)?;
     tenant.place_for_measuring();
     Ok(())
@@ -88,7 +89,7 @@ pub fn prepare_run(
     tenant: &mut Tenant,
     telemetry: &mut Telemetry,
     proof: NewShape<'_>,
-) -> Result<(), String> {
+) -> Result<(), Refusal> {
     if tenant.residency.carved().is_none() {
         tenant.weights.unplace();
     }
@@ -109,8 +110,8 @@ pub fn needs_room(accounts: &Accounts, tenant: &Tenant) -> bool {
 }
 
 /// The same where it has that shape already.
-pub fn prepare_run_as_it_is(accounts: &Accounts, tenant: &mut Tenant) -> Result<(), String> {
-    tenant.current_plan(accounts).map_err(|e| e.to_string())?;
+pub fn prepare_run_as_it_is(accounts: &Accounts, tenant: &mut Tenant) -> Result<(), Refusal> {
+    tenant.current_plan(accounts)?;
     tenant.residency.begin_generation();
     Ok(())
 }
@@ -138,7 +139,7 @@ pub unsafe fn split(
     schedulers: &mut Schedulers,
     telemetry: &mut Telemetry,
     begun: Begun,
-) -> Result<(), String> {
+) -> Result<(), Refusal> {
     let planned = match begun.measuring {
         true => tenant.planner.plan_of_measured(),
         false => tenant.planner.plan(),

@@ -1,6 +1,7 @@
 //! What is said where an encoder's memory has no room: what is needed and what there is, and what would work.
 
 use crate::hook::encoders::Encoder;
+use crate::hook::refusal::Refusal;
 use crate::vision::header::EncoderShape;
 use pipeshard_model::size::ByteSize;
 use pipeshard_plan::plan::PlanError;
@@ -38,14 +39,12 @@ impl Refused {
         }
     }
 
-    /// Returns the sentence. `error`: why planning failed.
-    pub fn sentence(&self, budget: u64, error: &PlanError) -> String {
+    /// Says so. `error`: why planning failed.
+    pub fn refusal(&self, budget: u64, error: &PlanError) -> Refusal {
         let Refused { what, of, .. } = self;
         let needed = ByteSize(self.needed);
-        let minimum = match error {
-            PlanError::BudgetTooSmall { minimum, .. } => *minimum,
-            PlanError::FixedDoesNotFit { needed, .. } => *needed,
-            other => return format!("{what} needs {needed} for {of}: {other}"),
+        let Some(minimum) = error.enough() else {
+            return format!("{what} needs {needed} for {of}: {error}").into();
         };
         let left = self.needed.saturating_sub(minimum.saturating_sub(budget));
         let enough = minimum.saturating_add(self.coming);
@@ -55,14 +54,18 @@ impl Refused {
             (fewer >= shape.least_tokens).then_some(fewer)
         });
         let fewer = fewer.map(|few| format!("limit images with --image-max-tokens {few}, "));
-        format!(
+        let text = format!(
             "{what} needs {needed} for {of}, and {} of the budget of {} are left for it: raise that to --pipeshard-vram {} ({enough} \
              bytes), {}or leave the encoder to the CPU with --no-mmproj-offload, which takes longer",
             ByteSize(left),
             ByteSize(budget),
             ByteSize(enough).to_flag(),
             fewer.unwrap_or_default()
-        )
+        );
+        Refusal {
+            text,
+            minimum: Some(enough),
+        }
     }
 }
 
@@ -88,7 +91,7 @@ mod tests {
             minimum: 1300 * MIB,
             contributors: Vec::new(),
         };
-        refused.sentence(1000 * MIB, &error)
+        refused.refusal(1000 * MIB, &error).text
     }
 
     #[test]

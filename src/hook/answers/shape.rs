@@ -4,6 +4,7 @@ use crate::arena::Arena;
 use crate::hook::accounts::Accounts;
 use crate::hook::gate::NewShape;
 use crate::hook::log;
+use crate::hook::refusal::Refusal;
 use crate::hook::residency::CarveError;
 use crate::hook::telemetry::counters::Counters;
 use crate::hook::tenant::Tenant;
@@ -23,16 +24,16 @@ pub fn take(
     tenant: &mut Tenant,
     counters: &mut Counters,
     proof: NewShape<'_>,
-) -> Result<(), String> {
+) -> Result<(), Refusal> {
     loop {
-        let wanted = tenant.current_plan(accounts).map_err(|e| e.to_string())?;
+        let wanted = tenant.current_plan(accounts)?;
         let wanted = wanted.clone();
         tenant.residency.release_other_fetcher(&wanted, proof);
         if !tenant.residency.is_carved_as(&wanted) {
             // residents are about to be read
             if let Some(shrunk) = tenant.weights.shrunk_file() {
                 tenant.note_holdings(accounts);
-                return Err(shrunk.to_string());
+                return Err(shrunk.to_string().into());
             }
             let read = read_from_host(&wanted, tenant.weights.described());
             page_lock(accounts, tenant, counters, &wanted, &read);
@@ -49,7 +50,7 @@ pub fn take(
                     counters.set_minimum(wanted.minimum_budget);
                     tenant.planner.followed.note_dropped_residents(&wanted);
                 }
-                Err(CarveError::Other(why)) => return Err(why),
+                Err(CarveError::Other(why)) => return Err(why.into()),
                 Err(CarveError::Refused(why)) => {
                     lower_budget(accounts, tenant, counters, &wanted, &why.to_string())?;
                     continue;
@@ -122,9 +123,9 @@ fn lower_budget(
     counters: &mut Counters,
     wanted: &Plan,
     why: &str,
-) -> Result<(), String> {
+) -> Result<(), Refusal> {
     if let Some(failure) = accounts.device_failure() {
-        return Err(failure);
+        return Err(failure.into());
     }
     let lowered = accounts.lower_budget(wanted.ledger.total());
     log::warn(&format!(
@@ -135,6 +136,6 @@ fn lower_budget(
     tenant.planner.replan();
     match tenant.current_plan(accounts) {
         Ok(_) => Ok(()),
-        Err(error) => Err(format!("{why}, and {error}")),
+        Err(error) => Err(Refusal::from(&error).saying(format!("{why}, and {error}"))),
     }
 }

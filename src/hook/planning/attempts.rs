@@ -5,6 +5,7 @@
 //! threads compute meanwhile neither ends it nor teaches it. Owned by [`super::planner::Planner`]; written by
 //! [`super::super::answers::context`].
 
+use crate::hook::refusal::Refusal;
 use pipeshard_plan::plan::PlanError;
 use std::collections::HashMap;
 use std::thread::ThreadId;
@@ -41,7 +42,7 @@ pub struct Attempt {
     smallest: bool,
     tries: u32,
     wanted_scratch: u64,
-    error: Option<String>,
+    error: Option<Refusal>,
     /// Bytes of device memory that were missing where the error came from, where they are known.
     missing: Option<u64>,
 }
@@ -63,7 +64,7 @@ pub enum Failed {
     /// There is none left.
     ForGood {
         /// Why.
-        error: String,
+        error: Refusal,
         /// Bytes of device memory that the last try lacked, where that is why.
         missing: Option<u64>,
     },
@@ -156,15 +157,15 @@ impl Attempts {
     }
 
     /// Why what the calling thread makes fails.
-    pub fn fail(&mut self, why: String) {
+    pub fn fail(&mut self, why: Refusal) {
         let attempt = self.current_mut();
         attempt.error = Some(why);
         attempt.missing = None;
     }
 
     /// Why what the calling thread does last failed.
-    pub fn error_here(&self) -> Option<&str> {
-        self.of_threads.get(&this_thread())?.error.as_deref()
+    pub fn error_here(&self) -> Option<&Refusal> {
+        self.of_threads.get(&this_thread())?.error.as_ref()
     }
 
     /// Compute buffers of so many bytes, those of others included, have no room.
@@ -177,7 +178,7 @@ impl Attempts {
             } => minimum.checked_sub(*budget),
             _ => None,
         };
-        attempt.error = Some(why.to_string());
+        attempt.error = Some(why.into());
     }
 
     /// The calling thread has made a scheduler.

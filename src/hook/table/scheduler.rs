@@ -6,6 +6,7 @@ use crate::hook::answers::{context, encode, encoder, search};
 use crate::hook::gate::{Idle, NoPass, Plain};
 use crate::hook::graph::nodes::graph_nodes;
 use crate::hook::log;
+use crate::hook::refusal::Refusal;
 use crate::hook::runtime::Runtime;
 use crate::hook::schedulers::computes_on;
 use crate::lanes::purpose::{compute_buffers_are, Purpose};
@@ -87,7 +88,7 @@ pub(super) unsafe extern "C" fn graph_begin(
         let as_it_is = concerns && !room && !settles && !measuring && graph::needs_nothing(tenant);
         let failure = accounts.device_failure();
         let split = match failure {
-            Some(failure) => Err(failure),
+            Some(failure) => Err(Refusal::from(failure)),
             None if as_it_is => {
                 let split = split_as_it_is(&mut runtime, begun);
                 if runtime.schedulers.refers_to_arena(sched as usize) {
@@ -115,8 +116,8 @@ pub(super) unsafe extern "C" fn graph_begin(
                 false
             }
             Err(why) => {
-                log::error(&why);
-                runtime.telemetry.counters.note_error(why);
+                log::refusal(&why);
+                runtime.telemetry.counters.note_error(why.text);
                 false
             }
         }
@@ -141,7 +142,7 @@ unsafe fn begin_encode<'g>(
     };
     let failure = runtime.accounts.device_failure();
     let bound = match (failure, encode::needs_memory(&runtime.encoders, begun)) {
-        (Some(failure), _) => Err(failure),
+        (Some(failure), _) => Err(failure.into()),
         (None, false) => {
             let bound = bind(&mut runtime);
             if bound.is_ok() {
@@ -174,14 +175,14 @@ unsafe fn begin_encode<'g>(
         }
     };
     if let Err(why) = &bound {
-        log::error(why);
-        runtime.telemetry.counters.note_error(why.clone());
+        log::refusal(why);
+        runtime.telemetry.counters.note_error(why.text.clone());
     }
     bound.is_ok()
 }
 
 /// Decides the nodes of a graph that finds everything in place, while other passes may be under way.
-unsafe fn split_as_it_is(runtime: &mut Runtime, begun: Begun) -> Result<(), String> {
+unsafe fn split_as_it_is(runtime: &mut Runtime, begun: Begun) -> Result<(), Refusal> {
     let since = runtime.telemetry.trace.since();
     let Runtime {
         config,
@@ -204,7 +205,7 @@ unsafe fn prepare_and_split(
     mut runtime: Idle<'_, Runtime>,
     begun: Begun,
     concerns: bool,
-) -> (Idle<'_, Runtime>, Result<(), String>) {
+) -> (Idle<'_, Runtime>, Result<(), Refusal>) {
     let mut since = runtime.telemetry.trace.since();
     let (parts, proof) = runtime.parts();
     let Runtime {
@@ -392,7 +393,7 @@ pub(super) unsafe extern "C" fn scratch_failed(
         log::error(&why);
         parts.telemetry.counters.note_error(why.clone());
         if !parts.encoders.knows(sched) {
-            parts.tenant.planner.attempts.fail(why);
+            parts.tenant.planner.attempts.fail(why.into());
         }
         scratch_there_is(parts, sched, proof);
     };

@@ -4,8 +4,8 @@ use crate::boundary::optional;
 use crate::failure::{Code, Failure};
 use crate::locks::locked;
 use crate::media::Encoder;
-use crate::model::{said, Model};
-use crate::process::with_errors;
+use crate::model::Model;
+use crate::process::{with_errors, Errors};
 use crate::types::SessionConfig;
 use pipeshard_llama::{Context, ContextOptions};
 use pipeshard_model::inventory::DType;
@@ -74,7 +74,7 @@ fn make_context(
     ubatch_is_free: bool,
 ) -> Result<Context<'static>, Failure> {
     let device = &model.device;
-    let refused = |text: &str| device.refused(Code::NoMemory, text.to_owned());
+    let refused = |errors: Errors| device.refused(Code::NoMemory, errors);
     if let Some(projector) = &model.projector {
         if locked(&projector.encoder).is_none() {
             Encoder::announce(&projector.path, projector.image_max_tokens);
@@ -83,7 +83,7 @@ fn make_context(
     let (made, errors) = device.make_context(ubatch_is_free, || {
         with_errors(|| during(Purpose::Kv, || Context::new(&model.llama, options)))
     });
-    let context = made.map_err(|_| refused(&said(&errors, "the context cannot be made")))?;
+    let context = made.map_err(|_| refused(errors.or("the context cannot be made")))?;
     if let Some(projector) = &model.projector {
         let mut encoder = locked(&projector.encoder);
         if encoder.is_none() {
@@ -93,9 +93,10 @@ fn make_context(
                 device.threads,
                 projector.image_max_tokens,
             );
-            *encoder = Some(opened.map_err(|errors| {
-                refused(&said(&errors, "the encoder of images cannot be loaded"))
-            })?);
+            *encoder =
+                Some(opened.map_err(|errors| {
+                    refused(errors.or("the encoder of images cannot be loaded"))
+                })?);
         }
     }
     // SAFETY: whoever has it keeps the model, and drops the context first.

@@ -3,11 +3,10 @@
 use super::activity::Activity;
 use super::context::Settings;
 use super::conversation::{tokens_of, Conversation};
-use crate::device::named_budget;
 use crate::failure::{Code, Failure};
 use crate::media::{Chunk, Part};
 use crate::model::Model;
-use crate::process::with_errors;
+use crate::process::{with_errors, Errors};
 use pipeshard_llama::{Batch, Context, LlamaError};
 use runtime::hook::stopping::watching;
 use std::sync::atomic::Ordering;
@@ -334,7 +333,7 @@ fn steps_of(parts: Vec<Part>) -> (Vec<Step>, Vec<Piece>) {
 /// A pass that did not get to its end.
 pub struct Ended {
     code: i32,
-    errors: String,
+    errors: Errors,
 }
 
 impl Ended {
@@ -351,18 +350,21 @@ impl Ended {
         if activity.stop.load(Ordering::Relaxed) {
             return Failure::new(Code::Cancelled, "the generation was cancelled");
         }
-        let (code, text) = match self.code {
+        let device = &activity.model.device;
+        match self.code {
             // mtmd says 1 as well where the encoder was refused memory
-            1 if named_budget(&self.errors).is_none() => (
-                Code::ContextFull,
-                "the KV cache has no room for the tokens".to_owned(),
-            ),
-            code if self.errors.is_empty() => {
-                (Code::Internal, format!("llama.cpp failed with code {code}"))
+            1 if self.errors.minimum == 0 => {
+                let errors = Errors {
+                    text: "the KV cache has no room for the tokens".to_owned(),
+                    ..self.errors
+                };
+                device.refused(Code::ContextFull, errors)
             }
-            _ => (Code::Internal, self.errors),
-        };
-        activity.model.device.refused(code, text)
+            code => {
+                let otherwise = format!("llama.cpp failed with code {code}");
+                device.refused(Code::Internal, self.errors.or(&otherwise))
+            }
+        }
     }
 }
 

@@ -99,7 +99,7 @@ impl Wish {
         if let Some(grammar) = &self.grammar {
             let (made, errors) = with_errors(|| chain.grammar(model, grammar));
             chain = made.map_err(|_| {
-                let why = errors.lines().next().unwrap_or_default();
+                let why = errors.text.lines().next().unwrap_or_default();
                 Failure::invalid(format!("the grammar cannot be read: {why}"))
             })?;
         }

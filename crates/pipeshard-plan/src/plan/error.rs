@@ -96,6 +96,17 @@ pub enum PlanError {
     Overflow,
 }
 
+impl PlanError {
+    /// The smallest budget with which planning succeeds, in bytes, where a larger one helps.
+    pub fn enough(&self) -> Option<u64> {
+        match self {
+            PlanError::BudgetTooSmall { minimum, .. } => Some(*minimum),
+            PlanError::FixedDoesNotFit { needed, .. } => Some(*needed),
+            PlanError::InvalidInput(_) | PlanError::Overflow => None,
+        }
+    }
+}
+
 fn too_small(budget: u64, minimum: u64, contributors: &[Contributor]) -> impl fmt::Display {
     let shares: Vec<String> = contributors
         .iter()
