@@ -301,6 +301,17 @@ fn a_thousand_budgets_change_no_token() {
 }
 
 #[test]
+fn caches_make_way_for_a_budget_and_come_back() {
+    let other = stock(&model(), OTHER_PROMPT, TOKENS);
+    let mut command = host(&compiled("ladder", &[]));
+    command
+        .arg(format!("prompt2={OTHER_PROMPT}"))
+        .arg(format!("expected2={other}"));
+    let finished = succeeds(&mut command);
+    eprint!("{}", finished.stderr);
+}
+
+#[test]
 fn a_saved_conversation_goes_on_elsewhere() {
     let half = stock(&model(), PROMPT, TOKENS / 2);
     assert!(expected().starts_with(&half));

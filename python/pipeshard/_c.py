@@ -16,6 +16,9 @@ NAME = "libpipeshard.so.0"
 
 NO_PAGE_LOCK = 1
 
+BUDGET_ROUND_TRIP = 1
+BUDGET_SLEEP = 2
+
 EVENT_TEXT = 1
 EVENT_DONE = 2
 EVENT_ENDED = 3
@@ -52,7 +55,13 @@ class DeviceConfig(ctypes.Structure):
 
 
 class BudgetRequest(ctypes.Structure):
-    _fields_ = [("size", c_uint32), ("deadline_ms", c_uint32), ("budget", c_uint64)]
+    _fields_ = [
+        ("size", c_uint32),
+        ("deadline_ms", c_uint32),
+        ("budget", c_uint64),
+        ("allow", c_uint32),
+        ("reserved", c_uint32),
+    ]
 
 
 class CLimits(ctypes.Structure):
@@ -73,6 +82,7 @@ class CLimits(ctypes.Structure):
         ("by_driver", c_uint64),
         ("waited_ms", c_double),
         ("moved_ms", c_double),
+        ("minimum_round_trip", c_uint64),
     ]
 
 

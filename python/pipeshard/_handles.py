@@ -78,6 +78,7 @@ class Limits:
     by_driver: int
     waited_ms: float
     moved_ms: float
+    minimum_round_trip: int
     asleep: int
 
     @classmethod
@@ -186,13 +187,15 @@ class Device(Handle):
         _c.call("pipeshard_predict", self._handle, ctypes.byref(ask), ctypes.byref(found))
         return Prediction(**{field.name: getattr(found, field.name) for field in dataclasses.fields(Prediction)})
 
-    def set_budget(self, budget: Size, deadline_ms: int = 0) -> Limits:
+    def set_budget(self, budget: Size, deadline_ms: int = 0, *, round_trip: bool = False, sleep: bool = False) -> Limits:
         """Changes the budget. A smaller one has given its memory back when this returns.
 
-        Raises BudgetTooSmall, whose `minimum` works; nothing has changed then.
+        Weights move. `round_trip`: where that is not enough, KV caches go to host memory too. `sleep`: where not even that is, everything
+        goes. Raises BudgetTooSmall, whose `minimum` works; nothing has changed then.
         """
         request, now = _c.init(_c.BudgetRequest), _c.init(_c.CLimits)
         request.budget, request.deadline_ms = bytes_of(budget), deadline_ms
+        request.allow = (_c.BUDGET_ROUND_TRIP if round_trip or sleep else 0) | (_c.BUDGET_SLEEP if sleep else 0)
         _c.call("pipeshard_set_budget", self._handle, ctypes.byref(request), ctypes.byref(now))
         return Limits._of(now)
 

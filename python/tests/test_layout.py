@@ -66,6 +66,8 @@ class Layout(unittest.TestCase):
             self.assertEqual(int(found[name]), getattr(_c, name))
         self.assertEqual(int(found["VERSION"].rstrip("u"), 16), _c.VERSION)
         self.assertEqual(int(found["DEVICE_NO_PAGE_LOCK"].rstrip("u")), _c.NO_PAGE_LOCK)
+        for name in ("BUDGET_ROUND_TRIP", "BUDGET_SLEEP"):
+            self.assertEqual(int(found[name].rstrip("u")), getattr(_c, name))
 
 
 if __name__ == "__main__":

@@ -78,9 +78,26 @@ pub fn give_back(gate: &Gate<Runtime>, patience: Option<Duration>) -> Result<(),
     if schedulers.is_empty() {
         // the backend's own memory goes with its contexts
         accounts.reserve.contexts_gone();
+        tenant.planner.attempts.contexts_gone();
     }
     tenant.note_holdings(accounts);
     Ok(())
+}
+
+/// Another budget where everything was given back, however small it is: what wakes up finds out whether it is enough.
+pub fn set_budget_asleep(gate: &Gate<Runtime>, bytes: u64) {
+    let mut runtime = gate.alone();
+    let Runtime {
+        accounts,
+        tenant,
+        telemetry,
+        ..
+    } = &mut *runtime;
+    accounts.set_budget(bytes);
+    tenant.planner.replan();
+    tenant.planner.decide_again();
+    tenant.residency.void_graphs();
+    telemetry.counters.budget_changes += 1;
 }
 
 /// Takes the memory of weights that was given back, ahead of the next pass, which would do so itself.

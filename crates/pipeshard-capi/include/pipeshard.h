@@ -198,10 +198,18 @@ PIPESHARD_API int  pipeshard_streams(pipeshard_device * device, void ** streams,
 
 /* ----------------------------------------------------------------------------------------------------------------- budget */
 
+/* How far a change of the budget may go, where moving weights is not enough. */
+#define PIPESHARD_BUDGET_ROUND_TRIP 1u /* contexts are made again: KV caches go through host memory, and may stay there. Takes as long as
+                                        * sleeping and waking. Sessions that generate make way between two tokens */
+#define PIPESHARD_BUDGET_SLEEP      2u /* and where even that is not enough, everything is given back, as by pipeshard_sleep. Answers under
+                                        * way end with PIPESHARD_E_BUDGET_TOO_SMALL; the conversations are kept */
+
 typedef struct {
     uint32_t size;
     uint32_t deadline_ms; /* how long the change may wait for passes under way; 0: as long as they take */
     uint64_t budget;      /* bytes */
+    uint32_t allow;       /* PIPESHARD_BUDGET_; 0: weights move, and nothing else */
+    uint32_t reserved;
 } pipeshard_budget_request;
 
 typedef struct {
@@ -221,13 +229,15 @@ typedef struct {
     uint64_t by_driver;          /* of this process, as the driver counts, less what it held before the first model; 0: not known */
     double   waited_ms;          /* pipeshard_set_budget: how long it waited for passes */
     double   moved_ms;           /* and how long memory took to move */
+    uint64_t minimum_round_trip; /* about the smallest with PIPESHARD_BUDGET_ROUND_TRIP: all KV caches are in host memory then */
 } pipeshard_limits;
 
 /* Changes the budget while models are loaded, also while tokens are generated.
  *
  * A smaller budget has given its memory back when this returns: what is allocated is at most `budget`. Tokens that are being generated
  * come a little later, and are the same. Where a pass would not end within the deadline, it is ended and computed again. A larger
- * budget returns at once, and fills up with the next passes.
+ * budget returns at once, and fills up with the next passes; with PIPESHARD_BUDGET_ROUND_TRIP contexts that were made within a smaller
+ * one are made again, and their KV caches come back. PIPESHARD_E_BUSY for that in a callback of a session that generates.
  *
  * PIPESHARD_E_BUDGET_TOO_SMALL: pipeshard_error_minimum says what works. PIPESHARD_E_DEADLINE. Nothing has changed then.
  * `now` (NULL: not wanted) gets what is true afterwards. */

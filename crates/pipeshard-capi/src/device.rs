@@ -5,6 +5,7 @@ use crate::cuda_context;
 use crate::failure::{CError, Code, Failure};
 use crate::handles::Table;
 use crate::host_memory::{self, HostMemory};
+use crate::ladder::{round_trip, Follower, Orders, Took, ROUND_TRIP, SLEEP};
 use crate::locks::locked;
 use crate::process::{self, Errors, Use};
 use crate::types::{BudgetRequest, DeviceConfig, Limits, NO_PAGE_LOCK};
@@ -26,7 +27,7 @@ use std::ffi::{c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// C's name for a handle.
 pub enum CDevice {}
@@ -74,6 +75,22 @@ pub trait Sleeper: Send + Sync {
     /// Somebody uses it.
     fn claim(&self) -> Result<Box<dyn Claimed + '_>, Failure>;
 
+    /// Waits until it follows the order of that number, or does nothing.
+    ///
+    /// # Errors
+    /// It was not before `until`, or could not follow it.
+    fn follow(
+        &self,
+        number: u64,
+        until: Option<Instant>,
+    ) -> Result<Box<dyn Follower + '_>, Failure>;
+
+    /// Reports whether this thread uses it.
+    fn is_used_here(&self) -> bool;
+
+    /// The budget that its context was made within, in bytes.
+    fn made_within(&self) -> u64;
+
     /// Takes its memory again, unless somebody uses it, who does so.
     ///
     /// # Errors
@@ -105,6 +122,10 @@ pub struct Device {
     sessions: Mutex<Vec<Weak<dyn Sleeper>>>,
     /// One context is made at a time.
     making: Mutex<()>,
+    /// What sessions have to do.
+    pub orders: Orders,
+    /// One budget at a time is reached by making contexts again.
+    pub trip: Mutex<()>,
     _memory: host_memory::InUse,
     _context: cuda_context::InUse,
     _use: Use,
@@ -177,6 +198,8 @@ impl Device {
             ubatch_is_free,
             sessions: Mutex::new(Vec::new()),
             making: Mutex::new(()),
+            orders: Orders::default(),
+            trip: Mutex::new(()),
             _memory: memory,
             _context: context,
             _use: in_use,
@@ -226,7 +249,7 @@ impl Device {
     }
 
     /// The sessions that are open.
-    fn sessions(&self) -> Vec<Arc<dyn Sleeper>> {
+    pub fn sessions(&self) -> Vec<Arc<dyn Sleeper>> {
         let mut sessions = locked(&self.sessions);
         sessions.retain(|session| session.strong_count() > 0);
         sessions.iter().filter_map(Weak::upgrade).collect()
@@ -238,7 +261,16 @@ impl Device {
         let busy = sessions.iter().map(|session| session.claim());
         let busy: Vec<_> = busy.collect::<Result<_, _>>()?;
         busy.iter().try_for_each(|session| session.sleep())?;
-        log::after(|| control::give_back(self.gate(), None)).map_err(|why| failure_of(&why))
+        self.give_back().map_err(|why| failure_of(&why))
+    }
+
+    /// Gives back all memory of weights, while no context is being made.
+    ///
+    /// # Errors
+    /// As [`control::give_back`].
+    pub fn give_back(&self) -> Result<(), ControlError> {
+        let _none = locked(&self.making);
+        log::after(|| control::give_back(self.gate(), None))
     }
 
     fn wake(&self) -> Result<(), Failure> {
@@ -271,12 +303,47 @@ impl Device {
         if request.budget == 0 {
             return Err(Failure::invalid("a budget of 0 bytes is none"));
         }
+        if request.allow & !(ROUND_TRIP | SLEEP) != 0 || request.reserved != 0 {
+            return Err(Failure::new(
+                Code::Version,
+                format!("allow {:#x} is not known to this library", request.allow),
+            ));
+        }
+        let begin = Instant::now();
         let patience =
             (request.deadline_ms > 0).then(|| Duration::from_millis(request.deadline_ms.into()));
         let wanted = Some(self.attached.memory_is_wanted());
         let changed =
             log::after(|| control::change_budget(self.gate(), request.budget, patience, wanted));
-        let changed = changed.map_err(|why| match failure_of(&why) {
+        let is_trip = match &changed {
+            Ok(_) => self
+                .sessions()
+                .iter()
+                .any(|s| s.made_within() < request.budget),
+            Err(why) => failure_of(why).code == Code::BudgetTooSmall,
+        };
+        let trip = request.allow != 0 && is_trip;
+        let took = match (changed, trip) {
+            (Ok(changed), false) => Took {
+                waited_ms: changed.waited_ms,
+                moved_ms: changed.moved_ms,
+            },
+            (Err(why), false) => return Err(self.not_changed(&why)),
+            (_, true) => {
+                let left = patience.map(|patience| patience.saturating_sub(begin.elapsed()));
+                round_trip(self, request.budget, left, request.allow)?
+            }
+        };
+        Ok(Limits {
+            waited_ms: took.waited_ms,
+            moved_ms: took.moved_ms,
+            ..self.limits()
+        })
+    }
+
+    /// Why the budget is what it was.
+    pub fn not_changed(&self, why: &ControlError) -> Failure {
+        match failure_of(why) {
             failure if failure.code == Code::Internal => {
                 let errors = Errors {
                     text: failure.text,
@@ -285,14 +352,7 @@ impl Device {
                 self.refused(failure.code, errors)
             }
             failure => failure,
-        })?;
-        let peak = self.gate().plain().accounts.ledger.peak_total();
-        Ok(Limits {
-            asleep: self.asleep(),
-            waited_ms: changed.waited_ms,
-            moved_ms: changed.moved_ms,
-            ..limits_for_c(&changed.now, peak)
-        })
+        }
     }
 }
 
@@ -326,6 +386,7 @@ fn limits_for_c(found: &runtime::report::Limits, peak: u64) -> Limits {
         asleep: 0,
         budget: found.budget,
         minimum: found.minimum,
+        minimum_round_trip: found.minimum.saturating_sub(kv),
         everything: found.everything_resident.unwrap_or(0),
         held: found.held_total,
         peak,

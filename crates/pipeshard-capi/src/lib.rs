@@ -14,6 +14,7 @@
 //! | the host's own | [`host_memory`] | allocators, and which streams there are |
 //! | | [`cuda_context`] | the CUDA context that is current |
 //! | what can be opened | [`device`] | a runtime that is attached, and its budget |
+//! | | [`ladder`] | a budget for which contexts are made again |
 //! | | [`model`], [`chat`], [`media`] | a model, its chat template, its images and sound |
 //! | | [`files`] | files that the host reads |
 //! | | [`session`] | conversations and answers |
@@ -31,6 +32,7 @@ mod failure;
 mod files;
 mod handles;
 mod host_memory;
+mod ladder;
 mod locks;
 mod media;
 mod model;

@@ -173,6 +173,13 @@ impl Model {
         }
     }
 
+    /// The encoder gives its memory back. It is opened again with the next context.
+    pub fn close_encoder(&self) {
+        if let Some(projector) = &self.projector {
+            *locked(&projector.encoder) = None;
+        }
+    }
+
     /// What the file calls itself.
     pub fn description(&self) -> String {
         let mut text = [0u8; 256];

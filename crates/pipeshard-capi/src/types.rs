@@ -77,6 +77,8 @@ pub struct BudgetRequest {
     pub size: u32,
     pub deadline_ms: u32,
     pub budget: u64,
+    pub allow: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -98,6 +100,7 @@ pub struct Limits {
     pub by_driver: u64,
     pub waited_ms: f64,
     pub moved_ms: f64,
+    pub minimum_round_trip: u64,
 }
 
 #[repr(C)]

@@ -62,6 +62,8 @@ mod files;
 mod handles;
 #[path = "../../pipeshard-capi/src/host_memory.rs"]
 mod host_memory;
+#[path = "../../pipeshard-capi/src/ladder.rs"]
+mod ladder;
 #[path = "../../pipeshard-capi/src/locks.rs"]
 mod locks;
 #[allow(dead_code)]

@@ -97,6 +97,8 @@ unsafe fn change(
 ) -> Result<(), Refusal> {
     let request = BudgetRequest {
         size: size_of::<BudgetRequest>() as u32,
+        allow: 0,
+        reserved: 0,
         deadline_ms,
         budget,
     };

@@ -253,6 +253,12 @@ impl Attempts {
         Failed::ForGood { error, missing }
     }
 
+    /// No context is left, and none is being made: the next one is made as if it were the first.
+    pub fn contexts_gone(&mut self) {
+        self.of_threads.clear();
+        self.kept = Kept::default();
+    }
+
     /// A model is gone, and so are its contexts.
     pub fn forget_model(&mut self, model: usize) {
         self.of_threads

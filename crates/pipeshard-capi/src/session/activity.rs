@@ -1,20 +1,23 @@
 //! What a session does now, who does it, and how it is ended.
 
+use super::evaluate::Work;
 use crate::failure::{Code, Failure};
 use crate::locks::locked;
 use crate::model::Model;
 use crate::types::State;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Who does something with a session.
 #[derive(Default)]
 pub struct Doing {
     /// The thread that does.
     pub thread: Option<libc::pthread_t>,
+    /// What became of the last order that it followed, by the order's number, while it waits for others.
+    pub followed: Option<(u64, Result<(), Failure>)>,
     /// A thread of our own: it is joined by who closes.
     pub own: Option<JoinHandle<()>>,
     pub closed: bool,
@@ -27,12 +30,22 @@ pub struct Activity {
     pub stop: AtomicBool,
     state: Mutex<State>,
     doing: Mutex<Doing>,
-    /// Nothing is done any more, or the session was cancelled.
+    /// Nothing is done any more, an order was followed, or the session was cancelled.
     changed: Condvar,
+    /// The budget that its context was made within, in bytes.
+    pub made_within: AtomicU64,
 }
 
 /// The right to do something with a session; others get `PIPESHARD_E_BUSY`.
 pub struct Busy<'a>(pub &'a Activity);
+
+/// What somebody who gives orders has of a session.
+pub enum Joined<'a> {
+    /// Nobody uses it: who gives the orders follows them.
+    Idle(Busy<'a>),
+    /// Its thread follows them.
+    Followed,
+}
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
@@ -51,6 +64,7 @@ impl Activity {
             state: Mutex::new(state),
             doing: Mutex::new(Doing::default()),
             changed: Condvar::new(),
+            made_within: AtomicU64::new(0),
         }
     }
 
@@ -86,6 +100,66 @@ impl Activity {
         // under the lock, so that it does not undo what somebody cancels or closes from here on
         self.stop.store(false, Ordering::Relaxed);
         Ok(Busy(self))
+    }
+
+    /// Waits until who uses it has followed the order of that number, or uses it no more.
+    ///
+    /// # Errors
+    /// It was not before `until`, or the order could not be followed.
+    pub fn wait_for(&self, number: u64, until: Option<Instant>) -> Result<Joined<'_>, Failure> {
+        let mut doing = self.doing();
+        loop {
+            match &doing.followed {
+                Some((followed, done)) if *followed == number => {
+                    return done.clone().map(|()| Joined::Followed)
+                }
+                _ if doing.thread.is_none() => {
+                    // SAFETY: no preconditions.
+                    doing.thread = Some(unsafe { libc::pthread_self() });
+                    self.stop.store(false, Ordering::Relaxed);
+                    return Ok(Joined::Idle(Busy(self)));
+                }
+                _ => {}
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            doing = match left {
+                Some(Duration::ZERO) => {
+                    return Err(Failure::new(
+                        Code::Deadline,
+                        "the budget was not changed: a session that evaluates did not make way in time; allow more time",
+                    ))
+                }
+                Some(left) => {
+                    let woken = self.changed.wait_timeout(doing, left);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self
+                    .changed
+                    .wait(doing)
+                    .unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Follows the orders that there are, with `work` and nothing else. To be called where nothing would be lost with the context: no
+    /// logits are wanted any more.
+    ///
+    /// # Errors
+    /// There is no room for the context any more: the session sleeps.
+    pub fn follow_orders(&self, work: &mut Work) -> Result<(), Failure> {
+        let orders = &self.model.device.orders;
+        if !orders.are_given() {
+            return Ok(());
+        }
+        let mut number = 0;
+        while let Some((now, order)) = orders.after(number) {
+            number = now;
+            let done = work.follow(self, order);
+            self.doing().followed = Some((now, done));
+            self.changed.notify_all();
+        }
+        self.doing().followed = None;
+        work.wake(self)
     }
 
     /// Waits until then. False: the session was cancelled meanwhile.

@@ -1,5 +1,6 @@
 //! Contexts of a session: the first, and those that it wakes up with.
 
+use super::activity::Activity;
 use crate::boundary::optional;
 use crate::failure::{Code, Failure};
 use crate::locks::locked;
@@ -14,6 +15,7 @@ use runtime::hook::stopping::{is_wanted, MemoryWanted};
 use runtime::lanes::purpose::{during, Purpose};
 use std::ffi::{c_char, c_void};
 use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
 
 /// Tokens of a batch, as llama.cpp's tools have it. The ubatch is chosen by the plan.
 pub const BATCH: u32 = 2048;
@@ -152,7 +154,19 @@ impl Settings {
     ///
     /// # Errors
     /// There is no room for it.
-    pub fn make(&mut self, model: &Model) -> Result<Context<'static>, Failure> {
+    pub fn make(&mut self, activity: &Activity) -> Result<Context<'static>, Failure> {
+        let model = &activity.model;
+        let budget = model.device.gate().plain().accounts.budget();
+        let context = self.make_first(model)?;
+        activity.made_within.store(budget, Ordering::Relaxed);
+        Ok(context)
+    }
+
+    /// The same, of a session that is opened.
+    ///
+    /// # Errors
+    /// As [`Settings::make`].
+    pub fn make_first(&mut self, model: &Model) -> Result<Context<'static>, Failure> {
         let context = make_context(model, &self.options, self.ubatch_is_free)?;
         let memory: *const MemoryWanted = model.device.memory_is_wanted();
         // SAFETY: the threads are the session's, and the flag the device's, which it keeps: it drops the context first.

@@ -4,8 +4,8 @@ use super::activity::Activity;
 use super::context::Settings;
 use super::conversation::{tokens_of, Conversation};
 use crate::failure::{Code, Failure};
+use crate::ladder::Order;
 use crate::media::{Chunk, Part};
-use crate::model::Model;
 use crate::process::{with_errors, Errors};
 use pipeshard_llama::{Batch, Context, LlamaError};
 use runtime::hook::stopping::watching;
@@ -109,11 +109,11 @@ impl Work {
     ///
     /// # Errors
     /// There is no room for it: it goes on sleeping.
-    pub fn wake(&mut self, model: &Model) -> Result<(), Failure> {
+    pub fn wake(&mut self, activity: &Activity) -> Result<(), Failure> {
         let Place::Asleep(cache) = &self.place else {
             return Ok(());
         };
-        let mut context = self.settings.make(model)?;
+        let mut context = self.settings.make(activity)?;
         if !cache.is_empty() {
             let taken = context.set_sequence_state(0, cache);
             taken
@@ -121,6 +121,21 @@ impl Work {
         }
         self.place = Place::Awake(context);
         Ok(())
+    }
+
+    /// Gives its memory back, or takes it again.
+    ///
+    /// # Errors
+    /// As [`Work::sleep`] and [`Work::wake`].
+    pub fn follow(&mut self, activity: &Activity, order: Order) -> Result<(), Failure> {
+        match order {
+            Order::Wake => self.wake(activity),
+            Order::Sleep => {
+                self.sleep()?;
+                activity.model.close_encoder();
+                Ok(())
+            }
+        }
     }
 
     /// The KV cache as bytes; none where it is empty.
@@ -240,6 +255,7 @@ impl Work {
         let most = self.batch as usize;
         let mut left = tokens;
         while !left.is_empty() {
+            activity.follow_orders(self)?;
             let now = &left[..left.len().min(most.max(1))];
             let begin = positions(&self.held);
             let mut batch = Batch::new();
@@ -292,6 +308,7 @@ impl Work {
 
     /// Encodes an image, and evaluates it behind what is held.
     fn media(&mut self, activity: &Activity, chunk: &Chunk, logits: bool) -> Result<(), Failure> {
+        activity.follow_orders(self)?;
         let batch = self.batch as i32;
         let past = positions(&self.held);
         let context = self.context()?;

@@ -84,7 +84,7 @@ pub unsafe extern "C" fn pipeshard_session_add_media(
         let media = read(media, "pipeshard_media")?;
         with_session(session, |session, work| {
             // files are read by the encoder, which a sleeping session has not
-            work.wake(&session.activity.model)?;
+            work.wake(&session.activity)?;
             let of_encoder = |encoder: &Encoder| Bitmap::of(&media, encoder);
             let bitmap = session.activity.model.with_encoder(of_encoder)?;
             work.conversation.coming.push(bitmap);
@@ -162,7 +162,7 @@ pub unsafe extern "C" fn pipeshard_session_restore(
         }
         let bytes = std::slice::from_raw_parts(data.cast::<u8>(), size);
         with_session(session, |session, work| {
-            work.restore(&session.activity.model, bytes)
+            work.restore(&session.activity, bytes)
         })
     })
 }

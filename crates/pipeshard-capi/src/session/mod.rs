@@ -22,10 +22,11 @@ mod saved;
 
 use crate::device::{Claimed, Sleeper};
 use crate::failure::{Code, Failure};
+use crate::ladder::{Follower, Order};
 use crate::locks::locked;
 use crate::model::Model;
 use crate::types::{SessionConfig, State};
-use activity::{Activity, Busy};
+use activity::{Activity, Busy, Joined};
 use context::Settings;
 use conversation::Conversation;
 use evaluate::{Place, Work};
@@ -34,7 +35,9 @@ use generate::Wish;
 use pipeshard_model::threads::named;
 use pipeshard_sys as ffi;
 use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 pub use context::{kv_type, BATCH};
 
@@ -53,7 +56,8 @@ impl Session {
     /// A member makes no sense, or there is no room.
     pub unsafe fn open(model: Arc<Model>, config: &SessionConfig) -> Result<Arc<Self>, Failure> {
         let mut settings = Settings::read(config, model.device.threads)?;
-        let context = settings.make(&model)?;
+        let budget = model.device.gate().plain().accounts.budget();
+        let context = settings.make_first(&model)?;
         let raw = context.raw();
         let (room, batch) = (ffi::llama_n_ctx_seq(raw), ffi::llama_n_batch(raw));
         let state = State {
@@ -82,6 +86,8 @@ impl Session {
             activity: Activity::new(model, state),
             events: Events::default(),
         });
+        let made_within = &session.activity.made_within;
+        made_within.store(budget, Ordering::Relaxed);
         let sleeper: Arc<dyn Sleeper> = Arc::clone(&session) as _;
         session.activity.model.device.opened(&sleeper);
         Ok(session)
@@ -113,7 +119,7 @@ impl Session {
     ) -> Result<(), Failure> {
         self.activity.noted(|state| state.busy = 1);
         self.alone(busy, |work| {
-            work.wake(&self.activity.model)?;
+            work.wake(&self.activity)?;
             self.activity.answer(work, wish, piece)
         })
     }
@@ -178,11 +184,30 @@ struct Idle<'s>(&'s Session, Busy<'s>);
 impl Claimed for Idle<'_> {
     fn sleep(&self) -> Result<(), Failure> {
         let Idle(session, busy) = self;
-        session.alone(busy, Work::sleep)?;
-        if let Some(projector) = &session.activity.model.projector {
-            *locked(&projector.encoder) = None;
+        session.alone(busy, |work| work.follow(&session.activity, Order::Sleep))
+    }
+}
+
+/// A session that follows orders: by who gives them where it does nothing else.
+struct Following<'s> {
+    session: &'s Session,
+    joined: Joined<'s>,
+    slept: bool,
+}
+
+impl Follower for Following<'_> {
+    fn slept(&self) -> bool {
+        self.slept
+    }
+
+    fn follow(&self, number: u64, order: Order) -> Result<(), Failure> {
+        let activity = &self.session.activity;
+        match &self.joined {
+            Joined::Idle(busy) => self
+                .session
+                .alone(busy, |work| work.follow(activity, order)),
+            Joined::Followed => activity.wait_for(number, None).map(drop),
         }
-        Ok(())
     }
 }
 
@@ -191,9 +216,36 @@ impl Sleeper for Session {
         Ok(Box::new(Idle(self, self.activity.begin()?)))
     }
 
+    fn follow(
+        &self,
+        number: u64,
+        until: Option<Instant>,
+    ) -> Result<Box<dyn Follower + '_>, Failure> {
+        let joined = self.activity.wait_for(number, until)?;
+        let slept = match joined {
+            Joined::Idle(_) => self.is_asleep(),
+            Joined::Followed => false,
+        };
+        Ok(Box::new(Following {
+            session: self,
+            joined,
+            slept,
+        }))
+    }
+
+    fn is_used_here(&self) -> bool {
+        // SAFETY: no preconditions.
+        let this = unsafe { libc::pthread_self() };
+        self.activity.doing().thread == Some(this)
+    }
+
+    fn made_within(&self) -> u64 {
+        self.activity.made_within.load(Ordering::Relaxed)
+    }
+
     fn wake(&self) -> Result<(), Failure> {
         match self.activity.begin() {
-            Ok(busy) => self.alone(&busy, |work| work.wake(&self.activity.model)),
+            Ok(busy) => self.alone(&busy, |work| work.wake(&self.activity)),
             // who uses it wakes it
             Err(_) => Ok(()),
         }

@@ -1,5 +1,6 @@
 //! A conversation as bytes: what was said, what the KV cache holds, and the cache itself.
 
+use super::activity::Activity;
 use super::conversation::{Conversation, Message};
 use super::evaluate::{Piece, Work};
 use crate::failure::{Code, Failure};
@@ -123,7 +124,7 @@ impl Work {
     /// # Errors
     /// It is damaged, or of another model or build, or too large. The session is as it was, but where the KV cache is refused, which
     /// leaves it empty.
-    pub fn restore(&mut self, model: &Model, bytes: &[u8]) -> Result<(), Failure> {
+    pub fn restore(&mut self, activity: &Activity, bytes: &[u8]) -> Result<(), Failure> {
         let mut rest = bytes;
         let not_one = || damaged("it is none, or of another version of pipeshard");
         let magic = take(&mut rest, MAGIC.len() as u64).ok_or_else(not_one)?;
@@ -142,7 +143,7 @@ impl Work {
         let cache = take(&mut rest, length(2)).ok_or_else(cut)?;
         let head: Value =
             serde_json::from_slice(head).map_err(|_| damaged("its head is damaged"))?;
-        if head["build"] != BUILD_ID || head["model"] != model.identity() {
+        if head["build"] != BUILD_ID || head["model"] != activity.model.identity() {
             return Err(damaged(
                 "it is of another model, or of another build of pipeshard",
             ));
@@ -167,7 +168,7 @@ impl Work {
             text: head["text"].as_str().unwrap_or_default().to_owned(),
             without_roles: head["without_roles"].as_bool().unwrap_or(false),
         };
-        self.wake(model)?;
+        self.wake(activity)?;
         self.forget();
         if !held.is_empty() {
             let taken = self.context()?.set_sequence_state(0, cache);
