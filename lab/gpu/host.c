@@ -165,6 +165,43 @@ static void budgets(const char * what, const char * text, unsigned tokens, unsig
     free(shrink); free(grow); free(moved);
 }
 
+/* Contexts are made again while tokens are generated: KV caches go to the host and come back. */
+static void round_trips(uint64_t large, int count) {
+    double * down = calloc(count, sizeof *down), * up = calloc(count, sizeof *up), * waited = calloc(count, sizeof *waited);
+    pipeshard_limits l = PIPESHARD_INIT(pipeshard_limits);
+    pipeshard_get_limits(gpu, &l, NULL);
+    uint64_t kv = l.held_kv, small = l.minimum_round_trip + 128 * MIB;
+    uint64_t over = 0;
+    submit("Once upon a time", 0);
+    for (int i = 0; i < count; i++) {
+        for (int back = 0; back < 2; back++) {
+            if (!going()) { submit("Once upon a time", 0); }
+            nap(40 + rand() % 250);
+            pipeshard_budget_request r = PIPESHARD_INIT(pipeshard_budget_request);
+            pipeshard_error * e = NULL;
+            r.budget = back ? large : small;
+            r.allow  = PIPESHARD_BUDGET_ROUND_TRIP;
+            double begin = now_ms();
+            need("round trip", pipeshard_set_budget(gpu, &r, &l, &e), e);
+            (back ? up : down)[i] = now_ms() - begin;
+            if (l.by_driver > r.budget && l.by_driver - r.budget > over) { over = l.by_driver - r.budget; }
+            if (l.held > r.budget) { printf("FAIL held more than the budget\n"); failures++; }
+            if (!back) {
+                waited[i] = l.waited_ms;
+                if (l.held_kv >= kv) { printf("FAIL %llu MiB of KV cache stayed\n", (unsigned long long) (l.held_kv / MIB)); failures++; }
+            } else if (l.held_kv != kv) { printf("FAIL %llu MiB of KV cache came back\n", (unsigned long long) (l.held_kv / MIB)); failures++; }
+        }
+    }
+    printf("round trips between %llu and %llu MiB, KV cache %llu MiB; by the driver over the budget by %llu bytes\n",
+        (unsigned long long) (large / MIB), (unsigned long long) (small / MIB), (unsigned long long) (kv / MIB), (unsigned long long) over);
+    spread("  down", down, count);
+    spread("    of it until sessions had made way", waited, count);
+    spread("  up", up, count);
+    pipeshard_cancel(chat);
+    finish();
+    free(down); free(up); free(waited);
+}
+
 static void cancels(const char * what, const char * text, int in_prompt, int count) {
     double * took = calloc(count, sizeof *took);
     int done = 0;
@@ -272,6 +309,11 @@ int main(int argc, char ** argv) {
     cancels("cancel in prompts, small budget", prompt, 1, changes * 2);
     r.budget = large;
     need("set_budget", pipeshard_set_budget(gpu, &r, NULL, NULL), NULL);
+
+    round_trips(large, 10);
+    submit("Once upon a time", 48);
+    finish();
+    printf("the same after round trips: %s tokens\n", fingerprint() == first ? "the same" : "OTHER");
 
     for (int i = 0; i < 5; i++) {
         submit(prompt, 4);

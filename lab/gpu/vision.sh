@@ -39,6 +39,8 @@ synth cosmos-mmproj cosmos-reason1-7b-mmproj
     note "$size stock, all in VRAM: $LOOK"
     look "stock-off-$size" cosmos "$models/$size.bmp" -ngl 99 -fa off
     note "$size stock -fa off: $LOOK; $(apart "stock-off-$size" "stock-$size")"
+    look "ours-off-$size" cosmos "$models/$size.bmp" --pipeshard-vram "${BUDGET_OFF:-4G}" -fa off --pipeshard-report "$models/off-$size.json"
+    note "$size ${BUDGET_OFF:-4G} -fa off: $LOOK; $(apart "ours-off-$size" "stock-off-$size"); $(grep -o '"blocks":[0-9]*' "$models/off-$size.json")"
     for budget in ${BUDGETS_VISION:-2G 3G 4G 12G}; do
         look "$size-$budget" cosmos "$models/$size.bmp" --pipeshard-vram "$budget" --pipeshard-report "$models/$size-$budget.json"
         note "$size $budget: $LOOK; $(apart "$size-$budget" "stock-$size")"
