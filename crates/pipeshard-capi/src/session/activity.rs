@@ -1,6 +1,5 @@
 //! What a session does now, who does it, and how it is ended.
 
-use super::evaluate::Work;
 use crate::failure::{Code, Failure};
 use crate::locks::locked;
 use crate::model::Model;
@@ -141,25 +140,10 @@ impl Activity {
         }
     }
 
-    /// Follows the orders that there are, with `work` and nothing else. To be called where nothing would be lost with the context: no
-    /// logits are wanted any more.
-    ///
-    /// # Errors
-    /// There is no room for the context any more: the session sleeps.
-    pub fn follow_orders(&self, work: &mut Work) -> Result<(), Failure> {
-        let orders = &self.model.device.orders;
-        if !orders.are_given() {
-            return Ok(());
-        }
-        let mut number = 0;
-        while let Some((now, order)) = orders.after(number) {
-            number = now;
-            let done = work.follow(self, order);
-            self.doing().followed = Some((now, done));
-            self.changed.notify_all();
-        }
-        self.doing().followed = None;
-        work.wake(self)
+    /// An order was followed, with this result; none: there is none any more.
+    pub fn has_followed(&self, followed: Option<(u64, Result<(), Failure>)>) {
+        self.doing().followed = followed;
+        self.changed.notify_all();
     }
 
     /// Waits until then. False: the session was cancelled meanwhile.

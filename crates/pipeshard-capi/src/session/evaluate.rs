@@ -138,6 +138,25 @@ impl Work {
         }
     }
 
+    /// Follows the orders that there are. To be called where nothing would be lost with the context: no logits are wanted any more.
+    ///
+    /// # Errors
+    /// There is no room for the context any more: the session sleeps.
+    fn follow_orders(&mut self, activity: &Activity) -> Result<(), Failure> {
+        let orders = &activity.model.device.orders;
+        if !orders.are_given() {
+            return Ok(());
+        }
+        let mut number = 0;
+        while let Some((now, order)) = orders.after(number) {
+            number = now;
+            let done = self.follow(activity, order);
+            activity.has_followed(Some((now, done)));
+        }
+        activity.has_followed(None);
+        self.wake(activity)
+    }
+
     /// The KV cache as bytes; none where it is empty.
     pub fn cache(&mut self) -> Vec<u8> {
         match &mut self.place {
@@ -255,7 +274,7 @@ impl Work {
         let most = self.batch as usize;
         let mut left = tokens;
         while !left.is_empty() {
-            activity.follow_orders(self)?;
+            self.follow_orders(activity)?;
             let now = &left[..left.len().min(most.max(1))];
             let begin = positions(&self.held);
             let mut batch = Batch::new();
@@ -308,7 +327,7 @@ impl Work {
 
     /// Encodes an image, and evaluates it behind what is held.
     fn media(&mut self, activity: &Activity, chunk: &Chunk, logits: bool) -> Result<(), Failure> {
-        activity.follow_orders(self)?;
+        self.follow_orders(activity)?;
         let batch = self.batch as i32;
         let past = positions(&self.held);
         let context = self.context()?;
