@@ -5,10 +5,10 @@ use crate::cuda_context;
 use crate::failure::{CError, Code, Failure};
 use crate::handles::Table;
 use crate::host_memory::{self, HostMemory};
-use crate::ladder::{round_trip, Follower, Orders, Took, ROUND_TRIP, SLEEP};
 use crate::locks::locked;
+use crate::orders::{Follower, Orders};
 use crate::process::{self, Errors, Use};
-use crate::types::{BudgetRequest, DeviceConfig, Limits, NO_PAGE_LOCK};
+use crate::types::{DeviceConfig, Limits, NO_PAGE_LOCK};
 use pipeshard_sim as sim;
 use pipeshard_sys as ffi;
 use runtime::hook::answers::budget::BudgetError;
@@ -27,7 +27,7 @@ use std::ffi::{c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// C's name for a handle.
 pub enum CDevice {}
@@ -286,7 +286,8 @@ impl Device {
             .count() as u32
     }
 
-    fn limits(&self) -> Limits {
+    /// What is held, and what is possible now.
+    pub fn limits(&self) -> Limits {
         let limits = log::after(|| control::limits(self.gate()));
         let peak = self.gate().plain().accounts.ledger.peak_total();
         let found = limits.unwrap_or_else(|_| runtime::report::Limits {
@@ -297,48 +298,6 @@ impl Device {
             asleep: self.asleep(),
             ..limits_for_c(&found, peak)
         }
-    }
-
-    fn set_budget(&self, request: &BudgetRequest) -> Result<Limits, Failure> {
-        if request.budget == 0 {
-            return Err(Failure::invalid("a budget of 0 bytes is none"));
-        }
-        if request.allow & !(ROUND_TRIP | SLEEP) != 0 || request.reserved != 0 {
-            return Err(Failure::new(
-                Code::Version,
-                format!("allow {:#x} is not known to this library", request.allow),
-            ));
-        }
-        let begin = Instant::now();
-        let patience =
-            (request.deadline_ms > 0).then(|| Duration::from_millis(request.deadline_ms.into()));
-        let wanted = Some(self.attached.memory_is_wanted());
-        let changed =
-            log::after(|| control::change_budget(self.gate(), request.budget, patience, wanted));
-        let is_trip = match &changed {
-            Ok(_) => self
-                .sessions()
-                .iter()
-                .any(|s| s.made_within() < request.budget),
-            Err(why) => failure_of(why).code == Code::BudgetTooSmall,
-        };
-        let trip = request.allow != 0 && is_trip;
-        let took = match (changed, trip) {
-            (Ok(changed), false) => Took {
-                waited_ms: changed.waited_ms,
-                moved_ms: changed.moved_ms,
-            },
-            (Err(why), false) => return Err(self.not_changed(&why)),
-            (_, true) => {
-                let left = patience.map(|patience| patience.saturating_sub(begin.elapsed()));
-                round_trip(self, request.budget, left, request.allow)?
-            }
-        };
-        Ok(Limits {
-            waited_ms: took.waited_ms,
-            moved_ms: took.moved_ms,
-            ..self.limits()
-        })
     }
 
     /// Why the budget is what it was.
@@ -356,7 +315,8 @@ impl Device {
     }
 }
 
-fn failure_of(why: &ControlError) -> Failure {
+/// The same as C gets it.
+pub fn failure_of(why: &ControlError) -> Failure {
     let (code, minimum) = match why {
         ControlError::Budget(BudgetError::TooSmall { minimum, .. }) => {
             (Code::BudgetTooSmall, *minimum)
@@ -464,23 +424,6 @@ pub unsafe extern "C" fn pipeshard_streams(
         }
         *count = all.len();
         Ok(())
-    })
-}
-
-#[cfg_attr(feature = "exports", no_mangle)]
-pub unsafe extern "C" fn pipeshard_set_budget(
-    device: *mut CDevice,
-    request: *const BudgetRequest,
-    now: *mut Limits,
-    error: *mut *mut CError,
-) -> c_int {
-    call(error, || {
-        if request.is_null() {
-            return Err(Failure::invalid("request is NULL"));
-        }
-        let device = DEVICES.get(device, "device")?;
-        let limits = device.set_budget(&read(request, "pipeshard_budget_request")?)?;
-        write(now, &limits, "pipeshard_limits")
     })
 }
 

@@ -1,87 +1,20 @@
-//! A budget that moving weights alone does not reach: contexts are made again within it, and conversations go through host memory.
-//!
-//! One thread gives orders, all sessions follow them: those that do nothing by that thread itself, those that evaluate or generate at
-//! the next place where nothing is lost ([`Orders::after`]), on their own threads. No order is given while all is well, and looking costs
-//! one load.
+//! Another budget. Where moving weights alone does not reach it, contexts are made again within it, and conversations go through host
+//! memory.
 
-use crate::device::Device;
-use crate::failure::{Code, Failure};
+use crate::boundary::{call, read, write};
+use crate::device::{failure_of, CDevice, Device, DEVICES};
+use crate::failure::{CError, Code, Failure};
 use crate::locks::locked;
+use crate::orders::{Follower, Order, Orders};
+use crate::types::{BudgetRequest, Limits};
 use runtime::hook::{control, log};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
 /// `pipeshard_budget_request.allow`: contexts may be made again.
 pub const ROUND_TRIP: u32 = 1;
 /// The same: where even that is not enough, everything is given back.
 pub const SLEEP: u32 = 2;
-
-/// What sessions have to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// Give their memory back.
-    Sleep,
-    /// Take it again.
-    Wake,
-}
-
-#[derive(Default)]
-struct Now {
-    number: u64,
-    order: Option<Order>,
-}
-
-/// What the sessions of a device have to do now.
-#[derive(Default)]
-pub struct Orders {
-    given: AtomicBool,
-    now: Mutex<Now>,
-    changed: Condvar,
-}
-
-impl Orders {
-    /// Reports whether there may be an order.
-    pub fn are_given(&self) -> bool {
-        self.given.load(Ordering::Relaxed)
-    }
-
-    /// Waits for another order than that number. None: there is none any more.
-    pub fn after(&self, number: u64) -> Option<(u64, Order)> {
-        let mut now = locked(&self.now);
-        loop {
-            let order = now.order?;
-            if now.number != number {
-                return Some((now.number, order));
-            }
-            now = self
-                .changed
-                .wait(now)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn give(&self, order: Option<Order>) -> u64 {
-        let mut now = locked(&self.now);
-        now.number += 1;
-        now.order = order;
-        self.given.store(order.is_some(), Ordering::Relaxed);
-        self.changed.notify_all();
-        now.number
-    }
-}
-
-/// A session that follows orders.
-pub trait Follower {
-    /// It slept when it was asked first.
-    fn slept(&self) -> bool;
-
-    /// Follows an order, or waits until it was followed.
-    ///
-    /// # Errors
-    /// Why it could not be.
-    fn follow(&self, number: u64, order: Order) -> Result<(), Failure>;
-}
 
 /// Orders, until they are over: sessions go on then.
 struct Command<'d> {
@@ -203,4 +136,63 @@ fn change(device: &Device, budget: u64) -> Result<(), Failure> {
 
 fn give_back(device: &Device) -> Result<(), Failure> {
     device.give_back().map_err(|why| device.not_changed(&why))
+}
+
+fn set_budget(device: &Device, request: &BudgetRequest) -> Result<Limits, Failure> {
+    if request.budget == 0 {
+        return Err(Failure::invalid("a budget of 0 bytes is none"));
+    }
+    if request.allow & !(ROUND_TRIP | SLEEP) != 0 || request.reserved != 0 {
+        return Err(Failure::new(
+            Code::Version,
+            format!("allow {:#x} is not known to this library", request.allow),
+        ));
+    }
+    let begin = Instant::now();
+    let patience =
+        (request.deadline_ms > 0).then(|| Duration::from_millis(request.deadline_ms.into()));
+    let wanted = Some(device.memory_is_wanted());
+    let changed =
+        log::after(|| control::change_budget(device.gate(), request.budget, patience, wanted));
+    let is_trip = match &changed {
+        Ok(_) => device
+            .sessions()
+            .iter()
+            .any(|s| s.made_within() < request.budget),
+        Err(why) => failure_of(why).code == Code::BudgetTooSmall,
+    };
+    let trip = request.allow != 0 && is_trip;
+    let took = match (changed, trip) {
+        (Ok(changed), false) => Took {
+            waited_ms: changed.waited_ms,
+            moved_ms: changed.moved_ms,
+        },
+        (Err(why), false) => return Err(device.not_changed(&why)),
+        (_, true) => {
+            let left = patience.map(|patience| patience.saturating_sub(begin.elapsed()));
+            round_trip(device, request.budget, left, request.allow)?
+        }
+    };
+    Ok(Limits {
+        waited_ms: took.waited_ms,
+        moved_ms: took.moved_ms,
+        ..device.limits()
+    })
+}
+
+#[cfg_attr(feature = "exports", no_mangle)]
+pub unsafe extern "C" fn pipeshard_set_budget(
+    device: *mut CDevice,
+    request: *const BudgetRequest,
+    now: *mut Limits,
+    error: *mut *mut CError,
+) -> c_int {
+    call(error, || {
+        if request.is_null() {
+            return Err(Failure::invalid("request is NULL"));
+        }
+        let device = DEVICES.get(device, "device")?;
+        let limits = set_budget(&device, &read(request, "pipeshard_budget_request")?)?;
+        write(now, &limits, "pipeshard_limits")
+    })
 }

@@ -14,7 +14,7 @@
 //! | the host's own | [`host_memory`] | allocators, and which streams there are |
 //! | | [`cuda_context`] | the CUDA context that is current |
 //! | what can be opened | [`device`] | a runtime that is attached, and its budget |
-//! | | [`ladder`] | a budget for which contexts are made again |
+//! | | [`ladder`], [`orders`] | another budget, and what sessions do for it |
 //! | | [`model`], [`chat`], [`media`] | a model, its chat template, its images and sound |
 //! | | [`files`] | files that the host reads |
 //! | | [`session`] | conversations and answers |
@@ -36,6 +36,7 @@ mod ladder;
 mod locks;
 mod media;
 mod model;
+mod orders;
 mod predict;
 mod process;
 mod session;

@@ -73,6 +73,9 @@ mod media;
 #[path = "../../pipeshard-capi/src/model.rs"]
 mod model;
 #[allow(dead_code)]
+#[path = "../../pipeshard-capi/src/orders.rs"]
+mod orders;
+#[allow(dead_code)]
 #[path = "../../pipeshard-capi/src/predict.rs"]
 mod predict;
 #[allow(dead_code)]

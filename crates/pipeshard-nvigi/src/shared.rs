@@ -3,10 +3,8 @@
 //! Each instance states how much VRAM it may take; the device's budget is the sum. It holds for all of them together: what one leaves
 //! over another may take.
 
-use crate::device::{
-    pipeshard_device_close, pipeshard_device_open, pipeshard_get_limits, pipeshard_set_budget,
-    CDevice,
-};
+use crate::device::{pipeshard_device_close, pipeshard_device_open, pipeshard_get_limits, CDevice};
+use crate::ladder::pipeshard_set_budget;
 use crate::locks::locked;
 use crate::refusal::{library, tell, Kind, Refusal};
 use crate::types::{BudgetRequest, DeviceConfig, Limits};

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 pub struct Doing {
     /// The thread that does.
     pub thread: Option<libc::pthread_t>,
+    /// It is one that moves the session's memory: others wait for it.
+    moves: bool,
     /// What became of the last order that it followed, by the order's number, while it waits for others.
     pub followed: Option<(u64, Result<(), Failure>)>,
     /// A thread of our own: it is joined by who closes.
@@ -49,7 +51,9 @@ pub enum Joined<'a> {
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.0.noted(|state| state.busy = 0);
-        self.0.doing().thread = None;
+        let mut doing = self.0.doing();
+        (doing.thread, doing.moves) = (None, false);
+        drop(doing);
         self.0.changed.notify_all();
     }
 }
@@ -84,7 +88,13 @@ impl Activity {
 
     /// Begins to do something.
     pub fn begin(&self) -> Result<Busy<'_>, Failure> {
+        // SAFETY: no preconditions.
+        let this = unsafe { libc::pthread_self() };
         let mut doing = self.doing();
+        while doing.moves && doing.thread != Some(this) {
+            let changed = self.changed.wait(doing);
+            doing = changed.unwrap_or_else(PoisonError::into_inner);
+        }
         if doing.closed {
             return Err(Failure::invalid("session is not open: it was closed"));
         }
@@ -94,11 +104,20 @@ impl Activity {
                 "the session does something already: wait for it, or cancel it",
             ));
         }
-        // SAFETY: no preconditions.
-        doing.thread = Some(unsafe { libc::pthread_self() });
+        doing.thread = Some(this);
         // under the lock, so that it does not undo what somebody cancels or closes from here on
         self.stop.store(false, Ordering::Relaxed);
         Ok(Busy(self))
+    }
+
+    /// The same to move its memory: who wants to do something meanwhile waits.
+    ///
+    /// # Errors
+    /// Somebody does something with it.
+    pub fn begin_to_move(&self) -> Result<Busy<'_>, Failure> {
+        let busy = self.begin()?;
+        self.doing().moves = true;
+        Ok(busy)
     }
 
     /// Waits until who uses it has followed the order of that number, or uses it no more.
@@ -115,6 +134,7 @@ impl Activity {
                 _ if doing.thread.is_none() => {
                     // SAFETY: no preconditions.
                     doing.thread = Some(unsafe { libc::pthread_self() });
+                    doing.moves = true;
                     self.stop.store(false, Ordering::Relaxed);
                     return Ok(Joined::Idle(Busy(self)));
                 }

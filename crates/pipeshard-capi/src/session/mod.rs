@@ -22,9 +22,9 @@ mod saved;
 
 use crate::device::{Claimed, Sleeper};
 use crate::failure::{Code, Failure};
-use crate::ladder::{Follower, Order};
 use crate::locks::locked;
 use crate::model::Model;
+use crate::orders::{Follower, Order};
 use crate::types::{SessionConfig, State};
 use activity::{Activity, Busy, Joined};
 use context::Settings;
@@ -213,7 +213,7 @@ impl Follower for Following<'_> {
 
 impl Sleeper for Session {
     fn claim(&self) -> Result<Box<dyn Claimed + '_>, Failure> {
-        Ok(Box::new(Idle(self, self.activity.begin()?)))
+        Ok(Box::new(Idle(self, self.activity.begin_to_move()?)))
     }
 
     fn follow(
