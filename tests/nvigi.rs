@@ -96,6 +96,32 @@ fn models() -> PathBuf {
     MODELS.get_or_init(lay_out).clone()
 }
 
+/// A folder like it, with a model that sees.
+fn vision() -> PathBuf {
+    static MODELS: OnceLock<PathBuf> = OnceLock::new();
+    let lay_out = || {
+        let root = folder().join("vision");
+        let _ = std::fs::remove_dir_all(&root);
+        let folder = root.join("nvigi.plugin.gpt.ggml").join(GUID);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (name, shape) in [
+            ("tiny.gguf", "tiny-qwen2vl"),
+            ("tiny-mmproj.gguf", "tiny-qwen2vl-mmproj"),
+        ] {
+            let file = synthetic(shape, &[]);
+            std::os::unix::fs::symlink(file, folder.join(name)).expect("a link");
+        }
+        let card = serde_json::json!({
+            "name": "tiny, with an encoder",
+            "mmproj_weights": "mmproj.gguf",
+            "chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+        });
+        std::fs::write(folder.join("nvigi.model.config.json"), card.to_string()).expect("a card");
+        root
+    };
+    MODELS.get_or_init(lay_out).clone()
+}
+
 /// What stock llama.cpp says behind the prompt, on the CPU, always with the likeliest token.
 fn stock(tokens: u32) -> String {
     let said = finish_text(|| {
@@ -136,6 +162,8 @@ fn passes(test: &str) {
         .arg(format!("test={test}"))
         .arg(format!("library={}", plugin().display()))
         .arg(format!("models={}", models().display()))
+        .arg(format!("file={}", model().display()))
+        .arg(format!("vision={}", vision().display()))
         .arg(format!("guid={GUID}"))
         .arg(format!("other={OTHER}"))
         .arg(format!("budget={BUDGET}"))
@@ -177,6 +205,26 @@ fn the_budget_is_kept_and_changed() {
 #[test]
 fn what_cannot_be_done_is_refused() {
     passes("refusals");
+}
+
+#[test]
+fn files_are_read_by_the_host() {
+    passes("files");
+}
+
+#[test]
+fn parameters_come_as_json() {
+    passes("requests");
+}
+
+#[test]
+fn memory_comes_from_the_host() {
+    passes("memory");
+}
+
+#[test]
+fn images_are_seen() {
+    passes("images");
 }
 
 #[test]

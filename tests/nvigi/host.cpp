@@ -1,19 +1,11 @@
 // Hosts of the NVIGI-shaped plug-in, one for each `test=`: tests/nvigi.rs says what they are for.
-#include "host.hpp"
+#include "given.hpp"
 
 namespace {
 
 const Framework core_ = framework();
 
 // A prompt without a template's marks, in a conversation of its own.
-Runtime raw(int32_t tokens) {
-    Runtime how = greedy(tokens);
-    how.templated   = true;
-    how.interactive = false;
-    return how;
-}
-
-int tokens() { return static_cast<int>(number("tokens")); }
 
 void information(Plugin & plugin) {
     const PluginInfo * info = nullptr;
@@ -241,7 +233,7 @@ void all(Plugin & plugin) {
     capabilities(plugin);
     Creation   how(number("budget"));
     Instance * instance = how.create(plugin);
-    CHECK(instance->inputs(instance->data)->count == 3 && instance->outputs(instance->data)->count == 1);
+    CHECK(instance->inputs(instance->data)->count == 5 && instance->outputs(instance->data)->count == 1);
     blocking(plugin, instance);
     pieces(plugin, instance);
     cancelled(plugin, instance);
@@ -385,11 +377,6 @@ void chains(Plugin & plugin) {
 
 // ----------------------------------------------------------------------------------------------------------------- budget
 
-pipeshard_limits limits_of(Plugin & plugin, Instance * instance) {
-    pipeshard_limits now = PIPESHARD_INIT(pipeshard_limits);
-    OK(plugin.control->get_limits(instance, &now));
-    return now;
-}
 
 void budget(Plugin & plugin) {
     Inputs     prompt{ { "text", argument("prompt") } };
@@ -479,8 +466,8 @@ void refusals(Plugin & plugin) {
     refused(NOT_IMPLEMENTED, [&](Creation & c) { c.own.base.next = &sampler; sampler.mirostat = 2; });
     sampler.mirostat = 0;
     refused(NOT_IMPLEMENTED, [&](Creation & c) { c.own.base.next = &sampler; sampler.cache = "a file"; });
-    refused(NOT_IMPLEMENTED, [&](Creation & c) { c.own.base.next = &cuda; cuda.functions[4] = &something; });
-    refused(NOT_IMPLEMENTED, [&](Creation & c) { c.own.base.next = &io; io.functions[0] = &something; });
+    refused(INVALID_PARAMETER, [&](Creation & c) { c.own.base.next = &cuda; cuda.functions[4] = &something; });
+    refused(INVALID_PARAMETER, [&](Creation & c) { c.own.base.next = &io; io.functions[0] = &something; });
     GETS(INVALID_PARAMETER, plugin.gpt->create(nullptr, nullptr));
 
     Creation   how(number("budget"));
@@ -496,9 +483,9 @@ void refusals(Plugin & plugin) {
         // nothing has begun
         CHECK(answer.states.empty());
     };
-    Inputs image{ { "image", "x" } }, json{ { "json", "{}" } }, unknown{ { "xyz", "x" } }, damaged{ { "text", "\xff\xfe" } };
-    unwanted(NOT_IMPLEMENTED, [&](Context & c, Runtime &) { c.inputs = &image.array; });
-    unwanted(NOT_IMPLEMENTED, [&](Context & c, Runtime &) { c.inputs = &json.array; });
+    Inputs image{ { "image", "x" } }, json{ { "json", "{" } }, unknown{ { "xyz", "x" } }, damaged{ { "text", "\xff\xfe" } };
+    unwanted(INVALID_PARAMETER, [&](Context & c, Runtime &) { c.inputs = &image.array; });
+    unwanted(10u << 24, [&](Context & c, Runtime &) { c.inputs = &json.array; });
     unwanted(INVALID_PARAMETER, [&](Context & c, Runtime &) { c.inputs = &unknown.array; });
     unwanted(INVALID_PARAMETER, [&](Context & c, Runtime &) { c.inputs = &damaged.array; });
     unwanted(INVALID_PARAMETER, [&](Context & c, Runtime &) { c.inputs = nullptr; });
@@ -535,6 +522,7 @@ void refusals(Plugin & plugin) {
 
 const std::map<std::string, void (*)(Plugin &)> TESTS = {
     { "all", all }, { "versions", versions }, { "chains", chains }, { "budget", budget }, { "refusals", refusals },
+    { "files", files }, { "requests", requests }, { "memory", memory }, { "images", images },
 };
 
 void once() {

@@ -208,6 +208,21 @@ inline Runtime greedy(int32_t tokens) {
     return how;
 }
 
+inline Runtime raw(int32_t tokens) {
+    Runtime how = greedy(tokens);
+    how.templated   = true;
+    how.interactive = false;
+    return how;
+}
+
+inline int tokens() { return static_cast<int>(number("tokens")); }
+
+inline pipeshard_limits limits_of(Plugin & plugin, Instance * instance) {
+    pipeshard_limits now = PIPESHARD_INIT(pipeshard_limits);
+    OK(plugin.control->get_limits(instance, &now));
+    return now;
+}
+
 struct Said {
     const char * key;
     std::string  text;

@@ -134,6 +134,11 @@ struct DataText {
     Base base; const CpuData * utf8;
     ID(1, 0x15f34b49, 0x63d3, 0x4ae2, { 0xaf, 0x75, 0x3d, 0xd3, 0x77, 0x72, 0xdc, 0xb9 })
 };
+struct Image {
+    Base base; const CpuData * bytes; int h, w, c;
+    ID(1, 0x05f87a5d, 0x6f13, 0x4ddf, { 0xb0, 0x11, 0x3b, 0x14, 0xcd, 0x35, 0xec, 0xc9 })
+};
+AT(Image, c, 48); SIZE(Image, 56);
 struct Slot {
     Base base; const char * key; const DataText * data;
     ID(1, 0xa3560575, 0xf9f7, 0x4fbf, { 0xa3, 0x82, 0x22, 0xd6, 0x44, 0x8c, 0x9d, 0x52 })
@@ -217,7 +222,7 @@ struct FileIo {
 SIZE(FileIo, 120);
 
 enum : uint32_t { INVALID_PARAMETER = 4u << 24, INVALID_STATE = 8u << 24, NO_RESOURCES = 12u << 24, NOT_READY = 13u << 24,
-                  NOT_IMPLEMENTED = 16u << 24, NOT_FOUND = 17u << 24, CANCELLED = 28u << 24 };
+                  NOT_IMPLEMENTED = 16u << 24, NOT_FOUND = 17u << 24, IO = 21u << 24, CANCELLED = 28u << 24 };
 enum : uint32_t { STATE_INVALID = 0, DONE = 1u << 24, CANCEL = 2u << 24, PENDING = 3u << 24 };
 
 inline PluginId ours() {

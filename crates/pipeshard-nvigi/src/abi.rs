@@ -153,6 +153,7 @@ macro_rules! declare {
         };
     };
 }
+pub(crate) use declare;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -443,14 +444,6 @@ declare!(CudaParameters = "fab2bd3f-8a3e-41ab-88de-d6cb2b65c554", 2, 120 {
     free @ 104: *const c_void,
     free_user @ 112: *const c_void,
 });
-declare!(
-    /// Functions, of which only the first is looked at.
-    FileIoCallbacks = "babcd7bc-4951-4dcd-bf23-18d5ff6120dd", 1, 120 {
-    user @ 32: *const c_void,
-    open @ 40: *const c_void,
-    more @ 48: [*const c_void; 9],
-});
-
 // Our own; include/pipeshard_nvigi.h has them for hosts.
 
 declare!(PipeshardCreationParameters = "f917bc7f-0397-466a-8c66-e91e25f09c50", 1, 80 {

@@ -6,6 +6,7 @@ use crate::abi::{
 use crate::boundary::c_text;
 use crate::chain::{check, field, text, View};
 use crate::creation::{roots, smallest_budgets};
+use crate::host_files::HostFiles;
 use crate::instance;
 use crate::locks::locked;
 use crate::models;
@@ -85,7 +86,6 @@ pub unsafe extern "C" fn get_capabilities(out: *mut *const Base, parameters: *co
                 "getCapsAndRequirements: CommonCreationParameters is not in the chain",
             ));
         }
-        let roots = roots(common)?;
         let guid = field!(
             common,
             CommonCreationParameters.model_guid,
@@ -99,7 +99,14 @@ pub unsafe extern "C" fn get_capabilities(out: *mut *const Base, parameters: *co
             std::ptr::null()
         );
         let card = text(card, "modelCardJSON")?;
-        let found = match text(guid, "modelGUID")? {
+        let guid = text(guid, "modelGUID")?;
+        let by_host = HostFiles::of(parameters)?.is_some();
+        let roots = match by_host {
+            true => Vec::new(),
+            false => roots(common)?,
+        };
+        let found = match guid {
+            Some(guid) if by_host => vec![models::of_host(&guid, card.as_deref())?],
             Some(guid) => vec![models::find(&guid, &roots, card.as_deref())?],
             None => {
                 let guids = models::guids(&roots);
@@ -116,7 +123,12 @@ pub unsafe extern "C" fn get_capabilities(out: *mut *const Base, parameters: *co
             ));
         }
         let _one = instance::one_at_a_time();
-        let answer = answer(&found, smallest_budgets(parameters, &found));
+        let smallest = match by_host {
+            // a header is read by its path
+            true => vec![0; found.len()],
+            false => smallest_budgets(parameters, &found),
+        };
+        let answer = answer(&found, smallest);
         *out = std::ptr::from_ref(&*answer.common).cast();
         let mut answers = locked(&ANSWERS);
         answers.push(answer);

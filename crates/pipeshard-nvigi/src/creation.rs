@@ -1,12 +1,14 @@
 //! createInstance: parameters, model, context.
 
 use crate::abi::{
-    result, Base, CommonCreationParameters, CudaParameters, FileIoCallbacks, GptCreationParameters,
+    result, Base, CommonCreationParameters, CudaParameters, GptCreationParameters,
     GptRuntimeParameters, InferenceInstance, PipeshardCreationParameters,
 };
 use crate::boundary::c_text;
 use crate::chain::{check, field, text, View};
+use crate::cuda::HostCuda;
 use crate::face;
+use crate::host_files::{self, HostFiles, Reader};
 use crate::inputs::{refuse_loras, Sampling, Settings};
 use crate::instance::{self, Instance};
 use crate::model::{pipeshard_model_close, pipeshard_model_info, pipeshard_model_open, CModel};
@@ -15,7 +17,9 @@ use crate::predict::pipeshard_predict;
 use crate::refusal::{call, library, note, Refusal};
 use crate::session::exports::{pipeshard_session_open, CSession};
 use crate::shared::{Share, Wanted};
-use crate::types::{ModelConfig, Prediction, PredictionQuery, SessionConfig, NO_PAGE_LOCK};
+use crate::types::{
+    ModelConfig, Prediction, PredictionQuery, ReadFn, SessionConfig, SizeFn, NO_PAGE_LOCK,
+};
 use std::ffi::CStr;
 use std::mem::{size_of, zeroed};
 
@@ -80,35 +84,6 @@ fn kv_type(number: i32, field: &str) -> Result<&'static CStr, Refusal> {
     })
 }
 
-/// Whether any of these is set.
-fn any<T>(pointers: &[*const T]) -> bool {
-    pointers.iter().any(|at| !at.is_null())
-}
-
-/// What cannot be done is refused, not overlooked; structs that are empty are.
-unsafe fn refuse_others(chain: *const Base) -> Result<(), Refusal> {
-    let files = View::<FileIoCallbacks>::find(chain);
-    if any(&[field!(files, FileIoCallbacks.open, 1, std::ptr::null())]) {
-        return Err(Refusal::not_implemented(
-            "FileIOCallbacks: models are read from files; leave it out, and give the folder in utf8PathToModels",
-        ));
-    }
-    let cuda = View::<CudaParameters>::find(chain);
-    let none = std::ptr::null();
-    if any(&[
-        field!(cuda, CudaParameters.context, 1, none),
-        field!(cuda, CudaParameters.malloc_report, 2, none),
-        field!(cuda, CudaParameters.free_report, 2, none),
-        field!(cuda, CudaParameters.malloc, 2, none),
-        field!(cuda, CudaParameters.free, 2, none),
-    ]) {
-        return Err(Refusal::not_implemented(
-            "CudaParameters: a context or an allocator of the host cannot be used; leave them null",
-        ));
-    }
-    Ok(())
-}
-
 /// The device that is wanted, and how the session is made.
 struct Asked {
     device: Wanted,
@@ -151,6 +126,7 @@ unsafe fn asked(chain: *const Base) -> Result<Asked, Refusal> {
             flags: flags & NO_PAGE_LOCK,
             // NVIGI's default is 1, and its CUDA build takes 1 whatever is said: not a choice of the host's
             threads: if threads <= 1 { 0 } else { threads },
+            cuda: HostCuda::of(chain)?,
         },
         ubatch: field!(ours, Ours.ubatch, 1, 0),
         streams: flags & STREAM != 0,
@@ -167,26 +143,39 @@ impl Drop for OpenModel {
     }
 }
 
-fn open_model(share: &Share, found: &Found, template: Option<&str>) -> Result<OpenModel, Refusal> {
+fn open_model(
+    share: &Share,
+    found: &Found,
+    template: Option<&str>,
+    files: Option<HostFiles>,
+) -> Result<OpenModel, Refusal> {
     let open = |template: Option<&str>| {
         let path = c_text(&found.file.to_string_lossy());
+        let encoder = found
+            .encoder
+            .as_ref()
+            .map(|file| c_text(&file.to_string_lossy()));
         let template = template.map(c_text);
+        let mut reader = files.map(Reader::new);
+        let user = reader.as_mut().map_or(std::ptr::null_mut(), |reader| {
+            std::ptr::from_mut(reader).cast()
+        });
         let config = ModelConfig {
             size: size_of::<ModelConfig>() as u32,
             flags: 0,
             path: path.as_ptr(),
-            mmproj: std::ptr::null(),
+            mmproj: encoder.as_ref().map_or(std::ptr::null(), |e| e.as_ptr()),
             chat_template: template.as_ref().map_or(std::ptr::null(), |t| t.as_ptr()),
             progress: None,
             progress_user: std::ptr::null_mut(),
             image_max_tokens: 0,
             reserved: 0,
-            file_size: None,
-            read_file: None,
-            files_user: std::ptr::null_mut(),
+            file_size: files.map(|_| host_files::size as SizeFn),
+            read_file: files.map(|_| host_files::read as ReadFn),
+            files_user: user,
         };
         let mut model = std::ptr::null_mut();
-        // SAFETY: texts live through the call.
+        // SAFETY: texts live through the call, and so does what reads files.
         library(|error| unsafe { pipeshard_model_open(share.device, &config, &mut model, error) })?;
         Ok(OpenModel(model))
     };
@@ -296,7 +285,7 @@ unsafe fn create(chain: *const Base) -> Result<*mut InferenceInstance, Refusal> 
             "createInstance: CommonCreationParameters and GPTCreationParameters have to be in the chain",
         ));
     }
-    refuse_others(chain)?;
+    let files = HostFiles::of(chain)?;
     refuse_loras(field!(gpt, GptCreationParameters.lora_count, 3, 0))?;
     let sampling = Sampling::read(chain)?;
     let none = std::ptr::null();
@@ -305,7 +294,10 @@ unsafe fn create(chain: *const Base) -> Result<*mut InferenceInstance, Refusal> 
         .ok_or_else(|| Refusal::invalid("modelGUID is not set: it names the model's folder"))?;
     let card = field!(common, CommonCreationParameters.model_card, 2, none);
     let card = text(card, "modelCardJSON")?;
-    let found = models::find(&guid, &roots(common)?, card.as_deref())?;
+    let found = match files {
+        Some(_) => models::of_host(&guid, card.as_deref())?,
+        None => models::find(&guid, &roots(common)?, card.as_deref())?,
+    };
     let megabytes = field!(
         common,
         CommonCreationParameters.vram_budget_mb,
@@ -321,6 +313,7 @@ unsafe fn create(chain: *const Base) -> Result<*mut InferenceInstance, Refusal> 
         &share,
         &found,
         template.as_deref().or(found.chat_template.as_deref()),
+        files,
     )?;
     let session = open_session(&model, gpt, asked.ubatch)?;
     let settings = Settings {

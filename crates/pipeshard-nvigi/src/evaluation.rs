@@ -135,12 +135,20 @@ impl Job {
         let said = said
             .iter()
             .filter_map(|(role, text)| Some((*role, text.as_deref()?)));
+        if wish.is_templated && wish.said.image.is_some() {
+            return Err(Refusal::not_implemented(
+                "slot 'image' with promptPretemplatized: an image belongs to a message; leave promptPretemplatized false",
+            ));
+        }
         if wish.is_templated {
             let text: String = said.map(|(_, text)| text).collect();
             return self.add(None, &text);
         }
         let before = state_of(session)?.messages;
         for (role, text) in said {
+            if let Some(image) = wish.said.image.as_ref().filter(|_| role == "user") {
+                image.add(session)?;
+            }
             self.add(Some(role), text)
                 .inspect_err(|_| go_back(session, before))?;
         }

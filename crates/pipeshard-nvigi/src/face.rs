@@ -4,6 +4,7 @@ use crate::abi::{
     Base, DataText, Descriptor, DescriptorArray, InferenceInstance, PluginId, Struct, Uid, OURS,
 };
 use crate::evaluation;
+use crate::images::DataImage;
 use std::ffi::{c_char, c_void};
 
 /// The functions of a new instance.
@@ -40,10 +41,12 @@ const fn slot(key: *const c_char, uid: Uid) -> Descriptor {
     }
 }
 
-static INPUTS: Signature<[Descriptor; 3]> = Signature([
+static INPUTS: Signature<[Descriptor; 5]> = Signature([
     slot(c"text".as_ptr(), DataText::UID),
     slot(c"system".as_ptr(), DataText::UID),
     slot(c"assistant".as_ptr(), DataText::UID),
+    slot(c"image".as_ptr(), DataImage::UID),
+    slot(c"json".as_ptr(), DataText::UID),
 ]);
 static OUTPUTS: Signature<[Descriptor; 1]> =
     Signature([slot(crate::outputs::KEY.as_ptr(), DataText::UID)]);
@@ -57,7 +60,7 @@ const fn signature(count: usize, items: *const Descriptor) -> Signature<Descript
 }
 
 static INPUT_SIGNATURE: Signature<DescriptorArray> =
-    signature(3, (&raw const INPUTS.0).cast::<Descriptor>());
+    signature(5, (&raw const INPUTS.0).cast::<Descriptor>());
 static OUTPUT_SIGNATURE: Signature<DescriptorArray> =
     signature(1, (&raw const OUTPUTS.0).cast::<Descriptor>());
 

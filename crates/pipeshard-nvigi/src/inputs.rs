@@ -3,8 +3,10 @@
 use crate::abi::{Base, Context, GptRuntimeParameters, GptSamplerParameters, Slot};
 use crate::boundary::c_text;
 use crate::chain::{check, field, text, View};
+use crate::images::{with_mark, Image};
 use crate::outputs::{memory_of, slots};
 use crate::refusal::{tell, Kind, Refusal};
+use crate::request::Request;
 use crate::types::GenerateConfig;
 use std::ffi::{c_char, CStr, CString};
 use std::mem::size_of;
@@ -114,6 +116,8 @@ pub struct Said {
     pub system: Option<String>,
     pub user: Option<String>,
     pub assistant: Option<String>,
+    pub image: Option<Image>,
+    request: Request,
 }
 
 /// Of the memory of a text what is ahead of its zero byte, if it has one.
@@ -144,10 +148,13 @@ impl Said {
                 "system" => &mut said.system,
                 "text" => &mut said.user,
                 "assistant" => &mut said.assistant,
-                "image" | "json" => {
-                    return Err(Refusal::not_implemented(format!(
-                        "slot '{key}' cannot be used: pass system, text and assistant"
-                    )))
+                "image" => {
+                    said.image = Some(Image::read(data)?);
+                    continue;
+                }
+                "json" => {
+                    said.request = Request::read(&read_text(data, &key)?)?;
+                    continue;
                 }
                 _ => {
                     tell(
@@ -158,6 +165,13 @@ impl Said {
                 }
             };
             *place = Some(read_text(data, &key)?);
+        }
+        if let Some(text) = said
+            .image
+            .as_ref()
+            .map(|_| said.user.as_deref().unwrap_or(""))
+        {
+            said.user = Some(with_mark(text));
         }
         match said.system.is_none() && said.user.is_none() && said.assistant.is_none() {
             true => Err(Refusal::invalid(
@@ -183,7 +197,8 @@ pub struct Wish {
     seed: u32,
     tokens_per_second: f32,
     sampling: Sampling,
-    stop: Option<String>,
+    json_schema: Option<String>,
+    stop: Vec<String>,
 }
 
 /// A seed where none is stated.
@@ -216,7 +231,7 @@ impl Wish {
                 "chatTemplate is another than at creation: chain GPTRuntimeParameters with it to createInstance",
             ));
         }
-        let sampling = match View::<GptSamplerParameters>::find(chain) {
+        let mut sampling = match View::<GptSamplerParameters>::find(chain) {
             Some(_) => Sampling::read(chain)?,
             None => settings.sampling.clone(),
         };
@@ -236,17 +251,40 @@ impl Wish {
             (u32::MAX, _) => any_seed(),
             (seed, _) => seed,
         };
+        // what the slot says counts for more than the struct
+        let request = std::mem::take(&mut said.request);
+        sampling.top_k = request.top_k.map_or(sampling.top_k, |top_k| top_k.max(0));
+        sampling.min_p = request.min_p.unwrap_or(sampling.min_p);
+        sampling.repeat_penalty = match request.repeat_penalty {
+            Some(1.0) => 0.0,
+            Some(penalty) => penalty,
+            None => sampling.repeat_penalty,
+        };
+        sampling.grammar = request.grammar.or(sampling.grammar);
+        let max_tokens = request
+            .max_tokens
+            .filter(|&most| most > 0)
+            .unwrap_or(max_tokens);
+        let seed = match request.seed {
+            Some(u32::MAX) => any_seed(),
+            given => given.unwrap_or(seed),
+        };
+        let temperature = request
+            .temperature
+            .unwrap_or(field!(given, R.temperature, 1, 0.2));
+        let reverse = text(field!(given, R.reverse_prompt, 1, none), "reversePrompt")?;
         let is_interactive = field!(given, R.interactive, 1, 1) != 0;
         Ok(Wish {
             begins_anew: !is_interactive || said.system.is_some() && !sampling.keeps_session,
             is_templated: field!(given, R.is_templated, 3, 0) != 0,
             most_seconds: field!(given, R.most_seconds, 6, 60.0),
             max_tokens: u32::try_from(max_tokens).unwrap_or(0),
-            temperature: field!(given, R.temperature, 1, 0.2).max(0.0),
-            top_p: field!(given, R.top_p, 1, 0.7),
+            temperature: temperature.max(0.0),
+            top_p: request.top_p.unwrap_or(field!(given, R.top_p, 1, 0.7)),
             seed,
             tokens_per_second: field!(given, R.tokens_per_second, 2, -1).max(0) as f32,
-            stop: text(field!(given, R.reverse_prompt, 1, none), "reversePrompt")?,
+            json_schema: request.json_schema,
+            stop: reverse.into_iter().chain(request.stop).collect(),
             sampling,
             said,
         })
@@ -259,9 +297,10 @@ impl Wish {
 
     /// Texts that the library reads.
     pub fn texts(&self) -> Texts {
-        let stop = self.stop.as_deref().map(c_text);
+        let stop: Vec<CString> = self.stop.iter().map(|stop| c_text(stop)).collect();
         Texts {
             grammar: self.sampling.grammar.as_deref().map(c_text),
+            json_schema: self.json_schema.as_deref().map(c_text),
             stops: stop.iter().map(|stop| stop.as_ptr()).collect(),
             _stop: stop,
         }
@@ -282,7 +321,10 @@ impl Wish {
                 .grammar
                 .as_ref()
                 .map_or(std::ptr::null(), |g| g.as_ptr()),
-            json_schema: std::ptr::null(),
+            json_schema: texts
+                .json_schema
+                .as_ref()
+                .map_or(std::ptr::null(), |schema| schema.as_ptr()),
             stop: texts.stops.as_ptr(),
             stop_count: texts.stops.len(),
             tokens_per_second: self.tokens_per_second,
@@ -294,6 +336,7 @@ impl Wish {
 /// Texts of a [`GenerateConfig`].
 pub struct Texts {
     grammar: Option<CString>,
+    json_schema: Option<CString>,
     stops: Vec<*const c_char>,
-    _stop: Option<CString>,
+    _stop: Vec<CString>,
 }

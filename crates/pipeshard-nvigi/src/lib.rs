@@ -11,9 +11,11 @@
 //! | | [`capabilities`] | what a host is told before it creates anything |
 //! | instances | [`creation`] | parameters of a new instance |
 //! | | [`shared`] | the one device of the process, and its budget |
+//! | | [`host_files`], [`cuda`] | files, GPU memory and a CUDA context of the host |
 //! | | [`instance`] | instances, and whose turn it is |
 //! | | [`face`] | what the host holds of it |
 //! | evaluations | [`inputs`] | slots and parameters of one |
+//! | | [`images`], [`request`] | slots `image` and `json` |
 //! | | [`evaluation`] | evaluate, evaluateAsync, cancel |
 //! | | [`poll`], [`polled`] | getResults, releaseResults |
 //! | | [`outputs`] | texts for the host |
@@ -27,8 +29,11 @@ mod capabilities;
 mod chain;
 mod control;
 mod creation;
+mod cuda;
 mod evaluation;
 mod face;
+mod host_files;
+mod images;
 mod inputs;
 mod instance;
 mod models;
@@ -37,6 +42,7 @@ mod plugin;
 mod poll;
 mod polled;
 mod refusal;
+mod request;
 mod shared;
 mod state;
 

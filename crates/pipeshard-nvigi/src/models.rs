@@ -18,6 +18,8 @@ pub struct Found {
     pub guid: String,
     pub name: String,
     pub file: PathBuf,
+    /// The encoder of images, where the card names one.
+    pub encoder: Option<PathBuf>,
     /// Jinja, of the card.
     pub chat_template: Option<String>,
 }
@@ -90,12 +92,17 @@ fn list(value: &Value) -> Vec<&str> {
     list.iter().filter_map(Value::as_str).collect()
 }
 
-/// The GGUF that is to be opened; of one in several files, the first.
-fn weights_of(card: &Value, folder: &Path) -> Result<PathBuf, Refusal> {
-    let mut listed = list(&card["model"]["local_files"]);
-    if listed.is_empty() {
-        listed = list(&card["local_files"]);
+/// Files that the card lists, as they stand there.
+fn listed(card: &Value) -> Vec<&str> {
+    match &list(&card["model"]["local_files"])[..] {
+        [] => list(&card["local_files"]),
+        files => files.to_vec(),
     }
+}
+
+/// Files of a model in a folder: those that the card lists, or all.
+fn files_of(card: &Value, folder: &Path) -> Result<Vec<PathBuf>, Refusal> {
+    let listed = listed(card);
     let mut files: Vec<PathBuf> = listed
         .iter()
         .map(|file| match Path::new(file) {
@@ -112,22 +119,37 @@ fn weights_of(card: &Value, folder: &Path) -> Result<PathBuf, Refusal> {
             )
         })?;
     }
+    Ok(files)
+}
+
+/// The GGUF that is to be opened, of one in several files the first, and the encoder of images. `place`: where they are.
+fn weights_of(
+    card: &Value,
+    mut files: Vec<PathBuf>,
+    place: &str,
+) -> Result<(PathBuf, Option<PathBuf>), Refusal> {
     let suffix = card["weights"].as_str().unwrap_or_default();
     let encoder = card["mmproj_weights"].as_str().unwrap_or_default();
+    let is_named = |file: &PathBuf| !encoder.is_empty() && name_of(file).ends_with(encoder);
+    let found = files.iter().find(|file| is_named(file)).cloned();
+    if found.is_none() && !encoder.is_empty() {
+        return Err(refused(
+            result::NOT_FOUND,
+            format!("there is no file {encoder} in {place}, which mmproj_weights of the model's card names"),
+        ));
+    }
     files.retain(|file| {
         let name = name_of(file);
-        let is_encoder =
-            name.contains("mmproj") || (!encoder.is_empty() && name.ends_with(encoder));
+        let is_encoder = name.contains("mmproj") || is_named(file);
         let is_later_part = name.contains("-of-") && !name.contains("-00001-of-");
         name.ends_with(".gguf") && name.ends_with(suffix) && !is_encoder && !is_later_part
     });
     match &files[..] {
-        [one] => Ok(one.clone()),
+        [one] => Ok((one.clone(), found)),
         [] => Err(refused(
             result::NOT_FOUND,
             format!(
-                "there is no GGUF for the model in {}; see model.local_files and weights of its card",
-                folder.display()
+                "there is no GGUF for the model in {place}; see model.local_files and weights of its card"
             ),
         )),
         several => Err(Refusal::invalid(format!(
@@ -136,6 +158,36 @@ fn weights_of(card: &Value, folder: &Path) -> Result<PathBuf, Refusal> {
             name_of(&several[1])
         ))),
     }
+}
+
+/// The model of a card, whose files the host reads by the names that stand there.
+pub fn of_host(guid: &str, card: Option<&str>) -> Result<Found, Refusal> {
+    let card = card.ok_or_else(|| {
+        Refusal::invalid(
+            "FileIOCallbacks need modelCardJSON: its model.local_files are the names of the files",
+        )
+    })?;
+    let card = parsed(card, "modelCardJSON")?;
+    let files = listed(&card).into_iter().map(PathBuf::from).collect();
+    found(guid, &card, weights_of(&card, files, "model.local_files")?)
+}
+
+fn found(
+    guid: &str,
+    card: &Value,
+    (file, encoder): (PathBuf, Option<PathBuf>),
+) -> Result<Found, Refusal> {
+    let template = match card["chat_template"].as_str() {
+        Some(text) => text.to_owned(),
+        None => list(&card["chat_template"]).concat(),
+    };
+    Ok(Found {
+        file,
+        encoder,
+        name: card["name"].as_str().unwrap_or(guid).to_owned(),
+        guid: guid.to_owned(),
+        chat_template: (!template.is_empty()).then_some(template),
+    })
 }
 
 /// The model with this GUID: a card of the host's, or the one in the folders.
@@ -174,17 +226,9 @@ pub fn find(guid: &str, roots: &[String], given_card: Option<&str>) -> Result<Fo
             }
         }
     };
-    let template = list(&card["chat_template"]).concat();
-    let template = match card["chat_template"].as_str() {
-        Some(text) => text.to_owned(),
-        None => template,
-    };
-    Ok(Found {
-        file: weights_of(&card, &folder)?,
-        name: card["name"].as_str().unwrap_or(guid).to_owned(),
-        guid: guid.to_owned(),
-        chat_template: (!template.is_empty()).then_some(template),
-    })
+    let files = files_of(&card, &folder)?;
+    let place = folder.display().to_string();
+    found(guid, &card, weights_of(&card, files, &place)?)
 }
 
 /// The GUIDs of all models in the folders, in order.

@@ -3,6 +3,7 @@
 //! Each instance states how much VRAM it may take; the device's budget is the sum. It holds for all of them together: what one leaves
 //! over another may take.
 
+use crate::cuda::{self, HostCuda};
 use crate::device::{pipeshard_device_close, pipeshard_device_open, pipeshard_get_limits, CDevice};
 use crate::ladder::pipeshard_set_budget;
 use crate::locks::locked;
@@ -21,10 +22,13 @@ pub struct Wanted {
     pub profile: Option<String>,
     pub flags: u32,
     pub threads: i32,
+    pub cuda: HostCuda,
 }
 
 struct Open {
     device: *mut CDevice,
+    /// What its allocators get.
+    _cuda: Box<HostCuda>,
     wanted: Wanted,
     users: u32,
     /// The sum, in bytes; 0 where none was stated.
@@ -51,7 +55,9 @@ unsafe impl Send for Share {}
 // SAFETY: as above.
 unsafe impl Sync for Share {}
 
-fn open(wanted: &Wanted, budget: u64) -> Result<*mut CDevice, Refusal> {
+fn open(wanted: &Wanted, budget: u64) -> Result<(*mut CDevice, Box<HostCuda>), Refusal> {
+    let mut cuda = Box::new(wanted.cuda);
+    let allocates = cuda.allocates();
     let c = |text: &Option<String>| text.as_deref().map(crate::boundary::c_text);
     let texts = [
         c(&wanted.name),
@@ -70,17 +76,17 @@ fn open(wanted: &Wanted, budget: u64) -> Result<*mut CDevice, Refusal> {
         profile: at(&texts[3]),
         threads: wanted.threads,
         reserved: 0,
-        allocate: None,
-        release: None,
+        allocate: allocates.then_some(cuda::allocate),
+        release: allocates.then_some(cuda::release),
         allocate_host: None,
         release_host: None,
-        memory_user: std::ptr::null_mut(),
-        cuda_context: std::ptr::null_mut(),
+        memory_user: std::ptr::from_mut(&mut *cuda).cast(),
+        cuda_context: wanted.cuda.context(),
     };
     let mut device = std::ptr::null_mut();
-    // SAFETY: texts live through the call.
+    // SAFETY: texts live through the call, and what allocators get as long as the device.
     library(|error| unsafe { pipeshard_device_open(&config, &mut device, error) })?;
-    Ok(device)
+    Ok((device, cuda))
 }
 
 /// Changes the budget of all instances. `now` gets what is true then.
@@ -108,9 +114,10 @@ impl Share {
     pub fn take(wanted: &Wanted, budget: u64) -> Result<Self, Refusal> {
         let mut open_now = lock();
         let Some(open_now) = &mut *open_now else {
-            let device = open(wanted, budget)?;
+            let (device, cuda) = open(wanted, budget)?;
             *open_now = Some(Open {
                 device,
+                _cuda: cuda,
                 wanted: wanted.clone(),
                 users: 1,
                 budget,
@@ -119,7 +126,7 @@ impl Share {
         };
         if open_now.wanted != *wanted {
             return Err(Refusal::invalid(
-                "other instances of this process use the GPU with other settings (device, threads, PipeshardCreationParameters): \
+                "other instances of this process use the GPU with other settings (device, threads, CudaParameters, PipeshardCreationParameters): \
                  a process has one GPU; use the same settings, or destroy them first",
             ));
         }
