@@ -418,7 +418,7 @@ mod tests {
     fn another_threads_failure_is_not_this_ones() {
         let mut attempts = estimated();
         elsewhere(&mut attempts, |attempts| {
-            attempts.fail("no room for an image".to_owned())
+            attempts.fail("no room for an image".into())
         });
         assert_eq!(attempts.failed(true, false), Failed::NotHere);
     }
