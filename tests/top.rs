@@ -3,8 +3,12 @@
 mod common;
 
 use common::server::Server;
-use common::{synthetic, tool, LAB, MIB};
+use common::{scratch, synthetic, tool, LAB, MIB};
 use serde_json::{json, Value};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Output;
 
 fn server(flags: &[&str]) -> Server {
@@ -57,6 +61,99 @@ fn a_look_shows_the_budget_that_there_is_and_what_was_done_since() {
         assert!(status.contains("200"), "{path}: {status} {now}");
         assert_eq!(look(&server)["state"], state, "after {path}");
     }
+}
+
+/// Asks a process through its socket, in words that may be none; its answer, or nothing.
+fn ask(socket: &Path, words: &str) -> String {
+    let mut stream = UnixStream::connect(socket).expect("somebody listens");
+    // who does not understand does not read to the end
+    let _ = stream.write_all(format!("{words}\n").as_bytes());
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+#[test]
+fn processes_of_this_user_are_found_by_themselves() {
+    let place = scratch("top-processes");
+    let _ = std::fs::remove_dir_all(place.join("pipeshard"));
+    let runtime = place.display().to_string();
+    let start = |more: &[(&str, &str)]| {
+        let model = synthetic("tiny-llama", &["--layers=12"]);
+        let model = model.display().to_string();
+        let usual = [
+            "-m", &model, "-c", "512", "-np", "1", "-t", "1", "-ub", "128",
+        ];
+        let device = ["--pipeshard-vram", "200M", "--pipeshard-sim", "vram=1G"];
+        let variables = [&[("XDG_RUNTIME_DIR", runtime.as_str())], more].concat();
+        Server::start_in(&variables, &[&usual[..], &device].concat())
+    };
+    let seen = || {
+        let output = tool(LAB)
+            .env("XDG_RUNTIME_DIR", &place)
+            .args(["top", "--json"])
+            .output()
+            .expect("the tool starts");
+        let all: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        all["servers"].as_array().cloned().unwrap_or_default()
+    };
+    let (first, second) = (start(&[]), start(&[]));
+    let hidden = start(&[("PIPESHARD_SOCKET", "off")]);
+    first.complete(&json!({"prompt": "a", "n_predict": 8, "ignore_eos": true}));
+    let both = seen();
+    assert_eq!(both.len(), 2, "{both:?}");
+    for process in &both {
+        let program = process["program"].as_str().unwrap_or_default();
+        assert!(
+            program.starts_with("llama-server ") && program.ends_with(".gguf"),
+            "{process}"
+        );
+        assert_eq!(process["limits"]["budget"], 200 * MIB, "{process}");
+        assert_eq!(process["remarks"], json!([]), "{process}");
+    }
+    let passes = |process: &Value| process["counters"]["decode_passes"].as_u64();
+    assert!(
+        both.iter().any(|process| passes(process) >= Some(7)),
+        "{both:?}"
+    );
+    let folder = place.join("pipeshard");
+    let mode = std::fs::metadata(&folder)
+        .expect("a folder")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o700);
+    // each is asked by itself
+    let name = both[0]["url"].as_str().unwrap_or_default();
+    let number = name.strip_prefix("process ").expect("a number");
+    let socket = folder.join(format!("{number}.process"));
+    for rubbish in ["", "x", "{\"path\": 1}", &"9".repeat(3 << 20)] {
+        assert_eq!(ask(&socket, rubbish), "");
+    }
+    assert!(ask(&socket, r#"{"path": "/nothing"}"#).contains("404"));
+    let answer = ask(
+        &socket,
+        r#"{"path": "/pipeshard/budget", "body": "{\"size\": 1}"}"#,
+    );
+    assert!(
+        answer.contains("409") && answer.contains("minimum"),
+        "{answer}"
+    );
+    let answer = ask(
+        &socket,
+        r#"{"path": "/pipeshard/budget", "body": "{\"size\": \"minimum\"}"}"#,
+    );
+    assert!(answer.starts_with("{\"status\":200"), "{answer}");
+    let now = seen();
+    assert_eq!(now[0]["limits"]["budget"], both[0]["limits"]["minimum"]);
+    assert_eq!(now[1]["limits"]["budget"], 200 * MIB);
+    // it is killed, and has no time to remove anything
+    drop(first);
+    assert_eq!(seen().len(), 1);
+    drop((second, hidden));
+    // none is left: the usual address is asked, where nobody is either
+    assert_eq!(seen()[0]["state"], "unreachable");
+    let left = std::fs::read_dir(&folder).expect("a folder").count();
+    assert_eq!(left, 0);
 }
 
 #[test]

@@ -6,15 +6,18 @@
 use super::config::{Config, ConfigError};
 use super::gate::Gate;
 use super::helpers::Helpers;
+use super::log;
 use super::planning::saved::PlanFile;
 use super::runtime::Runtime;
 use super::sharing::Service;
 use super::stopping::MemoryWanted;
 use super::table::{table, PanicAt, Shared};
+use super::visits::Visits;
 use crate::profile::read_file;
 use crate::share::shares::Sharing;
 use pipeshard_sys::{self as ffi, BUILD_ID};
 use std::ffi::CString;
+use std::io;
 use std::sync::Arc;
 
 /// Why nothing is attached.
@@ -45,7 +48,8 @@ pub enum AttachError {
 
 /// What ggml's table refers to.
 struct Parts {
-    /// First: it uses what is shared.
+    /// First: both use what is shared.
+    _visits: Option<Visits>,
     service: Option<Service>,
     table: Box<ffi::ggml_sched_hook>,
     shared: Box<Shared>,
@@ -95,8 +99,18 @@ impl Attached {
         });
         let service = service.transpose();
         let service = service.map_err(|why| AttachError::Share(why.to_string()))?;
+        let visits = shared.gate.plain().config.socket;
+        // SAFETY: as above.
+        let visits = visits.then(|| unsafe { Visits::start(&shared.gate) });
+        let visits = visits.and_then(|visits| {
+            let why = |why: &io::Error| {
+                log::info(&format!("pipeshard top will not see this process: {why}"));
+            };
+            visits.inspect_err(why).ok()
+        });
         let build_id = CString::new(BUILD_ID).unwrap_or_default();
         let parts = Parts {
+            _visits: visits,
             service,
             table: Box::new(table(&shared, &build_id)),
             shared,

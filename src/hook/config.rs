@@ -163,6 +163,8 @@ pub struct Config {
     pub no_page_lock: bool,
     /// The budget is a share of what several processes have together.
     pub share: Option<Settings>,
+    /// Other processes of the user may look at this one through a socket (`PIPESHARD_SOCKET`).
+    pub socket: bool,
     /// Switches for tests.
     pub debug: Debug,
 }
@@ -448,6 +450,7 @@ impl Config {
             },
             no_page_lock: on_or_off("PIPESHARD_PAGE_LOCK")? == Some(false),
             share: None,
+            socket: on_or_off("PIPESHARD_SOCKET")? != Some(false),
             debug: Debug {
                 dropped_wait: switch("PIPESHARD_DEBUG_DROP_WAIT")
                     .map(|v| {

@@ -56,4 +56,5 @@ pub mod tenant;
 #[cfg(test)]
 mod test_card;
 pub mod tower;
+pub mod visits;
 pub mod weights;

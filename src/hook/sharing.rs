@@ -60,13 +60,13 @@ pub struct Service {
 }
 
 /// A gate that outlives the thread.
-struct Outlives(*const Gate<Runtime>);
+pub(super) struct Outlives(pub *const Gate<Runtime>);
 
 // SAFETY: a gate may be used by any thread; that it outlives this one is what `Service::start` asks for.
 unsafe impl Send for Outlives {}
 
 impl Outlives {
-    fn gate(&self) -> &Gate<Runtime> {
+    pub fn gate(&self) -> &Gate<Runtime> {
         // SAFETY: as above.
         unsafe { &*self.0 }
     }

@@ -30,17 +30,18 @@ pub struct Answer {
     pub idle_ms: u64,
 }
 
-/// Reads one line of at most [`LONGEST`] bytes.
-fn line(from: &UnixStream) -> io::Result<String> {
+/// Reads one line of at most `longest` bytes.
+pub(super) fn line(from: &UnixStream, longest: u64) -> io::Result<String> {
     let mut text = String::new();
-    BufReader::new(from.take(LONGEST)).read_line(&mut text)?;
+    BufReader::new(from.take(longest)).read_line(&mut text)?;
     match text.ends_with('\n') {
         true => Ok(text),
         false => Err(ErrorKind::UnexpectedEof.into()),
     }
 }
 
-fn send(to: &mut UnixStream, what: &impl Serialize) -> io::Result<()> {
+/// Writes it as one line.
+pub(super) fn send(to: &mut UnixStream, what: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_string(what)?;
     to.write_all(format!("{text}\n").as_bytes())
 }
@@ -54,7 +55,7 @@ pub fn ask(socket: &Path, question: Question, patience: Duration) -> io::Result<
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     send(&mut stream, &question)?;
-    Ok(serde_json::from_str(&line(&stream)?)?)
+    Ok(serde_json::from_str(&line(&stream, LONGEST)?)?)
 }
 
 /// Answers the question that comes through a stream. Whoever asks nothing within `patience` gets no answer.
@@ -69,7 +70,7 @@ pub fn reply(
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
-    let question = serde_json::from_str(&line(&stream)?)?;
+    let question = serde_json::from_str(&line(&stream, LONGEST)?)?;
     send(&mut stream, &answer(question))
 }
 

@@ -8,6 +8,7 @@
 
 pub mod ask;
 pub mod shares;
+pub mod visit;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -89,6 +90,16 @@ fn usual_place(runtime_folder: Option<PathBuf>) -> PathBuf {
     }
 }
 
+/// The folder of this user for what its processes tell each other.
+///
+/// # Errors
+/// There is none that belongs to this user alone.
+fn own_place() -> io::Result<PathBuf> {
+    let place = usual_place(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
+    own_folder(&place)?;
+    Ok(place)
+}
+
 /// Removes what groups left whose processes are all gone, but for this one.
 fn sweep(place: &Path, but: &str) {
     let entries = fs::read_dir(place).into_iter().flatten().flatten();
@@ -114,8 +125,7 @@ impl Group {
     /// # Errors
     /// There is no folder for it that belongs to this user alone.
     pub fn open(name: &str) -> io::Result<Self> {
-        let place = usual_place(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
-        own_folder(&place)?;
+        let place = own_place()?;
         sweep(&place, name);
         Self::at(&place.join(name))
     }

@@ -248,6 +248,8 @@ inline void images(Plugin & plugin) {
     how.templated = true;
     GETS(NOT_IMPLEMENTED, evaluate("x", rgb, 3, width, rgb.size(), answer));
     how.templated = false;
+    // refused with its image, which is not left for the next one
+    GETS(INVALID_PARAMETER, evaluate("<image> and <__media__>", rgb, 3, width, rgb.size(), answer));
     CHECK(answer.states.empty());
     SAME(sees("what is this?", rgb, 3), seen);
     OK(plugin.gpt->destroy(instance));

@@ -154,6 +154,8 @@ typedef void * (*pipeshard_allocate_fn)(void * user, int memory, size_t size, si
 typedef void   (*pipeshard_release_fn)(void * user, int memory, void * address, size_t size);
 
 #define PIPESHARD_DEVICE_NO_PAGE_LOCK 1u /* never page-lock weights: less host memory that cannot be swapped, slower copies */
+#define PIPESHARD_DEVICE_SOCKET       2u /* `pipeshard top` of the same user sees this process and may change its budget, through a
+                                          * socket in XDG_RUNTIME_DIR. One more thread */
 
 typedef struct {
     uint32_t     size;
@@ -367,7 +369,7 @@ PIPESHARD_API int pipeshard_session_add_media(pipeshard_session * session, const
 
 /* Forgets all messages. */
 PIPESHARD_API int pipeshard_session_clear(pipeshard_session * session, pipeshard_error ** error);
-/* Forgets the messages from number `count` on, as if they had not been said. */
+/* Forgets the messages from number `count` on, as if they had not been said, and images that wait for the next one. */
 PIPESHARD_API int pipeshard_session_truncate(pipeshard_session * session, uint32_t count, pipeshard_error ** error);
 
 /* The conversation as bytes, KV cache included: `data` is freed with pipeshard_free. A session with another budget, or in another

@@ -8,7 +8,7 @@ use crate::host_memory::{self, HostMemory};
 use crate::locks::locked;
 use crate::orders::{Follower, Orders};
 use crate::process::{self, Errors, Use};
-use crate::types::{DeviceConfig, Limits, NO_PAGE_LOCK};
+use crate::types::{DeviceConfig, Limits, NO_PAGE_LOCK, SOCKET};
 use pipeshard_sim as sim;
 use pipeshard_sys as ffi;
 use runtime::hook::answers::budget::BudgetError;
@@ -133,7 +133,7 @@ pub struct Device {
 
 impl Device {
     unsafe fn open(config: &DeviceConfig) -> Result<Self, Failure> {
-        let flags = config.flags & !NO_PAGE_LOCK;
+        let flags = config.flags & !(NO_PAGE_LOCK | SOCKET);
         if flags != 0 || config.reserved != 0 {
             return Err(Failure::new(
                 Code::Version,
@@ -162,6 +162,7 @@ impl Device {
             },
             profile_place: cache.map_or(Place::Off, Place::Folder),
             no_page_lock: config.flags & NO_PAGE_LOCK != 0,
+            socket: config.flags & SOCKET != 0,
             ubatch: Ubatch::AsTheHostSays(Arc::clone(&ubatch_is_free)),
             ..Config::default()
         };

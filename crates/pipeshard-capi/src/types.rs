@@ -46,6 +46,7 @@ pub type ThreadFn = unsafe extern "C" fn(*mut c_void, *const c_char);
 pub type WakeupFn = unsafe extern "C" fn(*mut c_void);
 
 pub const NO_PAGE_LOCK: u32 = 1;
+pub const SOCKET: u32 = 2;
 
 pub const EVENT_TEXT: i32 = 1;
 pub const EVENT_DONE: i32 = 2;

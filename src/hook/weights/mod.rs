@@ -387,6 +387,12 @@ impl Weights {
         files.iter().filter_map(shrunk)
     }
 
+    /// Files of models, of each the first.
+    pub fn model_files(&self) -> Vec<String> {
+        let first = |model: &Model| model.files.first();
+        self.models.iter().filter_map(first).collect()
+    }
+
     /// Times that the length of a file was asked for.
     pub fn file_looks(&self) -> u64 {
         self.models.iter().map(|model| model.files.looks()).sum()

@@ -117,6 +117,7 @@ pub unsafe extern "C" fn pipeshard_session_truncate(
         with_session(session, |_, work| {
             // what the KV cache holds of them is taken out when the next answer begins
             work.conversation.messages.truncate(count as usize);
+            work.conversation.coming.clear();
             Ok(())
         })
     })

@@ -1,7 +1,8 @@
-//! Asks a server over HTTP.
+//! Asks a server over HTTP, or a process of this user through its socket.
 
 use super::look::{Answer, Answers, Heard, Look};
 use super::wish::{Request, DEADLINE_MS};
+use pipeshard::share::visit::{self, Process};
 use std::io::ErrorKind;
 use std::time::Duration;
 use ureq::http::Response;
@@ -16,9 +17,14 @@ const PATIENCE_FOR_CHANGES: Duration = Duration::from_millis(DEADLINE_MS + 5_000
 /// The most of an answer that is read. `/props` has the chat template.
 const LARGEST: u64 = 8 << 20;
 
-/// The address of a server, `http://HOST:PORT`, perhaps with a prefix.
+/// Who is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Url(String);
+pub enum Url {
+    /// The address of a server, `http://HOST:PORT`, perhaps with a prefix.
+    Http(String),
+    /// A process of this user on this machine.
+    Process(Process),
+}
 
 impl std::str::FromStr for Url {
     type Err = String;
@@ -48,7 +54,7 @@ impl std::str::FromStr for Url {
             !host.is_empty() && (only_host || with_port) && uri.query().is_none()
         });
         match usable && !rest.contains('#') {
-            true => Ok(Self(address)),
+            true => Ok(Self::Http(address)),
             false => Err(EXAMPLE.to_owned()),
         }
     }
@@ -56,7 +62,10 @@ impl std::str::FromStr for Url {
 
 impl std::fmt::Display for Url {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            Url::Http(address) => f.write_str(address),
+            Url::Process(process) => write!(f, "process {}", process.number),
+        }
     }
 }
 
@@ -103,6 +112,10 @@ impl Client {
 
     /// Asks for a change.
     pub fn post(&self, request: &Request) -> Heard {
+        if let Url::Process(process) = &self.url {
+            let body = request.body.to_string();
+            return through_socket(process, request.path, body, PATIENCE_FOR_CHANGES);
+        }
         let mut post = self.agent.post(format!("{}{}", self.url, request.path));
         if let Some(key) = &self.key {
             post = post.header("Authorization", format!("Bearer {key}"));
@@ -116,6 +129,9 @@ impl Client {
     }
 
     fn get(&self, path: &str) -> Heard {
+        if let Url::Process(process) = &self.url {
+            return through_socket(process, path, String::new(), PATIENCE);
+        }
         let mut get = self.agent.get(format!("{}{path}", self.url));
         if let Some(key) = &self.key {
             get = get.header("Authorization", format!("Bearer {key}"));
@@ -156,6 +172,27 @@ impl Client {
             patience.as_secs()
         )
     }
+}
+
+/// The answer of a process, or why there is none.
+fn through_socket(process: &Process, path: &str, body: String, patience: Duration) -> Heard {
+    let question = visit::Question {
+        path: path.to_owned(),
+        body,
+    };
+    let answered = visit::ask(&process.socket, &question, patience);
+    let number = process.number;
+    let answered = answered.map_err(|why| match why.kind() {
+        ErrorKind::ConnectionRefused | ErrorKind::NotFound => {
+            format!("process {number} has ended")
+        }
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+            "process {number} did not answer within {} s",
+            patience.as_secs()
+        ),
+        _ => format!("process {number} cannot be asked: {why}"),
+    });
+    answered.map(|visit::Answer { status, body }| Answer { status, body })
 }
 
 #[cfg(test)]

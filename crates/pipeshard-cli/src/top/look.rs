@@ -66,6 +66,8 @@ pub struct Look {
     pub state: State,
     /// Why, and what to do; none where it is awake.
     pub reason: Option<String>,
+    /// The program and its models; none of a server that is asked over HTTP.
+    pub program: Option<String>,
     /// The device's name and description.
     pub device: Option<String>,
     /// What is possible and held, in bytes; none where the server does not tell.
@@ -82,6 +84,7 @@ impl Look {
         Self {
             state,
             reason: Some(reason),
+            program: None,
             device: None,
             limits: None,
             counters: None,
@@ -122,12 +125,25 @@ impl Look {
         Self {
             state,
             reason,
+            program: program_of(&props["process"]),
             device: ours["device"].as_str().map(plain),
             limits,
             counters,
             remarks,
         }
     }
+}
+
+/// A program and the names of its models' files.
+fn program_of(process: &Value) -> Option<String> {
+    let program = process["program"].as_str()?;
+    let files = process["models"].as_array().map_or(&[][..], Vec::as_slice);
+    let names = files.iter().filter_map(Value::as_str).map(|file| {
+        let name = std::path::Path::new(file).file_name();
+        name.unwrap_or_default().to_string_lossy().into_owned()
+    });
+    let words: Vec<String> = std::iter::once(program.to_owned()).chain(names).collect();
+    Some(plain(&words.join(" ")))
 }
 
 /// What `GET /health` says, where the server cannot be asked more.

@@ -1,4 +1,4 @@
-//! `pipeshard top`: what running llama-servers hold, how fast they are, and keys to change it.
+//! `pipeshard top`: what running processes hold, how fast they are, and keys to change it.
 
 mod client;
 mod history;
@@ -20,6 +20,7 @@ use clap::Args;
 use client::{Client, Url};
 use crossterm::event;
 use look::State;
+use pipeshard::share::visit;
 use screen::{Next, Screen};
 use std::io::{self, ErrorKind, Write};
 use std::sync::mpsc::channel;
@@ -31,20 +32,21 @@ use watch::Watcher;
 /// Arguments of `pipeshard top`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  pipeshard top
+  pipeshard top                 all processes of this user that run pipeshard
   pipeshard top --url http://127.0.0.1:8080 --url http://127.0.0.1:8081
   pipeshard top --once
   pipeshard top --json --api-key KEY
 
-Start each server with --metrics and --pipeshard-control:
+Tools of llama.cpp are found by themselves, unless PIPESHARD_SOCKET=off is set for
+them. Servers of others, and of other machines, need --metrics and --pipeshard-control:
   llama-server -m model.gguf --pipeshard-vram 6G --pipeshard-control --metrics
 
 Keys: + and - change the budget by 5 %, m makes it the smallest that works, s gives
 the memory of weights back (sleep), w takes it again (wake), arrows select a server,
 q ends. --once and --json end with an error where a server cannot be reached.")]
 pub struct TopArgs {
-    /// Address of a llama-server; several are a list
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    /// Address of a llama-server; several are a list [default: processes of this user, or else http://127.0.0.1:8080]
+    #[arg(long, value_name = "URL")]
     pub url: Vec<Url>,
     /// The API key, where the servers want one (their --api-key)
     #[arg(long, value_name = "KEY")]
@@ -94,16 +96,30 @@ pub fn run(args: &TopArgs) -> Result<(), TopError> {
     }
 }
 
+/// Who is looked at.
+fn asked(args: &TopArgs) -> Vec<Url> {
+    if !args.url.is_empty() {
+        return args.url.clone();
+    }
+    let found = visit::processes().into_iter().map(Url::Process);
+    let found: Vec<Url> = found.collect();
+    match found.is_empty() {
+        true => vec![Url::Http("http://127.0.0.1:8080".to_owned())],
+        false => found,
+    }
+}
+
 fn client(args: &TopArgs, url: &Url) -> Client {
     Client::new(url.clone(), args.api_key.clone())
 }
 
 /// Looks at all servers at the same time: each may take seconds.
 fn look_once(args: &TopArgs) -> Vec<Seen> {
+    let urls = asked(args);
     std::thread::scope(|scope| {
         let look = |url| scope.spawn(move || client(args, url).look());
-        let looks: Vec<_> = args.url.iter().map(look).collect();
-        let seen = args.url.iter().zip(looks).map(|(url, look)| Seen {
+        let looks: Vec<_> = urls.iter().map(look).collect();
+        let seen = urls.iter().zip(looks).map(|(url, look)| Seen {
             url: url.clone(),
             look: look
                 .join()
@@ -135,12 +151,13 @@ fn print_once(args: &TopArgs) -> Result<(), TopError> {
 const TICK: Duration = Duration::from_millis(50);
 
 fn watch_until_end(args: &TopArgs) -> Result<(), TopError> {
+    let urls = asked(args);
     let (tell, news) = channel();
     let mut terminal = Terminal::take().map_err(TopError::Terminal)?;
-    let mut screen = Screen::new(&args.url, Instant::now());
+    let mut screen = Screen::new(&urls, Instant::now());
     let interval = Duration::from_millis(args.interval);
     let watcher = |(number, url)| Watcher::start(client(args, url), interval, number, tell.clone());
-    let watchers: Vec<_> = args.url.iter().enumerate().map(watcher).collect();
+    let watchers: Vec<_> = urls.iter().enumerate().map(watcher).collect();
     let mut changed = true;
     while !terminal.has_ended() {
         for (number, what) in news.try_iter() {
@@ -149,7 +166,7 @@ fn watch_until_end(args: &TopArgs) -> Result<(), TopError> {
         }
         if let Some((_, url)) = watchers
             .iter()
-            .zip(&args.url)
+            .zip(&urls)
             .find(|(watcher, _)| watcher.has_ended())
         {
             return Err(TopError::Fault(url.clone()));

@@ -66,6 +66,7 @@ fn at_work(half: u64) -> Look {
     Look {
         state: State::Awake,
         reason: None,
+        program: None,
         device: Some("CUDA0 (NVIDIA GeForce RTX 4070)".to_owned()),
         limits: Some(limits(4000 + 40 * (half % 5))),
         counters: Some(counters),
@@ -85,6 +86,7 @@ fn unflagged() -> Look {
     ];
     Look {
         reason: None,
+        program: None,
         device: Some("SIM0 (simulated GPU)".to_owned()),
         remarks: remarks.map(str::to_owned).to_vec(),
         ..Look::only(State::Awake, String::new())
@@ -223,11 +225,11 @@ struct Line {
 }
 
 #[test]
-fn several_addresses_are_a_list_and_one_is_the_default() {
+fn several_addresses_are_a_list_and_none_is_the_default() {
     let of = |words: &[&str]| {
         Line::try_parse_from([&["top"], words].concat()).map(|line| line.top.url.len())
     };
-    assert_eq!(of(&[]).ok(), Some(1));
+    assert_eq!(of(&[]).ok(), Some(0));
     assert_eq!(of(&["--url", "http://a", "--url", "b:1"]).ok(), Some(2));
     for wrong in [
         &["--url", "https://a"][..],

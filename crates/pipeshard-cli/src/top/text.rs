@@ -43,6 +43,9 @@ fn write(text: &mut String, Seen { url, look }: &Seen) -> std::fmt::Result {
     if let Some(reason) = &look.reason {
         line("why", reason)?;
     }
+    if let Some(program) = &look.program {
+        line("program", program)?;
+    }
     if let Some(device) = &look.device {
         line("device", device)?;
     }

@@ -69,6 +69,11 @@ pub fn draw(frame: &mut Frame, screen: &Screen) {
 fn draw_list(frame: &mut Frame, area: Rect, screen: &Screen) {
     // the selected one is always among those listed
     let first = (screen.selected + 1).saturating_sub(LISTED);
+    let lengths = screen
+        .servers
+        .iter()
+        .map(|server| name_of(server).chars().count());
+    let names = lengths.max().unwrap_or(0);
     let lines = screen
         .servers
         .iter()
@@ -79,7 +84,10 @@ fn draw_list(frame: &mut Frame, area: Rect, screen: &Screen) {
             let selected = number == screen.selected;
             let mark = if selected { "> " } else { "  " };
             let style = if selected { BOLD } else { Style::new() };
-            let mut spans = vec![Span::styled(format!("{mark}{:<32} ", server.url), style)];
+            let mut spans = vec![Span::styled(
+                format!("{mark}{:<names$} ", name_of(server)),
+                style,
+            )];
             if let Some(look) = server.history.look() {
                 spans.push(Span::styled(
                     format!("{:<12}", look.state.word()),
@@ -102,6 +110,18 @@ fn draw_list(frame: &mut Frame, area: Rect, screen: &Screen) {
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), area);
 }
 
+/// The program, if it is known, and its address.
+fn name_of(server: &Server) -> String {
+    let program = server
+        .history
+        .look()
+        .and_then(|look| look.program.as_deref());
+    match program {
+        Some(program) => format!("{program} ({})", server.url),
+        None => server.url.to_string(),
+    }
+}
+
 fn draw_server(frame: &mut Frame, area: Rect, server: &Server) {
     let Some(look) = server.history.look() else {
         frame.render_widget(format!("{}  is asked …", server.url), area);
@@ -109,7 +129,7 @@ fn draw_server(frame: &mut Frame, area: Rect, server: &Server) {
     };
     let width = usize::from(area.width.saturating_sub(NAME));
     let mut lines = vec![Line::from(vec![
-        Span::styled(format!("{}  ", server.url), BOLD),
+        Span::styled(format!("{}  ", name_of(server)), BOLD),
         Span::styled(look.state.word(), colour(look.state)),
         Span::styled(
             format!("  {}", look.device.as_deref().unwrap_or_default()),
