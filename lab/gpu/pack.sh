@@ -28,7 +28,7 @@ if [ -n "${OLD:-}" ]; then
 fi
 rm -f "$stage"/bin/*.dwp
 strip --strip-debug "$stage"/bin*/* "$stage"/bin/test-hooks/* "$stage"/bin/host/* 2>/dev/null || true
-cp lab/gpu/visit.sh lab/gpu/profile.sh lab/gpu/builds.sh lab/gpu/vision.sh lab/gpu/images.sh lab/gpu/encodes.sh lab/gpu/rows.sh lab/gpu/sharing.sh lab/gpu/live.py lab/gpu/turns.py lab/gpu/share.py lab/gpu/independent.sh lab/gpu/independent.py lab/gpu/kernels.py "$stage/"
+cp lab/gpu/visit.sh lab/gpu/profile.sh lab/gpu/builds.sh lab/gpu/vision.sh lab/gpu/images.sh lab/gpu/encodes.sh lab/gpu/rows.sh lab/gpu/profiles.sh lab/gpu/sharing.sh lab/gpu/live.py lab/gpu/turns.py lab/gpu/share.py lab/gpu/independent.sh lab/gpu/independent.py lab/gpu/kernels.py "$stage/"
 cc -O2 -Wall -shared -fPIC lab/gpu/memory.c -o "$stage/bin/libmemory.so" -lpthread -ldl
 cc -O3 -Wall lab/gpu/rest.c -o "$stage/bin/rest" -lpthread
 cc -O3 -mavx2 -Wall lab/gpu/pages.c -o "$stage/bin/pages" -lpthread -ldl
@@ -46,6 +46,12 @@ if [ -n "${CUPTI:-}" ]; then
     cc -O2 -Wall -shared -fPIC -I"$CUPTI/include" -I"${CUDA_INCLUDE:?CUPTI needs cuda.h: set CUDA_INCLUDE}" lab/gpu/kernels.c \
         -o "$stage/bin/libkernels.so" -L"$CUPTI/lib" -l:"$cupti"
     cp -L "$CUPTI/lib/$cupti" "$stage/bin/"
+fi
+# PROFILES: measured profiles that come along, for `visit.sh theprofiles`
+if [ -n "${PROFILES:-}" ]; then
+    mkdir "$stage/profiles"
+    # shellcheck disable=SC2086 # several files
+    cp $PROFILES "$stage/profiles/"
 fi
 # ONLY=host: nothing but what `visit.sh host` needs
 if [ "${ONLY:-}" = host ]; then

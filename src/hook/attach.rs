@@ -49,7 +49,7 @@ pub enum AttachError {
 /// What ggml's table refers to.
 struct Parts {
     /// First: both use what is shared.
-    _visits: Option<Visits>,
+    visits: Option<Visits>,
     service: Option<Service>,
     table: Box<ffi::ggml_sched_hook>,
     shared: Box<Shared>,
@@ -110,7 +110,7 @@ impl Attached {
         });
         let build_id = CString::new(BUILD_ID).unwrap_or_default();
         let parts = Parts {
-            _visits: visits,
+            visits,
             service,
             table: Box::new(table(&shared, &build_id)),
             shared,
@@ -163,7 +163,7 @@ impl Drop for Attached {
         // SAFETY: no preconditions; nobody is in a callback, for there is nothing to ask about.
         unsafe { ffi::ggml_sched_hook_set(std::ptr::null()) };
         if let Some(parts) = &mut self.0 {
-            parts.service = None;
+            (parts.visits, parts.service) = (None, None);
         }
         Helpers::of_process().stop();
     }

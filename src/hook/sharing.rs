@@ -9,7 +9,9 @@ use super::log;
 use super::runtime::Runtime;
 use crate::share::ask::{reply, Answer, Question};
 use crate::share::shares::{Sharing, PATIENCE};
+use pipeshard_model::threads::named;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -54,8 +56,8 @@ struct Activity {
 
 /// The thread that answers the others and looks whether the share is enough.
 pub struct Service {
-    /// Dropped to end it.
-    stop: Option<UnixStream>,
+    /// Shut down to end it.
+    stop: UnixStream,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -87,10 +89,10 @@ impl Service {
     ) -> io::Result<Self> {
         let (stop, stopped) = UnixStream::pair()?;
         let gate = Outlives(gate);
-        let thread = std::thread::Builder::new().name("pipeshard-share".to_owned());
+        let thread = named("pipeshard-share");
         let thread = thread.spawn(move || serve(&sharing, &listener, &stopped, gate.gate()))?;
         Ok(Service {
-            stop: Some(stop),
+            stop,
             thread: Some(thread),
         })
     }
@@ -98,7 +100,8 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.stop = None;
+        // not only closed: a child that was forked has this end too
+        let _ = self.stop.shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

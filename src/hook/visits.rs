@@ -8,19 +8,21 @@ use super::publish;
 use super::runtime::Runtime;
 use super::sharing::Outlives;
 use crate::share::visit::{self, reply, Answer, Question};
+use pipeshard_model::threads::named;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long a visitor may take for its question, and to read the answer: others wait meanwhile.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a visitor may take for its question, and to read the answer: others wait meanwhile, and so does who ends the thread.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The thread, and the socket, which goes with it.
 pub struct Visits {
-    /// Dropped to end it.
-    stop: Option<UnixStream>,
+    /// Shut down to end it.
+    stop: UnixStream,
     thread: Option<JoinHandle<()>>,
     _door: visit::Door,
 }
@@ -37,10 +39,10 @@ impl Visits {
         let (door, listener) = visit::open()?;
         let (stop, stopped) = UnixStream::pair()?;
         let gate = Outlives(gate);
-        let thread = std::thread::Builder::new().name("pipeshard-visit".to_owned());
+        let thread = named("pipeshard-visit");
         let thread = thread.spawn(move || serve(&listener, &stopped, gate.gate()))?;
         Ok(Visits {
-            stop: Some(stop),
+            stop,
             thread: Some(thread),
             _door: door,
         })
@@ -49,7 +51,8 @@ impl Visits {
 
 impl Drop for Visits {
     fn drop(&mut self) {
-        self.stop = None;
+        // not only closed: a child that was forked has this end too
+        let _ = self.stop.shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -1,10 +1,10 @@
 //! What members of a group ask each other: one line of JSON there, one back.
 
 use serde::{Deserialize, Serialize};
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A line is no longer than that.
 const LONGEST: u64 = 4096;
@@ -30,20 +30,48 @@ pub struct Answer {
     pub idle_ms: u64,
 }
 
-/// Reads one line of at most `longest` bytes.
-pub(super) fn line(from: &UnixStream, longest: u64) -> io::Result<String> {
-    let mut text = String::new();
-    BufReader::new(from.take(longest)).read_line(&mut text)?;
-    match text.ends_with('\n') {
-        true => Ok(text),
-        false => Err(ErrorKind::UnexpectedEof.into()),
+/// What is left of the time until then.
+fn left(until: Instant) -> io::Result<Option<Duration>> {
+    match until.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+        left => Ok(Some(left)),
     }
 }
 
-/// Writes it as one line.
-pub(super) fn send(to: &mut UnixStream, what: &impl Serialize) -> io::Result<()> {
-    let text = serde_json::to_string(what)?;
-    to.write_all(format!("{text}\n").as_bytes())
+/// Reads one line of at most `longest` bytes, all of it within `patience`.
+pub(super) fn line(mut from: &UnixStream, longest: u64, patience: Duration) -> io::Result<String> {
+    let until = Instant::now() + patience;
+    let (mut text, mut piece) = (Vec::new(), [0; 4096]);
+    while text.len() as u64 <= longest {
+        from.set_read_timeout(left(until)?)?;
+        match from.read(&mut piece)? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            count => text.extend_from_slice(&piece[..count]),
+        }
+        if text.ends_with(b"\n") {
+            return String::from_utf8(text).map_err(|_| ErrorKind::InvalidData.into());
+        }
+    }
+    Err(ErrorKind::InvalidData.into())
+}
+
+/// Writes it as one line, all of it within `patience`.
+pub(super) fn send(
+    to: &mut UnixStream,
+    what: &impl Serialize,
+    patience: Duration,
+) -> io::Result<()> {
+    let until = Instant::now() + patience;
+    let text = serde_json::to_string(what)? + "\n";
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        to.set_write_timeout(left(until)?)?;
+        match to.write(rest)? {
+            0 => return Err(ErrorKind::WriteZero.into()),
+            count => rest = &rest[count..],
+        }
+    }
+    Ok(())
 }
 
 /// Asks the member behind a socket.
@@ -52,10 +80,8 @@ pub(super) fn send(to: &mut UnixStream, what: &impl Serialize) -> io::Result<()>
 /// It is gone, does not answer within `patience`, or says something else.
 pub fn ask(socket: &Path, question: Question, patience: Duration) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    send(&mut stream, &question)?;
-    Ok(serde_json::from_str(&line(&stream, LONGEST)?)?)
+    send(&mut stream, &question, patience)?;
+    Ok(serde_json::from_str(&line(&stream, LONGEST, patience)?)?)
 }
 
 /// Answers the question that comes through a stream. Whoever asks nothing within `patience` gets no answer.
@@ -68,10 +94,8 @@ pub fn reply(
     answer: impl FnOnce(Question) -> Answer,
 ) -> io::Result<()> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    let question = serde_json::from_str(&line(&stream, LONGEST)?)?;
-    send(&mut stream, &answer(question))
+    let question = serde_json::from_str(&line(&stream, LONGEST, patience)?)?;
+    send(&mut stream, &answer(question), patience)
 }
 
 #[cfg(test)]

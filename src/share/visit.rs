@@ -118,10 +118,12 @@ fn processes_in(folder: &Path) -> Vec<Process> {
 /// It is gone, does not answer within `patience`, or says something else.
 pub fn ask(socket: &Path, question: &Question, patience: Duration) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    send(&mut stream, question)?;
-    Ok(serde_json::from_str(&line(&stream, LONGEST_ANSWER)?)?)
+    send(&mut stream, question, patience)?;
+    Ok(serde_json::from_str(&line(
+        &stream,
+        LONGEST_ANSWER,
+        patience,
+    )?)?)
 }
 
 /// Answers the question that comes through a stream. Whoever asks nothing within `patience`, or does not read the answer, gets none.
@@ -134,10 +136,8 @@ pub fn reply(
     answer: impl FnOnce(&Question) -> Answer,
 ) -> io::Result<()> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    let question: Question = serde_json::from_str(&line(&stream, LONGEST_QUESTION)?)?;
-    send(&mut stream, &answer(&question))
+    let question: Question = serde_json::from_str(&line(&stream, LONGEST_QUESTION, patience)?)?;
+    send(&mut stream, &answer(&question), patience)
 }
 
 #[cfg(test)]
@@ -186,6 +186,16 @@ mod tests {
         let path = door.path.clone();
         drop(door);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn who_asks_too_slowly_is_left() {
+        let (mut asks, answers) = UnixStream::pair().unwrap();
+        asks.write_all(b"{\"path\":").unwrap();
+        // the rest never comes, and there is no end either
+        let patience = Duration::from_millis(20);
+        let replied = reply(answers, patience, |_| unreachable!("no question"));
+        assert!(replied.is_err());
     }
 
     #[test]

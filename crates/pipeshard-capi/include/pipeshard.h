@@ -155,7 +155,7 @@ typedef void   (*pipeshard_release_fn)(void * user, int memory, void * address, 
 
 #define PIPESHARD_DEVICE_NO_PAGE_LOCK 1u /* never page-lock weights: less host memory that cannot be swapped, slower copies */
 #define PIPESHARD_DEVICE_SOCKET       2u /* `pipeshard top` of the same user sees this process and may change its budget, through a
-                                          * socket in XDG_RUNTIME_DIR. One more thread */
+                                          * socket in XDG_RUNTIME_DIR: weights alone move then. One more thread */
 
 typedef struct {
     uint32_t     size;

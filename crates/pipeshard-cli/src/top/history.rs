@@ -14,7 +14,7 @@ pub struct Rates {
     /// Tokens of answers. llama.cpp counts them when an answer ends, so these are decode passes times requests in work.
     pub tokens: f64,
     /// Tokens of prompts.
-    pub prompt_tokens: f64,
+    pub prompt_tokens: Option<f64>,
     /// Bytes of weights over the link.
     pub link_bytes: f64,
     /// Stalls.
@@ -38,15 +38,17 @@ impl Rates {
             .iter()
             .zip(counts(now))
             .any(|(before, now)| now < *before);
-        if seconds <= 0.0 || anew || now.prompt_tokens < before.prompt_tokens {
+        let prompts = before.prompt_tokens.zip(now.prompt_tokens);
+        if seconds <= 0.0 || anew || prompts.is_some_and(|(before, now)| now < before) {
             return None;
         }
         let passes = (now.decode_passes - before.decode_passes) as f64;
         // an answer may begin and end between two looks
-        let sequences = before.requests.max(now.requests).max(1.0);
+        let requests = before.requests.into_iter().chain(now.requests);
+        let sequences = requests.fold(1.0, f64::max);
         Some(Self {
             tokens: passes * sequences / seconds,
-            prompt_tokens: (now.prompt_tokens - before.prompt_tokens) / seconds,
+            prompt_tokens: prompts.map(|(before, now)| (now - before) / seconds),
             link_bytes: (now.link_bytes() - before.link_bytes()) as f64 / seconds,
             stalls: (now.stalls - before.stalls) as f64 / seconds,
         })
@@ -152,7 +154,7 @@ mod tests {
     fn counters(passes: u64) -> Counters {
         Counters {
             decode_passes: passes,
-            prompt_tokens: passes as f64 * 2.0,
+            prompt_tokens: Some(passes as f64 * 2.0),
             streamed_bytes: passes * 100,
             uploaded_bytes: passes * 10,
             stalls: passes,
@@ -179,13 +181,13 @@ mod tests {
         let rates = Rates::between(&counters(10), &counters(20), 2 * SECOND).expect("rates");
         let expected = Rates {
             tokens: 5.0,
-            prompt_tokens: 10.0,
+            prompt_tokens: Some(10.0),
             link_bytes: 550.0,
             stalls: 5.0,
         };
         assert_eq!(rates, expected);
         let three = Counters {
-            requests: 3.0,
+            requests: Some(3.0),
             ..counters(20)
         };
         assert_eq!(
@@ -200,7 +202,7 @@ mod tests {
     fn a_server_that_began_anew_has_no_rate() {
         assert_eq!(Rates::between(&counters(20), &counters(10), SECOND), None);
         let as_many_prompts = Counters {
-            prompt_tokens: 40.0,
+            prompt_tokens: Some(40.0),
             ..counters(10)
         };
         let rates = Rates::between(&counters(20), &as_many_prompts, SECOND);

@@ -5,12 +5,12 @@ use serde::Serialize;
 /// Counters since the server started, and how many requests are in work.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Counters {
-    /// Tokens of prompts that were computed. llama.cpp's.
-    pub prompt_tokens: f64,
+    /// Tokens of prompts that were computed. llama.cpp's, as the next two: only llama-server counts them, and tells over HTTP.
+    pub prompt_tokens: Option<f64>,
     /// Tokens of answers. llama.cpp counts an answer when it ends, not while it is written.
-    pub answered_tokens: f64,
-    /// Requests that are in work now. llama.cpp's.
-    pub requests: f64,
+    pub answered_tokens: Option<f64>,
+    /// Requests that are in work now.
+    pub requests: Option<f64>,
     /// Ubatches in which some operation saw 32 rows or more.
     pub prompt_passes: u64,
     /// All other ubatches: each makes one token per sequence.
@@ -39,9 +39,9 @@ impl Counters {
                 .map(|(_, value)| self::whole(value))
         };
         Some(Self {
-            prompt_tokens: one("llamacpp:prompt_tokens_total").unwrap_or_default(),
-            answered_tokens: one("llamacpp:tokens_predicted_total").unwrap_or_default(),
-            requests: one("llamacpp:requests_processing").unwrap_or_default(),
+            prompt_tokens: one("llamacpp:prompt_tokens_total"),
+            answered_tokens: one("llamacpp:tokens_predicted_total"),
+            requests: one("llamacpp:requests_processing"),
             prompt_passes: passes("prompt")?,
             decode_passes: passes("decode")?,
             streamed_bytes: whole("pipeshard_streamed_bytes_total")?,
@@ -102,9 +102,9 @@ mod tests {
         let text = format!("{LLAMA}{}", report.to_prometheus());
         let read = Counters::read(&text).expect("counters");
         let expected = Counters {
-            prompt_tokens: 1.5e6,
-            answered_tokens: 321.0,
-            requests: 2.0,
+            prompt_tokens: Some(1.5e6),
+            answered_tokens: Some(321.0),
+            requests: Some(2.0),
             prompt_passes: 11,
             decode_passes: 222,
             streamed_bytes: 7 << 30,

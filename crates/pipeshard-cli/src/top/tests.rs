@@ -52,9 +52,9 @@ fn asleep_limits() -> Limits {
 /// After `half` half seconds of work.
 fn at_work(half: u64) -> Look {
     let counters = Counters {
-        prompt_tokens: 4096.0,
-        answered_tokens: 1234.0,
-        requests: 2.0,
+        prompt_tokens: Some(4096.0),
+        answered_tokens: Some(1234.0),
+        requests: Some(2.0),
         prompt_passes: 8,
         decode_passes: 1000 + 8 * half,
         streamed_bytes: 50 * 1024 * MIB + half * 3000 * MIB,

@@ -82,13 +82,16 @@ fn write(text: &mut String, Seen { url, look }: &Seen) -> std::fmt::Result {
         )?;
     }
     if let Some(counters) = &look.counters {
-        let tokens = format!(
-            "{} of prompts, {} of answers that ended; {} requests in work",
-            count(counters.prompt_tokens as u64),
-            count(counters.answered_tokens as u64),
-            count(counters.requests as u64)
-        );
-        line("tokens", &tokens)?;
+        let known = (counters.prompt_tokens.zip(counters.answered_tokens)).zip(counters.requests);
+        if let Some(((prompts, answers), requests)) = known {
+            let tokens = format!(
+                "{} of prompts, {} of answers that ended; {} requests in work",
+                count(prompts as u64),
+                count(answers as u64),
+                count(requests as u64)
+            );
+            line("tokens", &tokens)?;
+        }
         let passes = format!(
             "{} of prompts, {} of decode",
             count(counters.prompt_passes),

@@ -242,8 +242,10 @@ fn figures<'a>(lines: &mut Vec<Line<'a>>, look: &Look, history: &History) {
     let tokens = format!(
         "about {}   prompts {}   requests {}",
         rate(per_second, rates.map(|r| r.tokens)),
-        rate(per_second, rates.map(|r| r.prompt_tokens)),
-        count(counters.requests as u64)
+        rate(per_second, rates.and_then(|r| r.prompt_tokens)),
+        counters
+            .requests
+            .map_or_else(|| "-".to_owned(), |requests| count(requests as u64))
     );
     lines.push(named("tokens", vec![Span::raw(tokens)]));
     let link = format!(
