@@ -168,6 +168,7 @@ def main():
     ask.add_argument("--budgets", nargs="+", type=float, default=[2, 4, 8])
     ask.add_argument("--threads", type=int, default=8)
     ask.add_argument("--context", type=int, default=527, help="MiB of a bare CUDA context")
+    ask.add_argument("--ours", default="", help="more flags for pipeshard's servers, in one word")
     ask.add_argument("--seconds", type=float, default=560)
     ask.add_argument("--stock", nargs="*", default=["locked", "mapped", "cpu"], choices=["locked", "mapped", "cpu"])
     given = ask.parse_args()
@@ -181,7 +182,7 @@ def main():
             margin = ["-fitt", str(card("memory.free") - given.context - int(budget * 1024)), "-fitc", "8192"]
             locked = ["-lm", "none", "-b", "2048", "-ub", "2048"]
             report = f"{given.out}-{size}-{budget:g}.report.json"
-            ways = [(f"{budget:g} GiB", ["--pipeshard-vram", f"{budget:g}G", "--pipeshard-report", report])]
+            ways = [(f"{budget:g} GiB", ["--pipeshard-vram", f"{budget:g}G", "--pipeshard-report", report, *given.ours.split()])]
             stock = {"locked": margin + locked, "mapped": margin, "cpu": [*margin, "-lm", "none", "--no-mmproj-offload"]}
             ways += [(f"{budget:g} GiB stock, {way}", stock[way]) for way in given.stock]
             for label, flags in ways:

@@ -28,7 +28,7 @@ use clap::{Parser, Subcommand};
         pipeshard bench model.gguf --vram 8G         how fast, compared with stock llama.cpp in the same memory?\n  \
         pipeshard verify model.gguf --vram 4G        same answers as stock llama.cpp?\n  \
         pipeshard trace trace.json                   where the time of a run went\n  \
-        pipeshard top                                what a running llama-server holds, and how fast it is"
+        pipeshard top                                what running processes hold, and how fast they are"
 )]
 pub struct Cli {
     /// The command.
@@ -54,7 +54,7 @@ pub enum Command {
     Eval(eval::EvalArgs),
     /// Show where time goes in a trace that --pipeshard-trace wrote
     Trace(trace::TraceArgs),
-    /// Watch running llama-servers, and change their budgets
+    /// Watch running processes, and change their budgets
     Top(top::TopArgs),
 }
 
