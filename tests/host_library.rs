@@ -312,6 +312,14 @@ fn caches_make_way_for_a_budget_and_come_back() {
 }
 
 #[test]
+fn a_host_that_lets_visitors_in_is_seen() {
+    // names of sockets are short
+    let place = tempfile::tempdir().expect("a folder");
+    let mut command = host(&compiled("visited", &[]));
+    silent(command.env("XDG_RUNTIME_DIR", place.path()));
+}
+
+#[test]
 fn a_saved_conversation_goes_on_elsewhere() {
     let half = stock(&model(), PROMPT, TOKENS / 2);
     assert!(expected().starts_with(&half));

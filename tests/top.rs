@@ -3,7 +3,7 @@
 mod common;
 
 use common::server::Server;
-use common::{scratch, synthetic, tool, LAB, MIB};
+use common::{synthetic, tool, LAB, MIB};
 use serde_json::{json, Value};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -75,8 +75,9 @@ fn ask(socket: &Path, words: &str) -> String {
 
 #[test]
 fn processes_of_this_user_are_found_by_themselves() {
-    let place = scratch("top-processes");
-    let _ = std::fs::remove_dir_all(place.join("pipeshard"));
+    // names of sockets are short
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().to_owned();
     let runtime = place.display().to_string();
     let start = |more: &[(&str, &str)]| {
         let model = synthetic("tiny-llama", &["--layers=12"]);
