@@ -47,7 +47,7 @@ if [ -n "${CUPTI:-}" ]; then
         -o "$stage/bin/libkernels.so" -L"$CUPTI/lib" -l:"$cupti"
     cp -L "$CUPTI/lib/$cupti" "$stage/bin/"
 fi
-# PROFILES: measured profiles that come along, for `visit.sh theprofiles`
+# PROFILES: measured profiles that come along, for `visit.sh givenplans`
 if [ -n "${PROFILES:-}" ]; then
     mkdir "$stage/profiles"
     # shellcheck disable=SC2086 # several files

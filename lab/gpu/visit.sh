@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a GPU machine: correctness first, then measurements. Everything goes to $OUT/visit.log; the summary is printed last.
-# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [hostmemory] [hosttps] [vision [again [only]]] [encodes] [turns] [independent] [twoservers] [theprofiles] — what to do; the first four by default. Expects the unpacked
+# Usage: visit.sh [correct] [searched] [sanitize] [trace] [decode] [sequences] [planned] [depth] [locked] [handover] [fits] [kernels] [memory] [rest] [pages] [fetch] [shared] [kv] [long] [speed] [matrix] [bench] [profile] [builds] [neighbours] [rows] [cache] [sharing] [live] [host] [hostmemory] [hosttps] [vision [again [only]]] [encodes] [turns] [independent] [twoservers] [givenplans] — what to do; the first four by default. Expects the unpacked
 # tools in ./bin. `bench` runs `pipeshard-lab grids` with BENCH_ARGS (--quick) and MINUTES; its results stay in BENCH_DIR, so the
 # next visit to the same machine takes up where this one ended. `profile` runs profile.sh beside this script, with PROFILE_ARGS.
 set -uo pipefail
@@ -565,7 +565,7 @@ if [[ $what == *turns* ]]; then
 fi
 
 # shellcheck source=profiles.sh
-[[ $what != *theprofiles* ]] || source profiles.sh
+[[ $what != *givenplans* ]] || source profiles.sh
 
 if [[ $what == *vision* ]]; then
     # shellcheck source=images.sh
